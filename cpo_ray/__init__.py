@@ -1,0 +1,3 @@
+"""Controllable preference optimisation (CPO) of image generators on Ray and DeepSpeed."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,272 @@
+"""The configuration: one strict section per component, read from a TOML file and `section.key=value` overrides.
+
+No torch, no Ray: `--help` and `--check` stay quick.  Unknown keys are errors that list the valid ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """The configuration is not usable; the message says which key, what was found and what is expected."""
+
+
+class Section(BaseModel):
+    """A section forbids unknown keys and does not change after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Run(Section):
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names the run's folder and its MLflow run; the same name with --resume goes on where it stopped."""
+    output: Path
+    """Folder of all runs; the run writes to output/name and nowhere else but the target store."""
+    seed: int = Field(default=0, ge=0)
+    """Everything random is a function of this number, the sample's id and the draw."""
+
+
+class Model(Section):
+    family: Literal["sdxl"]
+    """Architecture of the base model."""
+    base: str
+    """Hub id or local folder of the base pipeline, or "toy" for the embedded one."""
+    revision: str | None = None
+    """Git revision of a hub id; pin it, since target shards are addressed by it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute precision of frozen and trained models; stored targets keep their own (see schema)."""
+    resolution: PositiveInt = 1024
+    """Side of the square training pictures in pixels; a picture is resized to cover it and cropped at the centre."""
+
+
+class Data(Section):
+    folder: Path
+    """Annotated shards (Parquet) are read from here; the import writes them here."""
+    toy_pictures: int = Field(default=0, ge=0)
+    """With a positive number the embedded domain draws that many annotated pictures into `folder` when it is empty."""
+    hierarchy: Path
+    """YAML file of the attribute tree that the annotations refer to."""
+    proportion: float = Field(default=1.0, gt=0, le=1)
+    """Share of the training pictures used, a nested choice by the hash of the id (paper, Table 3)."""
+
+
+class Lora(Section):
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 16.0
+    """Scale of the update is alpha / rank."""
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names of the linear layers that get an adapter (matched at the end of the module's path)."""
+
+
+class Optimization(Section):
+    """Optimizer, schedule and parallelism of one training; stage 1, stage 2 and the baselines each have one."""
+
+    parameters: Literal["lora", "full"] = "lora"
+    steps: PositiveInt | None = None
+    """Optimizer steps; give this or epochs."""
+    epochs: PositiveFloat | None = None
+    global_batch: PositiveInt = 32
+    """Samples per optimizer step; the number of workers never changes it."""
+    micro_batch: PositiveInt = 16
+    """Samples per forward and worker; gradient accumulation follows from it."""
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_clip: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 switches clipping off."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage; plain data parallel (0) is fastest for LoRA."""
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    checkpoint_every: PositiveInt = 100
+    """Optimizer steps between checkpoints; a crash loses at most this many."""
+    max_failures: int = Field(default=1, ge=0)
+    """How often a crashed worker group is restarted from its last checkpoint."""
+    spike_factor: PositiveFloat = 20.0
+    """Training stops when the gradient norm exceeds this many times its running median; NaN always stops it."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Optimization:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class ConditionMixture(Section):
+    """How often stage 1 sees each form of the condition; the shares are normalised (method: stage 1)."""
+
+    null: float = Field(default=0.07, ge=0)
+    negative: float = Field(default=0.13, ge=0)
+    content: float = Field(default=0.05, ge=0)
+    content_positive: float = Field(default=0.22, ge=0)
+    all: float = Field(default=0.53, ge=0)
+    attribute_dropout: float = Field(default=0.35, ge=0, lt=1)
+    """Chance that an attribute is left out of the text, so that a missing positive does not betray the negative."""
+
+
+class Expert(Section):
+    """Stage 1: the expert θ1 = base + SFT adapter."""
+
+    adapter: Path | None = None
+    """A finished expert adapter; without it stage 1 trains one."""
+    lora: Lora = Lora()
+    optimization: Optimization
+    conditions: ConditionMixture = ConditionMixture()
+    obedience_gate: float = 0.15
+    """Stage 2 is preceded by a warning when IoU_neg(C) - IoU_neg(A) of the expert is below this (Table S6)."""
+    stop_at_gate: bool = False
+    """Stop instead of warning."""
+
+
+class Targets(Section):
+    """Frozen outputs, computed once by a Ray Data actor pool."""
+
+    folder: Path
+    """Target store; shards of different bases, experts, data and seeds live side by side in it."""
+    draws: PositiveInt = 4
+    """Different noisy draws per picture; later epochs reuse them in turn."""
+    shard_size: PositiveInt = 64
+    """Samples per shard, which is also the expert's batch."""
+    min_actors: PositiveInt = 1
+    max_actors: PositiveInt = 1
+    cpus_per_actor: PositiveFloat = 1.0
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+    overlap: bool = True
+    """Compute targets while training runs; otherwise all of them before it starts."""
+    timeout_seconds: PositiveFloat = 900.0
+    """How long a worker waits for one shard before it gives up with a sentence."""
+
+
+class Preference(Section):
+    """Stage 2: the objective (paper, Eq. 10 to 14)."""
+
+    objective: Literal["cpo", "cpo_s"] = "cpo_s"
+    omega_win: float = Field(default=2.0, ge=0)
+    omega_lose: float = Field(default=2.0, ge=0)
+    beta: PositiveFloat = 5000.0
+    """β of the public Diffusion-DPO code: κ = β / 2 on the mean over C, H, W."""
+    lora: Lora = Lora()
+    optimization: Optimization
+    baselines: tuple[Literal["sft", "cpo", "cpo_s"], ...] = ()
+    """Trained on the same data for comparison: "sft" is supervised training on the pictures with at most one negative."""
+
+
+class Evaluation(Section):
+    pictures: PositiveInt = 240
+    """Pictures per model; the same prompts and noise for all of them."""
+    inference_steps: PositiveInt = 20
+    guidance_scale: float = Field(default=2.0, ge=1)
+    batch: PositiveInt = 30
+    actors: PositiveInt = 2
+    cpus_per_actor: PositiveFloat = 1.0
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+    seed: int = Field(default=90_000, ge=0)
+    """Seed of the noise that is counted; never used in training or tuning."""
+
+
+class Tracking(Section):
+    uri: str | None = None
+    """MLflow tracking URI; without it an sqlite store in the output folder."""
+    experiment: str = "cpo"
+
+
+class Config(Section):
+    """Everything a run needs, complete in one file."""
+
+    run: Run
+    model: Model
+    data: Data
+    expert: Expert
+    targets: Targets
+    preference: Preference
+    evaluation: Evaluation = Evaluation()
+    tracking: Tracking = Tracking()
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.run.output / self.run.name
+
+
+def load(file: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, apply `section.key=value` overrides (values in TOML syntax, bare words are strings) and validate.
+
+    Raises ConfigError with one sentence per problem.
+    """
+    path = Path(file)
+    try:
+        tree = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at {path}; complete ones are in jobs/configs/") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for text in overrides:
+        _override(tree, text)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(path, tree, problem) for problem in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as TOML, ready for `--config`."""
+    lines: list[str] = []
+
+    def section(name: str, values: dict[str, Any]) -> None:
+        lines.append(f"\n[{name}]" if lines else f"[{name}]")
+        lines.extend(f"{k} = {json.dumps(v)}" for k, v in values.items() if v is not None and not isinstance(v, dict))
+        for key, value in values.items():
+            if isinstance(value, dict):
+                section(f"{name}.{key}", value)
+
+    for name, values in config.model_dump(mode="json").items():
+        section(name, values)
+    return "\n".join(lines) + "\n"
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not sections or not last:
+        raise ConfigError(f"override {text!r} is not of the form section.key=value, for instance run.seed=1")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    place = tree
+    for name in sections:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"override {text!r} goes through {name!r}, which is a value and not a section")
+    place[last] = parsed
+
+
+def _sentence(path: Path, tree: dict[str, Any], problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        *parents, key = problem["loc"]
+        valid = sorted(_fields_at(parents))
+        near = difflib.get_close_matches(str(key), valid, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{path}: unknown key {where!r}; {hint}valid keys here: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"{path}: {where!r} is missing; add it to the file or pass {where}=VALUE"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{path}: {where!r} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(sections: Sequence[int | str]) -> set[str]:
+    model: Any = Config
+    for name in sections:
+        model = model.model_fields[str(name)].annotation
+    return set(model.model_fields)

@@ -1,0 +1,80 @@
+"""The Protocol that an architecture implements; everything that differs between SDXL and another family is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cpo_ray.config import Lora, Model
+
+if TYPE_CHECKING:
+    from cpo_ray.diffusion import DiffusionProcess
+
+#: Named conditioning tensors, each with the batch as its first dimension; the names are the family's own.
+Conditioning = dict[str, Tensor]
+
+TOY_BASE = Path(__file__).parents[1] / "toy" / "assets" / "base"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def base_source(model: Model) -> str:
+    """Where the base is loaded from: the embedded folder, a local folder or a hub id."""
+    return str(TOY_BASE) if model.base == "toy" else model.base
+
+
+@dataclass(frozen=True)
+class PictureSize:
+    """SDXL's micro-conditioning of one sample, (height, width) in pixels: size before resizing, crop's top left, size trained at."""
+
+    original: tuple[int, int]
+    crop: tuple[int, int]
+    target: tuple[int, int]
+
+
+class Encoders(Protocol):
+    """The frozen models around the denoiser: VAE and text encoders."""
+
+    token_limit: int
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] → scaled latents (B, C, h, w), float32; the posterior's mean, so that it is a function."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        """Texts → conditioning tensors (B, …); the empty text is the null condition ∅ exactly as the pipeline samples with it."""
+
+    def micro_conditioning(self, sizes: Sequence[PictureSize]) -> Conditioning:
+        """Per-sample conditioning besides the text, (B, …) float32; empty for families without any."""
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text, start and end included, before any truncation."""
+
+
+class Family(Protocol):
+    """One architecture."""
+
+    name: str
+
+    def load_encoders(self, model: Model, device: torch.device) -> Encoders: ...
+
+    def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
+        """The denoiser alone on the CPU; an adapter is merged into its weights. Frozen, in evaluation mode."""
+
+    def load_process(self, model: Model) -> DiffusionProcess:
+        """The base's own noise schedule and prediction space."""
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        """One forward: (B, C, h, w) in the model's prediction space."""
+
+    def add_lora(self, denoiser: nn.Module, lora: Lora, seed: int) -> list[str]:
+        """Add a trainable adapter, initialised from the seed alone; returns the names of its parameters."""
+
+    def save_adapter(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
+        """Write the adapter in diffusers' format with its metadata (rank, alpha). `state` holds gathered weights under ZeRO-3."""
+
+    def load_pipeline(self, model: Model, adapter: Path | None = None) -> Any:
+        """The whole diffusers pipeline for generation, with the adapter if one is given."""

@@ -1,0 +1,50 @@
+"""What the two-sided losses share: parts relative to the reference, and a logistic loss on their balance.
+
+Convention. Squared norms are *means* over all dimensions but the batch, and β is that of the public
+Diffusion-DPO code, so the factor κ of the logistic loss is κ_mean = β / 2 (it stands for β T ω(λ_t) in CPO,
+Eq. 12). With sums over D elements the same loss has κ_sum = β / (2 D). The mean does not change with the
+resolution.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cpo_ray.objectives.base import LossAndMetrics, ObjectiveParameters, mean_per_sample
+
+
+def error_change(displacement: Tensor, offset: Tensor) -> Tensor:
+    """|z - ε_θ|² - |z - ε_ref|² per sample (B,), as means; negative when ε_θ is nearer to z than ε_ref is.
+
+    `displacement` is ε_θ - ε_ref and `offset` is z - ε_ref, both (B, ...).
+    """
+    # The difference of squares, multiplied out: subtracting two nearly equal errors would lose the digits
+    # that κ, in the thousands, then amplifies.
+    return mean_per_sample(displacement * (displacement - 2 * offset))
+
+
+def logistic_loss(balance: Tensor, parameters: ObjectiveParameters) -> Tensor:
+    """-log sigmoid(-κ balance) per sample, κ = β / 2 (CPO, Eq. 12 and 14); ln 2 where the balance is 0."""
+    return functional.softplus(parameters.beta / 2 * balance)
+
+
+def with_metrics(loss: Tensor, win: Tensor, lose: Tensor, displacement: Tensor, **more: Tensor) -> LossAndMetrics:
+    """The loss with the metrics that every two-sided objective logs; all are (B,) and without gradient.
+
+    win, lose: the parts |z - ε_θ|² - |z - ε_ref|² for z_w and z_l. margin: lose - win, above 0 where the
+    model has moved to the winning side. implicit_accuracy: 1 where the margin is above 0, else 0.
+    distance_to_reference: mean square of ε_θ - ε_ref.
+    """
+    with torch.no_grad():
+        metrics = {
+            "loss": loss,
+            "win": win,
+            "lose": lose,
+            "margin": lose - win,
+            "implicit_accuracy": (win < lose).float(),
+            "distance_to_reference": mean_per_sample(displacement.square()),
+            **more,
+        }
+        return loss, {name: value.detach() for name, value in metrics.items()}

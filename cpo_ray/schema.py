@@ -1,0 +1,45 @@
+"""What crosses a process or a disk: the Arrow schema of annotated pictures and the tensors of a target shard.
+
+No torch, no Ray.  Both formats are readable without this package (Parquet, safetensors) and hold no code.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+#: One annotated picture.  For example: id "red-circle-on-grey-wall-00017", image b"\x89PNG…", prompt "red circle on grey wall",
+#: positive_ids ["edge.clarity"], negative_ids ["color.palette"].
+ANNOTATED = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # unique in the data set; split, noise and dropout are functions of it
+        pa.field("image", pa.binary(), nullable=False),  # the encoded file as it was (PNG, JPEG, WebP …)
+        pa.field("prompt", pa.string(), nullable=False),  # content prompt y: what is shown, nothing of its quality
+        pa.field("positive_ids", pa.list_(pa.string()), nullable=False),  # attribute ids in hierarchy order
+        pa.field("negative_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),  # pixels of the decoded image, after its EXIF rotation
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("provenance", pa.string(), nullable=False),  # who annotated it: file, back end, model
+        pa.field("hierarchy_hash", pa.string(), nullable=False),  # content hash of the tree that the ids refer to
+    ]
+)
+
+#: One row that was set aside, and why.
+QUARANTINE = pa.schema([pa.field("source", pa.string()), pa.field("id", pa.string()), pa.field("reason", pa.string())])
+
+#: The tensors of a target shard (safetensors), B samples of U distinct prompts, latents (C, h, w) in the VAE's scaled space.
+#: Predictions are in the model's own space (noise or velocity).  Conditioning tensors carry the family's names.
+TARGET_TENSORS = {
+    "x_t": "(B, C, h, w) float16: the noisy latent, rounded before any model saw it",
+    "timestep": "(B,) int64 step of a discrete process or float32 time of a flow",
+    "prompt_index": "(B,) int64: row of the text.* tensors",
+    "text.*": "(U, …) float16: encoded conditions, each distinct one once, rounded before any model saw it",
+    "micro.*": "(B, …) float32: per-sample conditioning such as SDXL's sizes and crop",
+    "target": "(B, C, h, w) float16: ground truth of the denoising loss; present where a supervised objective asks for it",
+    "reference": "(B, C, h, w) float32: frozen base model given y",
+    "null_minus_reference": "(B, C, h, w) float16: θ1(∅) - reference",
+    "negative_minus_null": "(B, C, h, w) float16: θ1(A_neg) - θ1(∅)",
+    "positive_minus_null": "(B, C, h, w) float16: θ1(y, A_pos) - θ1(∅)",
+    "positive_minus_all": "(B, C, h, w) float16: θ1(y, A_pos) - θ1(y, A_pos, A_neg)",
+}
