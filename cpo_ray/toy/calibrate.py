@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy import ndimage
 
 from cpo_ray.toy.agent import LIMITS, measure
-from cpo_ray.toy.render import ATTRIBUTES, THIRDS, render, sample_scene
+from cpo_ray.toy.render import ATTRIBUTES, THIRDS, Image, render, sample_scene
+from cpo_ray.toy.segmentation import Array
+
+
+def degrade(picture: Image, generator: np.random.Generator, blur: float = 0.6, noise: float = 0.02) -> Image:
+    """A picture (64, 64, 3) uint8, blurred (sigma in pixels) and noised as by an autoencoder's round trip."""
+    soft = ndimage.gaussian_filter(picture / 255.0, (blur, blur, 0))
+    soft += generator.normal(0, noise, picture.shape)
+    return (np.clip(soft, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def calibrate(seed: int, count: int) -> dict[str, float]:
-    """Print and return, per attribute, the limit in the middle of the range that parts `count` renders with the fewest errors."""
+    """Print and return, per attribute, the limit that parts `count` renders with the fewest errors.
+
+    Every second render is degraded, since the agent also reads pictures that come out of an autoencoder.
+    """
     generator = np.random.default_rng(seed)
     good: dict[str, list[float]] = {a: [] for a in ATTRIBUTES}
     bad: dict[str, list[float]] = {a: [] for a in ATTRIBUTES}
-    for scene in (sample_scene(generator) for _ in range(count)):
-        scalars = measure(render(scene), scene.content.prompt).scalars
+    for turn in range(count):
+        scene = sample_scene(generator)
+        picture = degrade(render(scene), generator) if turn % 2 else render(scene)
+        scalars = measure(picture, scene.content.prompt).scalars
         for attribute in scene.applicable():
             if attribute in scalars:
                 (bad if attribute in scene.negative else good)[attribute].append(scalars[attribute])
         if THIRDS in scalars and not scene.cropped and not scene.thirds:
             bad[THIRDS].append(scalars[THIRDS])
     limits = {}
-    print(f"{'attribute':<24}{'good 1 %':>9}{'50 %':>8}{'99 %':>8}{'bad 1 %':>9}{'50 %':>8}{'99 %':>8}{'limit':>8}{'errors':>8}")
+    heads = ("good 1 %", "50 %", "99 %", "bad 1 %", "50 %", "99 %", "limit", "errors")
+    print(f"{'attribute':<24}" + "".join(f"{head:>9}" for head in heads))
     for attribute in ATTRIBUTES:
         sides = np.array(good[attribute]), np.array(bad[attribute])
         limits[attribute], errors = best_limit(*sides, LIMITS[attribute].negative_above)
-        shares = [q for side in sides for q in np.percentile(side, (1, 50, 99))]
-        row = "".join(f"{q:>{w}.3f}" for q, w in zip(shares, (9, 8, 8, 9, 8, 8), strict=True))
-        print(f"{attribute:<24}{row}{limits[attribute]:>8.3f}{errors:>8.3f}")
+        shares = [share for side in sides for share in np.percentile(side, (1, 50, 99))]
+        numbers = [*shares, limits[attribute], errors]
+        print(f"{attribute:<24}" + "".join(f"{number:>9.3f}" for number in numbers))
     return limits
 
 
-def best_limit(good: NDArray[np.float64], bad: NDArray[np.float64], negative_above: bool) -> tuple[float, float]:
-    """The middle of the widest range of limits with the least mean of both error rates, and that mean."""
+def best_limit(good: Array, bad: Array, negative_above: bool) -> tuple[float, float]:
+    """The middle of the widest gap at which the mean of both error rates is least, and that mean."""
     sign = 1.0 if negative_above else -1.0
     values = np.unique(np.concatenate([good, bad]) * sign)
     middles = (values[1:] + values[:-1]) / 2

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
@@ -144,6 +146,24 @@ def encode_text(pipeline: StableDiffusionXLPipeline, texts: list[str]) -> tuple[
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
 
 
+def average_gradients(model: nn.Module, world: int) -> None:
+    """One all-reduce of all gradients in one flat buffer."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.div_(world).split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def build_pipeline(tree: Hierarchy, output: Path) -> StableDiffusionXLPipeline:
+    """The untrained pipeline, with the trained VAE once there is one."""
+    torch.manual_seed(0)
+    pipeline = tiny_sdxl(corpus_texts(tree))
+    if (output / "vae" / "config.json").exists():
+        pipeline.vae = type(pipeline.vae).from_pretrained(output / "vae")
+    return pipeline
+
+
 class Trained(nn.Module):
     """All that the denoising loss trains, as one module, so that EMA and resuming need one state dict."""
 
@@ -152,25 +172,29 @@ class Trained(nn.Module):
         self.unet, self.text_encoder, self.text_encoder_2 = pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2
 
 
-def train_denoiser(pipeline: StableDiffusionXLPipeline, latents: Tensor, scenes: list[Scene], output: Path, steps: int, batch: int) -> None:
-    """v-prediction with EMA and a cosine learning rate; saves and resumes from `denoiser_state.safetensors`."""
+def train_denoiser(rank: int, world: int, port: int, latents: Tensor, scenes: list[Scene], output: Path, steps: int, batch: int) -> None:
+    """v-prediction with EMA and a cosine learning rate, data parallel; saves and resumes from `denoiser_state.safetensors`."""
+    torch.set_num_threads(1)  # two processes of one thread beat one process of two
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     tree = load_hierarchy(TREE)
+    pipeline = build_pipeline(tree, output)
     model = Trained(pipeline).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.01, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps, pct_start=0.04, final_div_factor=100)
     alphas = pipeline.scheduler.alphas_cumprod
-    time_ids = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], dtype=torch.float32).expand(batch, 6)
+    local = batch // world
+    time_ids = torch.tensor([SIZE, SIZE, 0, 0, SIZE, SIZE], dtype=torch.float32).expand(local, 6)
     state_file = output / "denoiser_state.safetensors"
     first = _resume(state_file, model, average, optimizer, schedule)
     started, running = time.time(), 0.0
-    for step, index in enumerate(batches(len(scenes), batch, steps, seed=3)):
+    for step, whole in enumerate(batches(len(scenes), batch, steps, seed=3)):
         if step < first:
             continue
-        generator = np.random.default_rng([4, step])
+        index, generator = whole[rank * local : (rank + 1) * local], np.random.default_rng([4, step, rank])
         texts = [caption(scenes[i], tree, generator) for i in index]
-        torch.manual_seed(step)
-        x0, noise, t = latents[index].float(), torch.randn(batch, *latents.shape[1:]), torch.randint(0, len(alphas), (batch,))
+        torch.manual_seed(step * world + rank)
+        x0, noise, t = latents[index].float(), torch.randn(local, *latents.shape[1:]), torch.randint(0, len(alphas), (local,))
         signal, sigma = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
         with torch.autocast("cpu", torch.bfloat16):
             states, pooled = encode_text(pipeline, texts)
@@ -178,6 +202,7 @@ def train_denoiser(pipeline: StableDiffusionXLPipeline, latents: Tensor, scenes:
             prediction = model.unet(signal * x0 + sigma * noise, t, states, added_cond_kwargs=added).sample
         loss = F.mse_loss(prediction.float(), signal * noise - sigma * x0)
         loss.backward()
+        average_gradients(model, world)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -186,9 +211,9 @@ def train_denoiser(pipeline: StableDiffusionXLPipeline, latents: Tensor, scenes:
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
-        if step % 50 == 0:
+        if step % 50 == 0 and rank == 0:
             print(f"denoiser step {step}/{steps} loss {running:.4f} {(time.time() - started) / (step - first + 1):.3f} s/step", flush=True)
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == steps):
             _save(state_file, model, average, optimizer, step + 1)
             save_pipeline(pipeline, average, output / "base")
 
@@ -237,6 +262,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--vae-steps", type=int, default=1600)
     parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--port", type=int, default=29517)
     options = parser.parse_args()
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
@@ -246,15 +273,13 @@ def main() -> None:
     print(f"{len(scenes)} pictures drawn in {time.time() - started:.0f} s", flush=True)
     if not (output / "judge.safetensors").exists():
         train_judge(pictures, scenes, output)
-    torch.manual_seed(0)
-    pipeline = tiny_sdxl(corpus_texts(load_hierarchy(TREE)))
-    if (output / "vae" / "config.json").exists():
-        pipeline.vae = type(pipeline.vae).from_pretrained(output / "vae")
-    else:
+    pipeline = build_pipeline(load_hierarchy(TREE), output)
+    if not (output / "vae" / "config.json").exists():
         train_vae(pipeline, pictures, options.vae_steps)
         pipeline.vae.save_pretrained(output / "vae")
-    latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half()
-    train_denoiser(pipeline, latents, scenes, output, options.steps, options.batch)
+    latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half().share_memory_()
+    work = (options.processes, options.port, latents, scenes, output, options.steps, options.batch)
+    mp.spawn(train_denoiser, work, nprocs=options.processes)
     record = {"command": "python -m cpo_ray.toy.pretrain", "pictures": options.pictures, "steps": options.steps, "batch": options.batch,
               "vae_steps": options.vae_steps, "render_seed": RENDER_SEED, "seconds": round(time.time() - started)}
     (output / "made.json").write_text(json.dumps(record, indent=2) + "\n")

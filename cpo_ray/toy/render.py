@@ -54,6 +54,17 @@ CONTENTS = tuple(Content(*c) for c in product(SHAPES, COLORS, GROUNDS))
 BY_PROMPT = {c.prompt: c for c in CONTENTS}
 
 
+def contents_of(split: str) -> tuple[Content, ...]:
+    """The contents of a split: 36 to train on, 12 for validation, 12 for the test; each shape, color and ground is in each of them."""
+    places = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
+
+    def place(content: Content) -> int:
+        # A Latin square: shape + color + ground, so that no split lacks a word.
+        return (SHAPES.index(content.shape) + tuple(COLORS).index(content.color) + GROUNDS.index(content.ground)) % 5
+
+    return tuple(c for c in CONTENTS if place(c) in places)
+
+
 @dataclass(frozen=True)
 class Scene:
     """One picture to draw: its content, its negative attribute ids, where the subject stands, and the seed of all that is incidental."""
@@ -88,9 +99,11 @@ class Scene:
         return tuple(a for a in self.applicable() if a in self.negative)
 
 
-def sample_scene(generator: np.random.Generator, negative_probability: float = 0.5) -> Scene:
+def sample_scene(
+    generator: np.random.Generator, negative_probability: float = 0.5, contents: tuple[Content, ...] = CONTENTS
+) -> Scene:
     """A scene of uniform content, each applicable negative with the given probability (washed and muddy exclude each other)."""
-    content = CONTENTS[generator.integers(len(CONTENTS))]
+    content = contents[generator.integers(len(contents))]
     thirds = bool(generator.random() < 0.5)
     negative = {a for a in ATTRIBUTES if a != THIRDS and generator.random() < negative_probability}
     if {CONTRAST, PALETTE} <= negative:

@@ -1,0 +1,1 @@
+"""Annotated pictures on disk: import, validation, quarantine, random access and splits."""

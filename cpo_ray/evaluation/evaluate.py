@@ -1,0 +1,172 @@
+"""Measured quality of the pictures of several models, made from the same prompts and noise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpo_ray.evaluation.metrics import (
+    Interval,
+    bootstrap_interval,
+    frechet_distance,
+    intersection_over_union,
+    mean_by_attribute,
+    mean_by_root,
+    paired_difference,
+)
+from hierarchy import Hierarchy
+
+Pictures = Sequence[NDArray[np.uint8]]
+
+
+class Labelled(Protocol):
+    """Whatever an annotator returns for one picture: attribute ids, without sign."""
+
+    @property
+    def positive_ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def negative_ids(self) -> tuple[str, ...]: ...
+
+
+class Domain(Protocol):
+    """All that measuring needs to know of a domain.
+
+    The three belong together: a count of negatives falls for noise as well as for good pictures, and only content and distance
+    tell the two apart.  A domain that has not all of them gets a report with pictures and without numbers.
+    """
+
+    def annotate(self, pictures: Pictures, prompts: Sequence[str]) -> Sequence[Labelled]:
+        """The attributes found in each picture, read from the picture; the prompt tells which ones apply."""
+
+    def content_hits(self, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.bool_]:
+        """(N,): does the picture show everything that its prompt names?"""
+
+    def features(self, pictures: Pictures) -> NDArray[np.float64]:
+        """(N, D) for the Fréchet distance."""
+
+    def good_features(self) -> NDArray[np.float64]:
+        """(M, D) of pictures as they ought to be."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The attributes found in one picture."""
+
+    positive_ids: tuple[str, ...]
+    negative_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One model, measured; `negatives` is #A_neg, the mean number of negative attributes in a picture."""
+
+    negatives: Interval
+    change: Interval | None
+    """Paired difference of #A_neg to the base; None for the base itself."""
+    content: Interval
+    """Share of pictures that show all their prompt names."""
+    distance: float
+    """Squared Fréchet distance to good pictures."""
+    by_attribute: dict[str, float]
+    by_root: dict[str, float]
+    iou_positive: Interval | None
+    """Agreement with the requested attributes; None where none were requested."""
+    iou_negative: Interval | None
+    labels: tuple[Labels, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """All models of one evaluation, by name in the order given, and the name that changes are counted from."""
+
+    base: str
+    models: dict[str, ModelResult]
+
+    def as_json(self) -> str:
+        """The result as JSON, one object with the fields of the dataclasses."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def evaluate_models(
+    pictures: Mapping[str, Pictures],
+    prompts: Sequence[str],
+    domain: Domain,
+    tree: Hierarchy,
+    *,
+    base: str = "base",
+    requested: Mapping[str, Sequence[Labelled]] | None = None,
+    seed: int = 0,
+) -> EvaluationResult:
+    """Measure every model's pictures; picture i of each was made from `prompts[i]`, the content alone, and the same noise.
+
+    `requested` names the models that were asked for attributes, and which.  `seed` is that of the bootstrap.  Raises ValueError
+    where the base is missing or a model has another number of pictures than there are prompts.
+    """
+    if base not in pictures:
+        raise ValueError(f"there are no pictures of the base {base!r} among {sorted(pictures)}; changes are counted from it")
+    for name, made in pictures.items():
+        if len(made) != len(prompts):
+            raise ValueError(f"model {name!r} has {len(made)} pictures for {len(prompts)} prompts; there must be one for each")
+    asked, good = requested or {}, domain.good_features()
+    found = {name: _labels(domain.annotate(made, prompts)) for name, made in pictures.items()}
+    counts = {name: [len(label.negative_ids) for label in labels] for name, labels in found.items()}
+    models = {}
+    for name, made in pictures.items():
+        negatives = [label.negative_ids for label in found[name]]
+        models[name] = ModelResult(
+            negatives=bootstrap_interval(counts[name], seed),
+            change=None if name == base else paired_difference(counts[name], counts[base], seed),
+            content=bootstrap_interval(domain.content_hits(made, prompts), seed),
+            distance=frechet_distance(domain.features(made), good),
+            by_attribute=mean_by_attribute(negatives, tree),
+            by_root=mean_by_root(negatives, tree),
+            iou_positive=_agreement(asked[name], found[name], "positive_ids", seed) if name in asked else None,
+            iou_negative=_agreement(asked[name], found[name], "negative_ids", seed) if name in asked else None,
+            labels=found[name],
+        )
+    return EvaluationResult(base, models)
+
+
+def table(result: EvaluationResult) -> str:
+    """The result as aligned plain text, one model to a line."""
+    heads = ("model", "#A_neg [95 %]", f"change vs {result.base} [95 %]", "content", "distance")
+    rows = [
+        (
+            name,
+            format_interval(model.negatives),
+            format_interval(model.change, signed=True) if model.change else "",
+            f"{model.content.mean:.3f}",
+            format_number(model.distance),
+        )
+        for name, model in result.models.items()
+    ]
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in (heads, *rows)]
+    return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
+
+
+def format_interval(interval: Interval, *, signed: bool = False) -> str:
+    """For example "2.77 [2.61, 2.93]", with a true minus sign."""
+    mean, low, high = (f"{x:+.2f}" if signed else f"{x:.2f}" for x in (interval.mean, interval.low, interval.high))
+    return f"{mean} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
+
+
+def format_number(value: float) -> str:
+    """Three significant digits without an exponent."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _labels(annotations: Iterable[Labelled]) -> tuple[Labels, ...]:
+    return tuple(Labels(tuple(a.positive_ids), tuple(a.negative_ids)) for a in annotations)
+
+
+def _agreement(asked: Sequence[Labelled], found: Sequence[Labelled], side: str, seed: int) -> Interval:
+    pairs = zip(asked, found, strict=True)
+    return bootstrap_interval([intersection_over_union(getattr(a, side), getattr(f, side)) for a, f in pairs], seed)

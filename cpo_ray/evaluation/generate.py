@@ -1,0 +1,136 @@
+"""Pictures for fixed prompts and fixed noise, made by a pool of Ray actors.
+
+The noise of a picture comes from its own seed and every batch is cut before the work is handed out, so that a picture depends neither
+on the number of actors nor on which of them drew it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import NDArray
+from ray.util import ActorPool
+
+from cpo_ray.config import Evaluation, Model
+from cpo_ray.models import family
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class GenerationJob:
+    """All pictures of one model; picture i has prompts[i], negative_prompts[i] and the noise of seeds[i]."""
+
+    model: Model
+    adapter: Path | None
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negative_prompts: tuple[str, ...]
+    """The empty text is the pipeline's own null condition."""
+    inference_steps: int
+    guidance_scale: float
+    batch: int
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.prompts), len(self.seeds), len(self.negative_prompts)}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError(
+                f"a generation job has {len(self.prompts)} prompts, {len(self.negative_prompts)} negative prompts and "
+                f"{len(self.seeds)} seeds; give one of each per picture, and at least one picture"
+            )
+
+    def batches(self) -> Iterator[tuple[int, ...]]:
+        """Indices of the pictures that are made together; those without a negative prompt stay among themselves."""
+        for has_negative in (False, True):
+            group = [i for i, text in enumerate(self.negative_prompts) if bool(text) == has_negative]
+            for start in range(0, len(group), self.batch):
+                yield tuple(group[start : start + self.batch])
+
+
+def generate_batch(
+    pipeline: Any,
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float,
+    resolution: int | None = None,
+) -> list[Picture]:
+    """Pictures (H, W, 3) uint8 of a diffusers pipeline; without `resolution` of the size it was made for.
+
+    Raises ValueError where only some of the negative prompts are empty, and where a picture comes out as NaN.
+    """
+    # Many pipelines have zeros, not the encoded empty text, as their null condition, and only `None` selects it, for the whole batch.
+    negative = list(negative_prompts) if any(negative_prompts) else None
+    if negative is not None and not all(negative):
+        raise ValueError("a batch mixes empty and other negative prompts; make the two kinds in batches of their own")
+    with torch.inference_mode():
+        pictures = pipeline(
+            prompt=list(prompts),
+            negative_prompt=negative,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            height=resolution,
+            width=resolution,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            output_type="np",
+        ).images
+    if not np.isfinite(pictures).all():
+        raise ValueError(f"the pipeline drew NaN for seeds {list(seeds)[:3]} …: its weights or its precision (model.dtype) overflow")
+    return list((pictures * 255).round().astype(np.uint8))
+
+
+def generate(job: GenerationJob, settings: Evaluation) -> list[Picture]:
+    """The pictures of one job in its order, (H, W, 3) uint8."""
+    return generate_many({"model": job}, settings)["model"]
+
+
+def generate_many(jobs: Mapping[str, GenerationJob], settings: Evaluation) -> dict[str, list[Picture]]:
+    """The pictures of several models in one pool, whose actors start, and import their libraries, once."""
+    tasks = [(name, indices) for name, job in jobs.items() for indices in job.batches()]
+    # A restarted actor loads what its next task names, so that a lost node costs one batch and no picture.
+    remote = ray.remote(PictureActor).options(
+        num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor, max_restarts=2, max_task_retries=2
+    )
+    actors = [remote.remote() for _ in range(min(settings.actors, len(tasks)))]
+    try:
+        made = ActorPool(actors).map(lambda actor, task: actor.draw.remote(jobs[task[0]], task[1]), tasks)
+        pictures: dict[str, dict[int, Picture]] = {name: {} for name in jobs}
+        for (name, indices), batch in zip(tasks, made, strict=True):
+            pictures[name].update(zip(indices, batch, strict=True))
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    return {name: [found[i] for i in range(len(found))] for name, found in pictures.items()}
+
+
+class PictureActor:
+    """Holds the pipeline of the task before, since tasks of one model follow each other."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)  # the pool's actors are the parallelism
+        self.loaded: tuple[Model, Path | None] | None = None
+        self.pipeline: Any = None
+
+    def draw(self, job: GenerationJob, indices: Sequence[int]) -> list[Picture]:
+        if self.loaded != (job.model, job.adapter):
+            self.loaded, self.pipeline = None, None  # two large pipelines may not fit side by side
+            self.pipeline = family(job.model).load_pipeline(job.model, job.adapter)
+            self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+            self.pipeline.set_progress_bar_config(disable=True)
+            self.loaded = (job.model, job.adapter)
+        return generate_batch(
+            self.pipeline,
+            [job.prompts[i] for i in indices],
+            [job.negative_prompts[i] for i in indices],
+            [job.seeds[i] for i in indices],
+            job.inference_steps,
+            job.guidance_scale,
+            job.model.resolution,
+        )

@@ -1,0 +1,216 @@
+"""Target shards on disk: immutable safetensors files, addressed by all that decides their bytes.
+
+    <folder>/<fingerprint>/about.json                    what the fingerprint stands for
+    <folder>/<fingerprint>/<shard digest>.safetensors    the tensors of `schema.TARGET_TENSORS` for a list of items
+
+Whoever asks for a shard that is there saves its computation: a live, a cached, a resumed and a swept run differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from cpo_ray.plan import Item
+from cpo_ray.schema import SCHEMA_VERSION
+
+Kind = Literal["supervised", "expert"]
+Items = tuple[Item, ...]
+
+# safetensors writes its metadata in the order of a hash map that differs from process to process.
+# With all of it below one key, equal shards are equal files.
+_METADATA_KEY = "cpo_ray"
+
+
+class TargetStoreError(ValueError):
+    """A shard cannot be written, or a file is not the shard it should be; one sentence."""
+
+
+@dataclass(frozen=True)
+class FrozenInputs:
+    """All that changes a shard's bytes beside its items; never ω, β or the loss.
+
+    base: digest of a local folder's weights, or hub id and revision. adapter: digest of the expert's weights.
+    texts: the version of the prompt template, and the condition mixture where the texts are drawn from one.
+    """
+
+    kind: Kind
+    base: str
+    adapter: str | None
+    dataset: str
+    hierarchy: str
+    texts: str
+    resolution: int
+    dtype: str
+    seed: int
+    forward_batch: int | None
+    schema_version: int = SCHEMA_VERSION
+
+
+def frozen_fingerprint(inputs: FrozenInputs) -> str:
+    """32 hexadecimal digits that change with any of the inputs."""
+    return _digest(json.dumps(asdict(inputs), sort_keys=True))
+
+
+def content_digest(path: Path, suffixes: tuple[str, ...] = (".safetensors",)) -> str:
+    """Digest of a file, or of the names and contents of a folder's files with one of the suffixes.
+
+    Raises TargetStoreError if there is nothing to digest.
+    """
+    folder = path.parent if path.is_file() else path
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
+    if not files:
+        raise TargetStoreError(f"there is no {' or '.join(suffixes)} file at {path}; give the folder or file that holds the weights")
+    # The name of a single file, or of the folder, says nothing about its contents.
+    names = [""] if path.is_file() else [file.relative_to(folder).as_posix() for file in files]
+    stats = [file.stat() for file in files]
+    return _digest(*(part for name, file, stat in zip(names, files, stats, strict=True) for part in (name, _file_digest(file, stat.st_size, stat.st_mtime_ns))))
+
+
+@lru_cache(maxsize=1024)
+def _file_digest(file: Path, size: int, modified: int) -> str:
+    """Digest of a file's bytes, read again only when its size or time changed."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class TargetStore:
+    """The shards of one fingerprint. Small and picklable; any number of processes may read and write at once."""
+
+    folder: Path
+    fingerprint: str
+
+    @property
+    def root(self) -> Path:
+        """The folder of this fingerprint."""
+        return self.folder / self.fingerprint
+
+    def path(self, items: Sequence[Item]) -> Path:
+        """Where the shard of these items, in this order, is or will be."""
+        return self.root / f"{_digest(self.fingerprint, _items_json(items))}.safetensors"
+
+    def missing(self, shards: Iterable[Items]) -> list[Items]:
+        """The shards that are not there yet, in the given order."""
+        return [items for items in shards if not self.path(items).exists()]
+
+    def failure_marker(self, run_id: str) -> Path:
+        """The file by which a run's producer tells waiting readers that it has failed, and why."""
+        return self.root / f"failed-{run_id}.json"
+
+    def write_about(self, inputs: FrozenInputs) -> None:
+        """Write down, for people, what the fingerprint stands for."""
+        assert frozen_fingerprint(inputs) == self.fingerprint
+        write_atomically(self.root / "about.json", json.dumps(asdict(inputs), indent=2).encode() + b"\n")
+
+    def write(self, items: Sequence[Item], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
+        """Write a whole shard or nothing; the same arguments give the same bytes. `metadata` holds plain JSON values.
+
+        Raises TargetStoreError on a full disk.
+        """
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        header = {
+            **metadata,
+            "schema_version": SCHEMA_VERSION,
+            "fingerprint": self.fingerprint,
+            "items": [list(item) for item in items],
+            "checksum": _checksum(tensors),
+        }
+        path = self.path(items)
+        write_atomically(path, save(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)}))
+        return path
+
+    def open(self, items: Sequence[Item]) -> safe_open:
+        """The shard of these items, opened but not read, for whoever needs some rows of it.
+
+        Raises TargetStoreError if the file is missing, damaged, or holds something else.
+        """
+        path = self.path(items)
+        shard, header = _open(path)
+        if header["fingerprint"] != self.fingerprint or header["items"] != [list(item) for item in items]:
+            raise TargetStoreError(f"{path} holds other items than its name says; delete it, so that it is computed again")
+        return shard
+
+    def read(self, items: Sequence[Item], *, verify: bool = False) -> dict[str, Tensor]:
+        """All tensors of the shard of these items; with `verify` the checksum is compared, too. Raises as `open` does."""
+        shard = self.open(items)
+        if verify:
+            self.verify(self.path(items))
+        return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+
+    def verify(self, path: Path) -> None:
+        """Raises TargetStoreError unless the file is a whole shard, under its right name, with the bytes that were written."""
+        shard, header = _open(path)
+        if _checksum({name: shard.get_tensor(name) for name in shard.keys()}) != header["checksum"]:
+            raise TargetStoreError(f"the tensors of {path} are not those that were written; delete it, so that it is computed again")
+        if path.name != self.path([Item(*item) for item in header["items"]]).name:
+            raise TargetStoreError(f"{path} does not belong to this store; delete it or move it back where it was")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it. Raises TargetStoreError on a full disk, leaving nothing behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TargetStoreError(
+            f"the disk of {path.parent} is full: a file of {len(data):,} bytes did not fit; "
+            "free some space or give another targets.folder, and start again; what is there is kept"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> tuple[safe_open, dict[str, Any]]:
+    try:
+        shard = safe_open(path, framework="pt")
+        header = json.loads((shard.metadata() or {})[_METADATA_KEY])
+    except FileNotFoundError:
+        raise TargetStoreError(f"there is no shard at {path}; produce the targets of this run first") from None
+    except SafetensorError as error:
+        raise TargetStoreError(f"{path} is damaged or half-written ({error}); delete it, so that it is computed again") from None
+    except (KeyError, json.JSONDecodeError):
+        raise TargetStoreError(f"{path} is a safetensors file, but no target shard; move it out of the target store") from None
+    if header["schema_version"] != SCHEMA_VERSION:
+        raise TargetStoreError(
+            f"{path} has schema version {header['schema_version']}, this program writes {SCHEMA_VERSION}; delete it, so that it is computed again"
+        )
+    return shard, header
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    """blake2b of the names, dtypes, shapes and bytes of contiguous tensors."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        hashed.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        hashed.update(tensor.flatten().view(torch.uint8).numpy())
+    return hashed.hexdigest()
+
+
+def _items_json(items: Sequence[Item]) -> str:
+    return json.dumps([list(item) for item in items])
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()

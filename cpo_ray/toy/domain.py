@@ -1,0 +1,58 @@
+"""The embedded domain as evaluation sees it: the measuring agent for attributes, the judge for content and features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpo_ray.toy.agent import Annotation, MeasuringAgent
+from cpo_ray.toy.judge import Judge, content_hits, load_judge, to_tensor
+from cpo_ray.toy.render import BY_PROMPT, CONTENTS, Image, Scene, render
+
+REFERENCE_SEED = 5_000_000
+REFERENCE_PICTURES = 2_400
+BLOCK = 256
+
+
+class ToyDomain:
+    """`cpo_ray.evaluation.evaluate.Domain` of the embedded pictures; without a judge, the shipped one."""
+
+    def __init__(self, judge: Judge | None = None) -> None:
+        self.judge = load_judge() if judge is None else judge
+
+    def annotate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[Annotation]:
+        return MeasuringAgent().annotate(pictures, prompts)
+
+    def content_hits(self, pictures: Sequence[Image], prompts: Sequence[str]) -> NDArray[np.bool_]:
+        """(N,): shape, color and ground all recognised as the prompt asks."""
+        parts = [content_hits(self.judge, list(pictures[b]), list(prompts[b])).all(1) for b in _blocks(len(pictures))]
+        return np.concatenate(parts)
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[Image]) -> NDArray[np.float64]:
+        """(N, 64), the judge's last hidden layer."""
+        parts = [self.judge.features(to_tensor(list(pictures[b]))).double().numpy() for b in _blocks(len(pictures))]
+        return np.concatenate(parts)
+
+    def good_features(self) -> NDArray[np.float64]:
+        return self._good_features
+
+    @cached_property
+    def _good_features(self) -> NDArray[np.float64]:
+        return self.features(good_pictures([c.prompt for c in CONTENTS], REFERENCE_SEED))
+
+
+def good_pictures(prompts: Sequence[str], seed: int, count: int = REFERENCE_PICTURES) -> list[Image]:
+    """`count` renders without any negative attribute, the prompts in turn, central and thirds placement alike often."""
+    scenes = (
+        Scene(BY_PROMPT[prompts[i % len(prompts)]], frozenset(), thirds=bool((i // len(prompts)) % 2), seed=seed + i) for i in range(count)
+    )
+    return [render(scene) for scene in scenes]
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
