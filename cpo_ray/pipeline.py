@@ -2,35 +2,41 @@
 
     annotated pictures ─► stage 1: expert θ1 ─► targets: frozen outputs of θ1 and the reference ─► stage 2: CPO ─► evaluation
 
-Every stage leaves files in the run's folder and is skipped when they are there, so that --resume is the same code.
+Every stage leaves its result in the run's folder and is skipped when it is there: to resume is to call the same function again.
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import ray
-
-from cpo_ray.config import Config, ConfigError, Optimization, dump
-from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.objectives import get_objective
+from cpo_ray.cluster import connect, progress, require_resources
+from cpo_ray.config import Config, ConfigError, Lora, Optimization, dump
+from cpo_ray.data.importer import ImportReport, import_folder
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.evaluation.studio import Studio
 from cpo_ray.plan import Plan, hash_fraction
-from cpo_ray.tracking import Tracker
+from cpo_ray.targets.expert import ExpertSpec, target_store
+from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
+from cpo_ray.toy.dataset import make_dataset
+from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
+from cpo_ray.training.run import TrainResult, train
+from cpo_ray.training.worker import TrainSpec
 from hierarchy import Hierarchy, load_hierarchy
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage shares: the settings, the expert knowledge, the data, and where results go."""
+    """What every stage shares: the settings, the expert knowledge, the data, where results go and who keeps track."""
 
     config: Config
     tree: Hierarchy
     dataset: AnnotatedDataset
     folder: Path
+    tracker: RunTracker
+    resume: bool
 
     @property
     def training_ids(self) -> tuple[str, ...]:
@@ -43,23 +49,158 @@ class Run:
         """Training pictures with at most one negative attribute, for the supervised baseline."""
         return tuple(i for i in self.training_ids if len(self.dataset.labels(i).negative_ids) <= 1)
 
+    @property
+    def adapter(self) -> Path:
+        """The expert's adapter: the configured one, or the one that stage 1 of this run leaves."""
+        return self.config.expert.adapter or self.folder / "expert" / "adapter"
 
-def open_run(config: Config, *, resume: bool = False) -> Run:
-    """Load and check what the run needs, claim its folder, and connect to Ray.
+    def say(self, sentence: str) -> None:
+        print(f"[{self.config.run.name}] {sentence}", flush=True)
 
-    Raises ConfigError when the folder holds another run: with --resume the configuration must be the one it was started with.
+
+def train_cpo(config: Config, resume: bool = False) -> None:
+    """The whole method: expert, targets beside training, CPO, the baselines asked for, evaluation and report."""
+    run = open_run(config, resume)
+    _expert(run)
+    Studio(run).check_obedience()
+    for objective in dict.fromkeys((config.preference.objective, *config.preference.baselines)):
+        _align(run, objective)
+    _conclude(run)
+
+
+def train_sft(config: Config, resume: bool = False) -> None:
+    """Stage 1 alone: the expert θ1, and whether it obeys its attributes (Table S6)."""
+    run = open_run(config, resume)
+    _expert(run)
+    Studio(run).check_obedience()
+    run.tracker.finish()
+
+
+def precompute_targets(config: Config) -> ProductionReport:
+    """Compute every target shard that stage 2 of this configuration will read."""
+    run = open_run(config, resume=True)
+    if not run.adapter.exists():
+        raise ConfigError(f"there is no expert adapter at {run.adapter}; run jobs/train_sft.py first, or name one with expert.adapter")
+    plan = _plan(run, run.training_ids, config.preference.optimization, config.targets.draws)
+    shards = plan.shards(config.targets.shard_size)
+    report = produce(_expert_spec(run), shards, config.targets, progress("targets"))
+    run.say(_told(report))
+    return report
+
+
+def evaluate(config: Config) -> None:
+    """Generate, measure and report whatever the run has trained."""
+    _conclude(open_run(config, resume=True))
+
+
+def import_data(config: Config, images: Path) -> ImportReport:
+    """A folder of pictures with metadata.jsonl → annotated shards in `data.folder`."""
+    report = import_folder(images, config.data.folder, load_hierarchy(config.data.hierarchy))
+    print(report.summary())
+    return report
+
+
+def open_run(config: Config, resume: bool = False) -> Run:
+    """Load and check what every stage needs, claim the run's folder, connect to Ray and to MLflow.
+
+    Raises ConfigError when the folder holds another run: to resume, the configuration must be the one it was started with.
     """
-    tree = load_hierarchy(config.data.hierarchy)
     folder = config.folder.absolute()
     record, resolved = folder / "config.toml", dump(config)
-    if record.exists():
-        if not resume:
-            raise ConfigError(f"{folder} already holds a run; pass --resume to go on with it, or another run.name=NAME")
-        if record.read_text() != resolved:
-            raise ConfigError(f"{record} differs from the configuration given: {_differences(record.read_text(), resolved)}; "
-                              "resume with the run's own configuration, or start another run.name=NAME")
-    dataset = prepare_data(config, tree)
+    if record.exists() and not resume:
+        raise ConfigError(f"{folder} already holds a run; pass --resume to go on with it, or another run.name=NAME")
+    if record.exists() and record.read_text() != resolved:
+        changed = sorted(set(resolved.splitlines()) - set(record.read_text().splitlines()))
+        raise ConfigError(f"{record} was started with other settings than these: {'; '.join(changed)}; give it another run.name=NAME")
+    tree = load_hierarchy(config.data.hierarchy)
+    dataset = open_data(config, tree)
+    connect()
+    require_resources(config)
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(resolved)
-    connect()
-    return Run(config, tree, dataset, folder)
+    uri = resolve_uri(config.tracking, config.run.output)
+    experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
+    tags = {"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()}
+    tracker = start_run(uri, experiment, config.run.name, folder, config_text=resolved, params=config.model_dump(mode="json"),
+                        tags=tags, resume=resume)  # fmt: skip
+    return Run(config, tree, dataset, folder, tracker, resume)
+
+
+def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
+    """The annotated shards; the embedded domain draws its own when asked to."""
+    if config.data.toy_pictures:
+        return make_dataset(config.data.folder, config.data.toy_pictures, config.run.seed, tree)
+    dataset = AnnotatedDataset.open(config.data.folder)
+    dataset.check_hierarchy(tree)
+    return dataset
+
+
+def _expert(run: Run) -> None:
+    """Stage 1 (paper, 5.1): the denoising loss on pictures whose text names the attributes, good and bad."""
+    settings = run.config.expert
+    if settings.adapter is not None:
+        if not settings.adapter.exists():
+            raise ConfigError(f"expert.adapter is {settings.adapter}, where there is nothing; train one or leave the key out")
+        return
+    plan = _plan(run, run.training_ids, settings.optimization)
+    spec = ExpertSpec("supervised", run.config.model, run.config.data.folder, run.config.data.hierarchy, run.config.run.seed,
+                      mixture=settings.conditions)  # fmt: skip
+    _train(run, "expert", "sft", plan, spec, settings.optimization, settings.lora)
+
+
+def _align(run: Run, objective: str) -> None:
+    """Stage 2 (paper, 5.2) or a baseline: the model learns from y alone, on the frozen outputs of θ1 and the reference."""
+    settings = run.config.preference
+    if objective == "sft":
+        plan = _plan(run, run.good_ids, settings.optimization)
+        spec = ExpertSpec("supervised", run.config.model, run.config.data.folder, run.config.data.hierarchy, run.config.run.seed)
+    else:
+        plan = _plan(run, run.training_ids, settings.optimization, run.config.targets.draws)
+        spec = _expert_spec(run)
+    _train(run, objective, objective, plan, spec, settings.optimization, settings.lora)
+
+
+def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, optimization: Optimization, lora: Lora) -> None:
+    """Produce the target shards of a plan and train on them, at the same time or one after the other."""
+    if (run.folder / name / "adapter").exists():
+        run.say(f"{name}: already trained")
+        return
+    config, shards = run.config, plan.shards(run.config.targets.shard_size)
+    run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
+    spec = TrainSpec(
+        run_id=f"{config.run.name}-{name}",
+        output=run.folder / name,
+        model=config.model,
+        lora=lora,
+        optimization=optimization,
+        objective=objective,
+        omega_win=config.preference.omega_win,
+        omega_lose=config.preference.omega_lose,
+        beta=config.preference.beta,
+        plan=plan,
+        store=target_store(frozen, config.targets.folder),
+        shard_size=config.targets.shard_size,
+        seed=config.run.seed,
+        timeout_seconds=config.targets.timeout_seconds,
+        resume=run.resume,
+        tracking=None,
+    )
+    if config.targets.overlap:
+        with BackgroundProducer(frozen, shards, config.targets, spec.run_id, progress(f"{name}: targets")) as producer:
+            result = train(spec)
+            report = producer.join()
+    else:
+        report = produce(frozen, shards, config.targets, progress(f"{name}: targets"))
+        result = train(spec)
+    run.say(f"{name}: {_told(report)}")
+    _record(run, name, result)
+
+
+def _plan(run: Run, ids: Sequence[str], optimization: Optimization, draws: int | None = None) -> Plan:
+    """The order of training; without `draws` every visit of a picture has noise of its own."""
+    if not ids:
+        raise DataError(f"{run.config.data.folder} has no picture for this training; add pictures or raise data.proportion")
+    if draws is None:
+        planned = optimization.epochs or optimization.steps * optimization.global_batch / len(ids)  # type: ignore[operator]
+        draws = math.ceil(planned)
+    return Plan.build(ids, run.config.run.seed, optimization.global_batch, draws, epochs=optimization.epochs, steps=optimization.steps)

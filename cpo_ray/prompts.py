@@ -1,11 +1,11 @@
 """From labels to the condition texts of the method: y, (y, A_pos), (A_neg), (y, A_pos, A_neg) and ∅ (CPO, Eq. 10 and 11).
 
-A text is comma-joined, "y, phrase, phrase": the content prompt, then positive phrases, then negative ones, each in hierarchy order.
+A text is comma-joined, "y, phrase, phrase": the content prompt, then positive phrases, then negative ones, in hierarchy order.
 
 What does not fit a tokenizer's limit is dropped by one rule.  The content prompt y stays whole; attributes go one by one, each
-time the last of the polarity that has more left, so that both stay represented (of two equal numbers a positive goes: c_all and c_pos
-differ by the negatives alone).  The same attributes go from all texts of a sample, since the differences between its texts are what
-the targets are made of.  Only a y that is too long by itself is cut, after its last word that fits.
+time the last of the polarity that has more left, so that both stay represented (of two equal numbers a positive goes: c_all and
+c_pos differ by the negatives alone).  The same attributes go from all texts of a sample, since the differences between its texts
+are what the targets are made of.  Only a y that is too long by itself is cut, after its last word that fits.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ run's folder, everything else is a file there already.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -81,13 +82,11 @@ def open_experiment(uri: str, name: str, artifact_root: Path) -> str | None:
     Any number of processes may call this at once. A local store keeps artifacts below `artifact_root`, whatever
     folder a process runs in; a server decides for itself. Raises ConfigError if the experiment was deleted.
     """
-    served = uri.startswith(("http", "databricks"))
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    with _forgiving("the experiment"):
+    with _forgiving("the experiment"), _sole_opener(uri):
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
+            served = uri.startswith(("http", "databricks"))
             try:
                 return client.create_experiment(name, None if served else artifact_root.absolute().as_uri())
             except MlflowException as error:
@@ -100,6 +99,19 @@ def open_experiment(uri: str, name: str, artifact_root: Path) -> str | None:
             raise ConfigError(f"the MLflow experiment {name!r} was deleted; restore it or choose another tracking.experiment")
         return experiment.experiment_id
     return None
+
+
+@contextmanager
+def _sole_opener(uri: str) -> Iterator[None]:
+    """One process at a time opens an sqlite file: two that make its tables at once fail, in spite of mlflow's own lock."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    file = Path(uri.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)
@@ -119,44 +131,202 @@ class RunTracker:
 
     def log_pictures(self, name: str, picture: Path | NDArray[np.uint8], step: int) -> None:
         """Show a picture file, or an (H, W, 3) array of 0 to 255, under `name` at a step."""
-        with self._client(f"the pictures {name!r}") as (client, run_id):
+        if self.run_id is None:
+            return
+        with _forgiving(f"the pictures {name!r}"):
             image = Image.open(picture) if isinstance(picture, Path) else picture
-            client.log_image(run_id, image, key=name, step=step)
+            MlflowClient(self.uri).log_image(self.run_id, image, key=name, step=step)
 
     def log_adapter(self, folder: Path, base: str, revision: str | None = None) -> None:
-        """Log an exported LoRA adapter as the artifact `adapter`, loadable with `mlflow.diffusers.load_model`.
+        """Log an exported LoRA adapter as the artifact `adapter`, for `mlflow.diffusers.load_model`.
 
-        `base` is a hub id or a local folder of the base pipeline. With a pinned `revision` the files are logged as
-        they are: mlflow would record the newest revision of the hub id as the adapter's base.
+        `base` is the hub id or the folder of the base pipeline. With a pinned `revision` only the files are logged:
+        mlflow would write down the newest revision of the hub id as the one that the adapter belongs to.
         """
-        with self._client("the adapter") as (client, run_id), tempfile.TemporaryDirectory() as temporary:
-            files = folder
+        if self.run_id is None:
+            return
+        with _forgiving("the adapter"), tempfile.TemporaryDirectory() as temporary:
+            model = folder
             if revision is None:
-                files = Path(temporary, "adapter")
-                local = Path(base)
-                mlflow.diffusers.save_model(
-                    str(folder), str(files), base_model=str(local.absolute()) if local.is_dir() else base
-                )
-            client.log_artifacts(run_id, str(files), "adapter")
+                model = Path(temporary) / "adapter"
+                base = str(Path(base).absolute()) if Path(base).is_dir() else base
+                mlflow.diffusers.save_model(str(folder), str(model), base_model=base)
+            MlflowClient(self.uri).log_artifacts(self.run_id, str(model), "adapter")
 
     def log_report(self, path: Path) -> None:
         """Log a finished file, such as the report, under its own name."""
-        with self._client(f"the report {path}") as (client, run_id):
-            client.log_artifact(run_id, str(path))
+        if self.run_id is None:
+            return
+        with _forgiving(f"the report {path}"):
+            MlflowClient(self.uri).log_artifact(self.run_id, str(path))
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Close the run in the store."""
-        with self._client("the end of the run") as (client, run_id):
-            client.set_terminated(run_id, status)
+        if self.run_id is None:
+            return
+        with _forgiving("the end of the run"):
+            MlflowClient(self.uri).set_terminated(self.run_id, status)
 
-    @contextmanager
-    def _client(self, what: str) -> Iterator[tuple[MlflowClient, str]]:
-        ...
+
+def start_run(
+    uri: str,
+    experiment_id: str | None,
+    name: str,
+    folder: Path,
+    *,
+    config_text: str,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    parent_run_id: str | None = None,
+    resume: bool = False,
+) -> RunTracker:
+    """Begin the run `name`, inside another with `parent_run_id`; with `resume` go on with the latest one of that name.
+
+    `params` may be nested (`config.model_dump(mode="json")`); their names are joined with dots. `config_text` becomes
+    the artifact config.toml. `tags` say what was trained on: data hash, hierarchy hash, git commit.
+    Without an experiment id, or when the store does not answer, the tracker writes to `folder` only.
+    """
+    run_id: str | None = None
+    if experiment_id is not None:
+        with _forgiving(f"the run {name!r}"):
+            client = MlflowClient(uri)
+            if resume:
+                run_id = _latest_run(client, experiment_id, name, parent_run_id)
+            if run_id is None:
+                parent = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
+                run_id = client.create_run(experiment_id, tags={**tags, **parent}, run_name=name).info.run_id
+                _log_params(client, run_id, params)
+            else:  # parameters of a run cannot change in MLflow
+                client.update_run(run_id, status="RUNNING")
+            client.log_text(run_id, config_text, "config.toml")
+    return RunTracker(uri, experiment_id, run_id, folder)
 
 
 class Record(NamedTuple):
-    """The metrics of one step and when they were logged, in milliseconds since 1970."""
+    """The metrics of one step, and when they were logged in milliseconds since 1970."""
 
     step: int
     timestamp: int
     metrics: dict[str, float]
+
+
+class MetricLogger:
+    """Metrics of one process, sent in batches by a thread of its own, so that no step waits for the store."""
+
+    def __init__(self, tracker: RunTracker) -> None:
+        self._tracker = tracker
+        self._records: queue.SimpleQueue[Record] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._warned = False
+        self._retry_at = 0.0
+        self._thread = threading.Thread(target=self._send_until_closed, name="tracking", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a step; returns at once and never raises for the store's sake."""
+        values = {key: float(value) for key, value in metrics.items()}
+        self._records.put(Record(step, time.time_ns() // 1_000_000, values))
+
+    def close(self) -> None:
+        """Send what is left; a store that does not answer holds this up for a minute at most."""
+        self._closing.set()
+        self._thread.join(CLOSE_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send_until_closed(self) -> None:
+        while not self._closing.wait(SEND_EVERY_SECONDS):
+            self._send(self._waiting())
+        self._send(self._waiting())
+
+    def _waiting(self) -> list[Record]:
+        return [self._records.get() for _ in range(self._records.qsize())]
+
+    def _send(self, records: list[Record]) -> None:
+        run_id = self._tracker.run_id
+        if run_id is None or time.monotonic() < self._retry_at:
+            return self._keep(records)
+        entries = [Metric(key, value, at, step) for step, at, metrics in records for key, value in metrics.items()]
+        try:
+            client = MlflowClient(self._tracker.uri)
+            for start in range(0, len(entries), _METRICS_PER_CALL):
+                client.log_batch(run_id, metrics=entries[start : start + _METRICS_PER_CALL])
+        except (MlflowException, OSError) as error:
+            self._retry_at = time.monotonic() + RETRY_AFTER_SECONDS
+            self._keep(records)
+            if not self._warned:
+                logger.warning("%s; training goes on, metrics are kept in %s", _failure("metrics", error), self._fallback)
+            self._warned = True
+
+    @property
+    def _fallback(self) -> Path:
+        return self._tracker.folder / FALLBACK
+
+    def _keep(self, records: list[Record]) -> None:
+        if not records:
+            return
+        self._tracker.folder.mkdir(parents=True, exist_ok=True)
+        with self._fallback.open("a") as file:
+            file.writelines(json.dumps({"run_id": self._tracker.run_id, **record._asdict()}) + "\n" for record in records)
+
+
+def ui_command(uri: str) -> str:
+    """The command that opens MLflow's pages for a store, on this machine only."""
+    if uri.startswith("http"):
+        return shlex.join([sys.executable, "-m", "webbrowser", uri])
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"])
+
+
+def git_commit(repository: Path = Path(__file__).parents[1]) -> str:
+    """The commit that this code is at, with "-dirty" when the folder differs from it, or "unknown" without git."""
+    try:
+        top = _git(repository, "rev-parse", "--show-toplevel")
+        # An installed copy may lie inside the repository of somebody else's project.
+        if Path(top).resolve() != repository.resolve():
+            return "unknown"
+        changes = _git(repository, "status", "--porcelain")
+        return _git(repository, "rev-parse", "HEAD") + ("-dirty" if changes else "")
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(repository), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _latest_run(client: MlflowClient, experiment_id: str, name: str, parent_run_id: str | None) -> str | None:
+    runs = client.search_runs([experiment_id], f"attributes.run_name = '{name}'", order_by=["attributes.start_time DESC"])
+    same_parent = (run.info.run_id for run in runs if run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent_run_id)
+    return next(same_parent, None)
+
+
+def _log_params(client: MlflowClient, run_id: str, params: Mapping[str, Any]) -> None:
+    entries = [Param(key, str(value)) for key, value in _flat(params)]
+    for start in range(0, len(entries), _PARAMS_PER_CALL):
+        client.log_batch(run_id, params=entries[start : start + _PARAMS_PER_CALL])
+
+
+def _flat(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@contextmanager
+def _forgiving(what: str) -> Iterator[None]:
+    """Turns a failure of the store, remote or a full disk, into a warning."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        logger.warning("%s; the work goes on without it", _failure(what, error))
+
+
+def _failure(what: str, error: Exception) -> str:
+    return f"MLflow did not take {what} ({str(error).splitlines()[0][:200]})"

@@ -30,8 +30,8 @@ class PictureError(ValueError):
 def decode(data: bytes) -> Image.Image:
     """Decode an image file to RGB, sRGB values in [0, 255]: EXIF rotation applied, transparency laid on white, first frame only.
 
-    The size is read from the header and checked before any pixel is decoded.  Raises PictureError for what is no image, is damaged or
-    truncated, has a side below 16 pixels, more than 100 megapixels, more than 64 MiB, or 32 bits per channel.
+    The size is read from the header and checked before any pixel is decoded.  Raises PictureError for what is no image, damaged
+    or truncated, has a side below 16 pixels, more than 100 megapixels, more than 64 MiB, or 32 bits per channel.
     """
     if len(data) > MAX_BYTES:
         raise PictureError(f"the image file is larger than {MAX_BYTES // 2**20} MiB; save it smaller")
@@ -53,8 +53,8 @@ def decode(data: bytes) -> Image.Image:
 def fit(picture: Image.Image, resolution: int) -> tuple[NDArray[np.uint8], PictureSize]:
     """Resize to cover a square of `resolution` pixels, with antialiasing, and crop its centre.
 
-    Returns (resolution, resolution, 3) uint8 sRGB and SDXL's sizes: the original size, the crop's top left corner in pixels of the resized
-    picture, and the target size, each as (height, width).
+    Returns (resolution, resolution, 3) uint8 sRGB and SDXL's sizes: the original, the crop's top left corner in pixels of the
+    resized picture, and the target, each as (height, width).
     """
     width, height = picture.size
     side = min(width, height)

@@ -146,9 +146,9 @@ def table(result: EvaluationResult) -> str:
         )
         for name, model in result.models.items()
     ]
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]) for row in (heads, *rows)]
-    return "\n".join([lines[0], "  ".join("─" * w for w in widths), *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    head, *body = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in (heads, *rows))
+    return "\n".join([head, "  ".join("─" * width for width in widths), *body])
 
 
 def format_interval(interval: Interval, *, signed: bool = False) -> str:

@@ -1,7 +1,7 @@
 """Pictures for fixed prompts and fixed noise, made by a pool of Ray actors.
 
-The noise of a picture comes from its own seed and every batch is cut before the work is handed out, so that a picture depends neither
-on the number of actors nor on which of them drew it.
+The noise of a picture comes from its own seed and every batch is cut before the work is handed out, so that a picture depends
+neither on the number of actors nor on which of them drew it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def generate_batch(
 
     Raises ValueError where only some of the negative prompts are empty, and where a picture comes out as NaN.
     """
-    # Many pipelines have zeros, not the encoded empty text, as their null condition, and only `None` selects it, for the whole batch.
+    # Many pipelines have zeros, not the encoded empty text, as their null condition; only `None` selects it, for the whole batch.
     negative = list(negative_prompts) if any(negative_prompts) else None
     if negative is not None and not all(negative):
         raise ValueError("a batch mixes empty and other negative prompts; make the two kinds in batches of their own")
@@ -82,7 +82,9 @@ def generate_batch(
             output_type="np",
         ).images
     if not np.isfinite(pictures).all():
-        raise ValueError(f"the pipeline drew NaN for seeds {list(seeds)[:3]} …: its weights or its precision (model.dtype) overflow")
+        raise ValueError(
+            f"the pipeline drew NaN for seeds {list(seeds)[:3]} …; use weights or a precision (model.dtype) that hold"
+        )
     return list((pictures * 255).round().astype(np.uint8))
 
 

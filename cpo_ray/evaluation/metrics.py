@@ -78,17 +78,12 @@ def _covariance_root(features: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def intersection_over_union(requested: Collection[str], found: Collection[str]) -> float:
-    """Shared ids by all ids of either, of one picture (CPO, Table S6).
+    """Shared ids by all ids of either, of one picture; Table S6 of CPO is the mean over pictures.
 
     Where nothing was requested and nothing found the two agree, which is 1.
     """
     union = set(requested) | set(found)
     return len(set(requested) & set(found)) / len(union) if union else 1.0
-
-
-def mean_intersection_over_union(requested: Sequence[Collection[str]], found: Sequence[Collection[str]]) -> float:
-    """Mean over pictures; each picture weighs the same, however many ids it has."""
-    return float(np.mean([intersection_over_union(r, f) for r, f in zip(requested, found, strict=True)]))
 
 
 def mean_by_attribute(negative_ids: Sequence[Iterable[str]], tree: Hierarchy) -> dict[str, float]:

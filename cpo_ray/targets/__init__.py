@@ -1,1 +1,1 @@
-"""Everything frozen, computed once: content-addressed shards, the expert that fills them, its actor pool, and the trainer's reader."""
+"""Everything frozen, computed once: the store of target shards, the expert that fills them, its actor pool, the reader."""

@@ -73,11 +73,12 @@ def content_digest(path: Path, suffixes: tuple[str, ...] = (".safetensors",)) ->
     folder = path.parent if path.is_file() else path
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in suffixes and file.is_file())
     if not files:
-        raise TargetStoreError(f"there is no {' or '.join(suffixes)} file at {path}; give the folder or file that holds the weights")
+        raise TargetStoreError(
+            f"there is no {' or '.join(suffixes)} file at {path}; give the folder or file that holds the weights"
+        )
     # The name of a single file, or of the folder, says nothing about its contents.
     names = [""] if path.is_file() else [file.relative_to(folder).as_posix() for file in files]
-    stats = [file.stat() for file in files]
-    return _digest(*(part for name, file, stat in zip(names, files, stats, strict=True) for part in (name, _file_digest(file, stat.st_size, stat.st_mtime_ns))))
+    return _digest(*names, *(_file_digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @lru_cache(maxsize=1024)
@@ -149,13 +150,15 @@ class TargetStore:
         shard = self.open(items)
         if verify:
             self.verify(self.path(items))
-        return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118
+        return _tensors(shard)
 
     def verify(self, path: Path) -> None:
         """Raises TargetStoreError unless the file is a whole shard, under its right name, with the bytes that were written."""
         shard, header = _open(path)
-        if _checksum({name: shard.get_tensor(name) for name in shard.keys()}) != header["checksum"]:
-            raise TargetStoreError(f"the tensors of {path} are not those that were written; delete it, so that it is computed again")
+        if _checksum(_tensors(shard)) != header["checksum"]:
+            raise TargetStoreError(
+                f"the tensors of {path} are not those that were written; delete it, so that it is computed again"
+            )
         if path.name != self.path([Item(*item) for item in header["items"]]).name:
             raise TargetStoreError(f"{path} does not belong to this store; delete it or move it back where it was")
 
@@ -193,18 +196,23 @@ def _open(path: Path) -> tuple[safe_open, dict[str, Any]]:
         raise TargetStoreError(f"{path} is a safetensors file, but no target shard; move it out of the target store") from None
     if header["schema_version"] != SCHEMA_VERSION:
         raise TargetStoreError(
-            f"{path} has schema version {header['schema_version']}, this program writes {SCHEMA_VERSION}; delete it, so that it is computed again"
+            f"{path} has schema version {header['schema_version']}, this program reads {SCHEMA_VERSION}; "
+            "delete it, so that it is computed again"
         )
     return shard, header
+
+
+def _tensors(shard: safe_open) -> dict[str, Tensor]:
+    names: list[str] = shard.keys()
+    return {name: shard.get_tensor(name) for name in names}
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     """blake2b of the names, dtypes, shapes and bytes of contiguous tensors."""
     hashed = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name]
+    for name, tensor in sorted(tensors.items()):
         hashed.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        hashed.update(tensor.flatten().view(torch.uint8).numpy())
+        hashed.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
 
 

@@ -14,15 +14,15 @@ from cpo_ray.toy.judge import Judge, content_hits, load_judge, to_tensor
 from cpo_ray.toy.render import BY_PROMPT, CONTENTS, Image, Scene, render
 
 REFERENCE_SEED = 5_000_000
-REFERENCE_PICTURES = 2_400
 BLOCK = 256
 
 
 class ToyDomain:
     """`cpo_ray.evaluation.evaluate.Domain` of the embedded pictures; without a judge, the shipped one."""
 
-    def __init__(self, judge: Judge | None = None) -> None:
+    def __init__(self, judge: Judge | None = None, reference_pictures: int = 2_400) -> None:
         self.judge = load_judge() if judge is None else judge
+        self.reference_pictures = reference_pictures
 
     def annotate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[Annotation]:
         return MeasuringAgent().annotate(pictures, prompts)
@@ -43,15 +43,14 @@ class ToyDomain:
 
     @cached_property
     def _good_features(self) -> NDArray[np.float64]:
-        return self.features(good_pictures([c.prompt for c in CONTENTS], REFERENCE_SEED))
+        return self.features(good_pictures([c.prompt for c in CONTENTS], REFERENCE_SEED, self.reference_pictures))
 
 
-def good_pictures(prompts: Sequence[str], seed: int, count: int = REFERENCE_PICTURES) -> list[Image]:
+def good_pictures(prompts: Sequence[str], seed: int, count: int) -> list[Image]:
     """`count` renders without any negative attribute, the prompts in turn, central and thirds placement alike often."""
-    scenes = (
-        Scene(BY_PROMPT[prompts[i % len(prompts)]], frozenset(), thirds=bool((i // len(prompts)) % 2), seed=seed + i) for i in range(count)
-    )
-    return [render(scene) for scene in scenes]
+    rounds = (divmod(i, len(prompts)) for i in range(count))
+    contents = ((BY_PROMPT[prompts[place]], bool(turn % 2)) for turn, place in rounds)
+    return [render(Scene(content, frozenset(), thirds, seed + i)) for i, (content, thirds) in enumerate(contents)]
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -107,29 +107,42 @@ def train_judge(pictures: Tensor, scenes: list[Scene], output: Path, steps: int 
     save_file({k: v.half() for k, v in judge.state_dict().items()}, output / "judge.safetensors")
 
 
-def train_vae(pipeline: StableDiffusionXLPipeline, pictures: Tensor, steps: int) -> None:
-    """Fit the VAE: L1, squared error of the image and of its gradients, a small KL; then set the scale and shift of its latents."""
+def train_vae(rank: int, world: int, port: int, pictures: Tensor, output: Path, steps: int, decoder_only: bool) -> None:
+    """Fit the VAE: L1, squared error of the image and of its gradients, a faint KL; then set the scale of its latents.
+
+    `decoder_only` goes on with a frozen encoder, so that latents and whatever was trained on them stay valid: pictures get crisper.
+    """
+    join(rank, world, port)
+    pipeline = build_pipeline(load_hierarchy(TREE), output)
     vae = pipeline.vae.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), 2e-3, weight_decay=0.0)
+    if decoder_only:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], 2e-3, weight_decay=0.0, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.05)
     started = time.time()
-    for step, index in enumerate(batches(len(pictures), 16, steps, seed=2)):
-        x = pictures[index].float() / 127.5 - 1
+    for step, whole in enumerate(batches(len(pictures), 16, steps, seed=5 if decoder_only else 2)):
+        torch.manual_seed(step * world + rank)
+        x = (pictures[whole[rank::world]].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(x).latent_dist
         error = vae.decode(posterior.sample()).sample - x
-        loss = error.abs().mean() + 2 * error.square().mean()
-        loss = loss + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean() + 1e-5 * posterior.kl().mean()
+        loss = error.abs().mean() + 2 * error.square().mean() + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        # Faint: at a hundred times this weight most latent channels collapse and every edge is lost.
+        loss = loss + 1e-7 * posterior.kl().mean()
         loss.backward()
+        average_gradients(vae, world)
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if step % 250 == 0 or step == steps - 1:
+        if rank == 0 and (step % 200 == 0 or step == steps - 1):
             psnr = -10 * torch.log10(error.square().mean() / 4).item()
             print(f"vae step {step}/{steps} loss {loss.item():.4f} psnr {psnr:.1f} dB {time.time() - started:.0f} s", flush=True)
-    vae.eval().to(memory_format=torch.contiguous_format)
-    latents = encode(pipeline, pictures[:2000])
-    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
+    if rank == 0:
+        vae.eval().to(memory_format=torch.contiguous_format)
+        if not decoder_only:
+            vae.register_to_config(scaling_factor=round(1 / encode(pipeline, pictures[:2000]).std().item(), 5))
+        vae.save_pretrained(output / ("vae_final" if decoder_only else "vae"))
 
 
 @torch.no_grad()
@@ -144,6 +157,12 @@ def encode_text(pipeline: StableDiffusionXLPipeline, texts: list[str]) -> tuple[
     first = pipeline.text_encoder(ids.input_ids, output_hidden_states=True)
     second = pipeline.text_encoder_2(ids.input_ids, output_hidden_states=True)
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+
+
+def join(rank: int, world: int, port: int) -> None:
+    """Become one of `world` data-parallel processes; two of one thread each beat one of two threads."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 
 
 def average_gradients(model: nn.Module, world: int) -> None:
@@ -174,8 +193,7 @@ class Trained(nn.Module):
 
 def train_denoiser(rank: int, world: int, port: int, latents: Tensor, scenes: list[Scene], output: Path, steps: int, batch: int) -> None:
     """v-prediction with EMA and a cosine learning rate, data parallel; saves and resumes from `denoiser_state.safetensors`."""
-    torch.set_num_threads(1)  # two processes of one thread beat one process of two
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    join(rank, world, port)
     tree = load_hierarchy(TREE)
     pipeline = build_pipeline(tree, output)
     model = Trained(pipeline).train()
@@ -259,8 +277,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--vae-steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--port", type=int, default=29517)
@@ -273,10 +291,11 @@ def main() -> None:
     print(f"{len(scenes)} pictures drawn in {time.time() - started:.0f} s", flush=True)
     if not (output / "judge.safetensors").exists():
         train_judge(pictures, scenes, output)
-    pipeline = build_pipeline(load_hierarchy(TREE), output)
     if not (output / "vae" / "config.json").exists():
-        train_vae(pipeline, pictures, options.vae_steps)
-        pipeline.vae.save_pretrained(output / "vae")
+        pictures.share_memory_()
+        work = (options.processes, options.port, pictures, output, options.vae_steps, False)
+        mp.spawn(train_vae, work, nprocs=options.processes)
+    pipeline = build_pipeline(load_hierarchy(TREE), output)
     latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half().share_memory_()
     work = (options.processes, options.port, latents, scenes, output, options.steps, options.batch)
     mp.spawn(train_denoiser, work, nprocs=options.processes)

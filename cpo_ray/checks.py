@@ -1,0 +1,276 @@
+"""What `--check` looks at: whether a run with this configuration could start here, and what is missing if not.
+
+Nothing is trained, downloaded or written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from cpo_ray.config import Config, ConfigError, Optimization
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.models.base import base_source
+from cpo_ray.plan import Plan, hash_fraction
+from cpo_ray.tracking import resolve_uri
+from hierarchy import Hierarchy, HierarchyError, load_hierarchy
+
+#: Ray Data unpickles what it reads when one of these is set.
+UNSAFE_FLAGS = (
+    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
+    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
+    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
+    "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
+)
+#: bfloat16 has 8 significant bits: beside a weight of 0.02, half a step is 6e-5 and what is smaller is rounded away.
+BFLOAT16_HALF_STEP = 6e-5
+
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
+
+
+class Finding(NamedTuple):
+    """One line of the answer."""
+
+    verdict: Literal["ok", "note", "missing"]
+    sentence: str
+
+
+def check(config: Config) -> list[Finding]:
+    """Everything that can be seen without starting; the run can start when no finding is "missing"."""
+    vae = _vae(config)
+    pictures, data = _data(config)
+    return [
+        *_settings(config, vae),
+        *_hierarchy(config),
+        *data,
+        *_model(config),
+        *_resources(config),
+        *_disk(config, vae, pictures),
+        *_security(os.environ),
+    ]
+
+
+def unsafe_flags(environment: Mapping[str, str]) -> list[str]:
+    """Those of UNSAFE_FLAGS that are switched on."""
+    return [name for name in UNSAFE_FLAGS if environment.get(name, "0").lower() not in ("", "0", "false")]
+
+
+def _security(environment: Mapping[str, str]) -> Iterator[Finding]:
+    for name in unsafe_flags(environment):
+        yield Finding("missing", f"{name} is set, which lets data files run code; unset it")
+
+
+def _settings(config: Config, vae: dict[str, Any] | None) -> Iterator[Finding]:
+    problems = [
+        *_optimization("expert.optimization", config.expert.optimization),
+        *_optimization("preference.optimization", config.preference.optimization),
+        *_bfloat16(config),
+    ]
+    targets, conditions = config.targets, config.expert.conditions
+    if targets.min_actors > targets.max_actors:
+        problems.append(
+            Finding("missing", f"targets.min_actors is {targets.min_actors}, more than targets.max_actors ({targets.max_actors})")
+        )
+    shares = (conditions.null, conditions.negative, conditions.content, conditions.content_positive, conditions.all)
+    if not sum(shares):
+        problems.append(Finding("missing", "all shares of expert.conditions are 0; give at least one form of the condition"))
+    if vae and config.model.resolution % (8 * _factor(vae)):
+        problems.append(
+            Finding("missing", f"model.resolution is {config.model.resolution}; it must be a multiple of {8 * _factor(vae)}")
+        )
+    try:
+        uri = resolve_uri(config.tracking, config.run.output)
+    except ConfigError as error:
+        problems.append(Finding("missing", str(error)))
+    else:
+        yield Finding("ok", f"tracking: {uri}")
+    yield from problems or [Finding("ok", "settings fit together")]
+
+
+def _optimization(section: str, training: Optimization) -> Iterator[Finding]:
+    if training.global_batch < training.workers:
+        yield Finding(
+            "missing",
+            f"{section}.global_batch is {training.global_batch} for {training.workers} workers; "
+            "each needs a sample per step, so use fewer workers or a larger batch",
+        )
+    if training.steps is not None and training.checkpoint_every > training.steps:
+        yield Finding(
+            "note", f"{section}: no checkpoint before the end, since checkpoint_every is more than {training.steps} steps"
+        )
+    if training.steps is not None and training.warmup_steps >= training.steps:
+        yield Finding(
+            "missing", f"{section}.warmup_steps is {training.warmup_steps}, yet training ends after {training.steps} steps"
+        )
+
+
+def _bfloat16(config: Config) -> Iterator[Finding]:
+    for section, training in (("expert", config.expert.optimization), ("preference", config.preference.optimization)):
+        if config.model.dtype == "bfloat16" and training.parameters == "full" and training.learning_rate < BFLOAT16_HALF_STEP:
+            yield Finding(
+                "note",
+                f"{section}.optimization.learning_rate is {training.learning_rate:g}: bfloat16 weights round such steps away, "
+                "so there must be memory for DeepSpeed's float32 copy of the weights, 4 bytes per parameter",
+            )
+
+
+def _hierarchy(config: Config) -> Iterator[Finding]:
+    try:
+        tree = load_hierarchy(config.data.hierarchy)
+    except HierarchyError as error:
+        yield Finding("missing", f"hierarchy: {error}")
+    else:
+        yield Finding("ok", f"hierarchy {tree.name!r}: {len(tree.attributes)} attributes")
+
+
+def _data(config: Config) -> tuple[int, list[Finding]]:
+    """Number of training pictures, and what there is to say."""
+    folder, toy = config.data.folder, config.data.toy_pictures
+    if toy and not any(folder.glob("*.parquet")):
+        return round(0.8 * toy * config.data.proportion), [Finding("ok", f"data: {toy} toy pictures will be drawn into {folder}")]
+    try:
+        dataset = AnnotatedDataset.open(folder)
+        tree = _tree(config)
+        if tree:
+            dataset.check_hierarchy(tree)
+    except DataError as error:
+        way = "; python jobs/import_data.py --images FOLDER makes shards of your own pictures"
+        return 0, [Finding("missing", f"data: {error}{'' if folder.exists() else way}")]
+    training = [i for i in dataset.split("train") if hash_fraction(f"proportion/{i}") < config.data.proportion]
+    verdict: Literal["ok", "missing"] = "ok" if training else "missing"
+    return len(training), [Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}, {len(training)} to train on")]
+
+
+def _tree(config: Config) -> Hierarchy | None:
+    try:
+        return load_hierarchy(config.data.hierarchy)
+    except HierarchyError:
+        return None  # said elsewhere
+
+
+def _model(config: Config) -> Iterator[Finding]:
+    base, folder = config.model.base, _base_folder(config)
+    if folder is not None:
+        index = folder / "model_index.json"
+        if not index.is_file():
+            yield Finding("missing", f"model: {folder} has no model_index.json; it must be a pipeline saved by diffusers")
+        else:
+            pipeline = json.loads(index.read_text()).get("_class_name")
+            expected = {"sdxl": "StableDiffusionXLPipeline"}[config.model.family]
+            verdict: Literal["ok", "missing"] = "ok" if pipeline == expected else "missing"
+            yield Finding(verdict, f"model: {folder} holds a {pipeline}; model.family {config.model.family!r} takes a {expected}")
+    elif HUB_ID.fullmatch(base):
+        yield Finding("note", f"model: {base} is not on this machine and will be downloaded from the hub by every node")
+    else:
+        yield Finding("missing", f"model: there is no folder {base}; give a folder saved by diffusers, a hub id, or toy")
+    adapter = config.expert.adapter
+    if adapter is not None and not adapter.exists():
+        yield Finding("missing", f"expert.adapter: there is nothing at {adapter}; leave it out to train an expert")
+
+
+def _base_folder(config: Config) -> Path | None:
+    """Where the base lies on this machine: its folder, or the hub's cache."""
+    source = base_source(config.model)
+    if config.model.base == "toy" or Path(source).is_dir():
+        return Path(source)
+    if not HUB_ID.fullmatch(source):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(source, "model_index.json", revision=config.model.revision)
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _resources(config: Config) -> Iterator[Finding]:
+    where, cpus, gpus = _available()
+    for stage, needed_cpus, needed_gpus in _demands(config):
+        have = f"{needed_cpus:g} CPUs and {needed_gpus:g} GPUs of {cpus:g} and {gpus:g} {where}"
+        if needed_cpus > cpus or needed_gpus > gpus:
+            yield Finding("missing", f"{stage} takes {have}; lower workers, actors or what each takes, or add machines")
+        else:
+            yield Finding("ok", f"{stage} takes {have}")
+
+
+def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
+    """(stage, CPUs, GPUs) that are taken at the same time."""
+    expert, training = config.expert.optimization, config.preference.optimization
+    targets, evaluation = config.targets, config.evaluation
+    if config.expert.adapter is None:
+        yield "stage 1", expert.workers * expert.cpus_per_worker, expert.workers * expert.gpus_per_worker
+    actors = targets.min_actors * targets.cpus_per_actor, targets.min_actors * targets.gpus_per_actor
+    workers = training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
+    if targets.overlap:
+        yield "stage 2 with its targets", workers[0] + actors[0], workers[1] + actors[1]
+    else:
+        yield "the targets", *actors
+        yield "stage 2", *workers
+    yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor
+
+
+def _available() -> tuple[str, float, float]:
+    """(where, CPUs, GPUs) of the cluster that a job would join, or of this machine."""
+    import ray
+
+    joined = ray.is_initialized()
+    try:
+        if not joined:
+            ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
+    except ConnectionError:
+        import torch
+
+        return "on this machine", float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    resources = ray.cluster_resources()
+    if not joined:
+        ray.shutdown()  # leaves the cluster, which goes on
+    return "in the cluster", resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+
+
+def _vae(config: Config) -> dict[str, Any] | None:
+    folder = _base_folder(config)
+    return _json(folder / "vae" / "config.json") if folder else None
+
+
+def _factor(vae: dict[str, Any]) -> int:
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    return dict(json.loads(file.read_text())) if file.is_file() else None
+
+
+def _disk(config: Config, vae: dict[str, Any] | None, pictures: int) -> Iterator[Finding]:
+    folder = config.targets.folder
+    free = shutil.disk_usage(next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())).free
+    size = _targets_size(config, vae, pictures) if vae and pictures else None
+    if size is None:
+        yield Finding(
+            "note", f"targets: {free / 1e9:.1f} GB are free at {folder}; their size shows once data and model are there"
+        )
+        return
+    verdict: Literal["ok", "missing"] = "ok" if size < free else "missing"
+    yield Finding(verdict, f"targets take up to {size / 1e9:.2f} GB, {free / 1e9:.1f} GB are free at {folder}")
+
+
+def _targets_size(config: Config, vae: dict[str, Any], pictures: int) -> float:
+    """Bytes of all target shards, at most: every prompt in a shard could be a different one (`schema.TARGET_TENSORS`)."""
+    training = config.preference.optimization
+    plan = Plan.build(
+        (f"{number:09d}" for number in range(pictures)),
+        config.run.seed,
+        training.global_batch,
+        config.targets.draws,
+        epochs=training.epochs,
+        steps=training.steps,
+    )
+    side = config.model.resolution // _factor(vae)
+    latent = vae["latent_channels"] * side * side * (6 * 2 + 4)  # six float16 tensors and the reference in float32
+    folder = _base_folder(config)
+    encoders = [_json(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")] if folder else []
+    text = sum(2 * encoder["hidden_size"] * (encoder["max_position_embeddings"] + 1) for encoder in encoders if encoder)
+    return len(plan.production_order()) * (latent + text)

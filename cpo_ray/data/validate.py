@@ -1,0 +1,61 @@
+"""What must hold for one picture with its labels before it becomes a row of an annotated shard."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from cpo_ray.data.picture import PictureError, decode
+from cpo_ray.prompts import Labels, in_hierarchy_order
+from hierarchy import Hierarchy
+
+
+class Reason(NamedTuple):
+    """Why something was set aside: its kind, by which it is counted, and a sentence."""
+
+    kind: str
+    sentence: str
+
+
+class RowError(ValueError):
+    """One sample cannot be used; `reasons` says all that is wrong with it."""
+
+    def __init__(self, reasons: list[Reason]) -> None:
+        super().__init__("\n".join(reason.sentence for reason in reasons))
+        self.reasons = reasons
+
+
+def annotated_row(sample_id: str, image: bytes, labels: Labels, provenance: str, tree: Hierarchy) -> dict[str, Any]:
+    """The row of `schema.ANNOTATED` for one sample, its attribute ids put into hierarchy order.
+
+    Raises RowError where the id or the prompt is empty or no Unicode text, the labels are impossible under the tree, or the
+    picture cannot be used (see `picture.decode`).
+    """
+    reasons = _text_reasons("id", sample_id) + _text_reasons("prompt", labels.prompt)
+    sentences = tree.problems(labels.positive_ids, labels.negative_ids, labels.prompt)
+    reasons += [Reason("impossible labels", sentence) for sentence in sentences]
+    try:
+        width, height = decode(image).size
+    except PictureError as error:
+        reasons.append(Reason("unusable picture", str(error)))
+    if reasons:
+        raise RowError(reasons)
+    return {
+        "id": sample_id,
+        "image": image,
+        "prompt": labels.prompt.strip(),
+        "positive_ids": in_hierarchy_order(labels.positive_ids, tree),
+        "negative_ids": in_hierarchy_order(labels.negative_ids, tree),
+        "width": width,
+        "height": height,
+        "provenance": provenance,
+        "hierarchy_hash": tree.content_hash,
+    }
+
+
+def _text_reasons(name: str, text: str) -> list[Reason]:
+    if not text.strip():
+        return [Reason(f"empty {name}", f"the {name} is empty")]
+    # JSON can spell halves of a surrogate pair, which no file can hold as UTF-8.
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return [Reason(f"broken {name}", f"the {name} {text!r} is not valid Unicode")]
+    return []

@@ -1,0 +1,225 @@
+"""The frozen models as one plain callable: items and their pictures in, the tensors of a whole target shard out.
+
+Every input is rounded to what is stored *before* any model sees it, so that training on a shard and running the frozen models in
+the training step mean the same, and a student equal to the reference reproduces `reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cpo_ray.config import ConditionMixture, Model
+from cpo_ray.data.picture import PictureError, decode, fit
+from cpo_ray.data.shards import SHARDS, AnnotatedDataset
+from cpo_ray.models import family
+from cpo_ray.models.base import DTYPES, Conditioning, PictureSize, base_source
+from cpo_ray.objectives import ExpertDifferences
+from cpo_ray.plan import Item, counter_generator
+from cpo_ray.prompts import ConditionTexts, Labels, condition_texts, stage_one_text
+from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint
+from hierarchy import load_hierarchy
+
+#: Raise it with every change of `cpo_ray.prompts` that changes a text, so that old shards are not taken for new ones.
+PROMPT_TEMPLATE_VERSION = 1
+
+_BASE_SUFFIXES = (".safetensors", ".json", ".txt")  # weights, configs and tokenizers of a pipeline folder
+
+
+@dataclass(frozen=True)
+class ExpertSpec:
+    """What an `Expert` is built from: small, picklable, and complete.
+
+    kind "supervised" gives noisy latents and their ground truth for one text per item: a draw from `mixture` (stage 1), or the
+    content prompt without one. kind "expert" needs `adapter` and adds the outputs of θ1 and the reference.
+    `forward_batch` bounds the samples per forward where a whole shard does not fit into the device's memory.
+    """
+
+    kind: Kind
+    model: Model
+    dataset: Path
+    hierarchy: Path
+    seed: int
+    adapter: Path | None = None
+    mixture: ConditionMixture | None = None
+    forward_batch: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if (self.kind == "expert") != (self.adapter is not None):
+            raise ValueError(
+                f"targets of kind {self.kind!r} with adapter {self.adapter}; kind 'expert' needs one, 'supervised' has none"
+            )
+        if self.kind == "expert" and self.mixture is not None:
+            raise ValueError("targets of kind 'expert' use fixed conditions; give no mixture")
+
+
+def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
+    """What decides the bytes of the spec's shards.
+
+    Raises ValueError for a hub id without a revision: the weights behind it may change while the address stays.
+    """
+    base = base_source(spec.model)
+    if Path(base).is_dir():
+        base = content_digest(Path(base), _BASE_SUFFIXES)
+    elif spec.model.revision is None:
+        raise ValueError(
+            f"model.base = {base!r} is no folder here, and as a hub id it needs model.revision, which addresses the targets; "
+            "give the commit's hash"
+        )
+    files = sorted(spec.dataset.glob(SHARDS))
+    return FrozenInputs(
+        kind=spec.kind,
+        base=f"{base}@{spec.model.revision}",
+        adapter=None if spec.adapter is None else content_digest(spec.adapter),
+        dataset=_dataset_fingerprint(spec.dataset, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)),
+        hierarchy=load_hierarchy(spec.hierarchy).content_hash,
+        texts=f"template {PROMPT_TEMPLATE_VERSION}, {'content' if spec.mixture is None else spec.mixture.model_dump_json()}",
+        resolution=spec.model.resolution,
+        dtype=spec.model.dtype,
+        seed=spec.seed,
+        forward_batch=spec.forward_batch,
+    )
+
+
+@lru_cache(maxsize=8)
+def _dataset_fingerprint(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """It reads every picture; `files` (name, size, time) are there to read them again only when a shard changed."""
+    return AnnotatedDataset.open(folder).fingerprint
+
+
+def target_store(spec: ExpertSpec, folder: Path) -> TargetStore:
+    """The store that holds the spec's shards below `folder`."""
+    return TargetStore(folder.absolute(), frozen_fingerprint(frozen_inputs(spec)))
+
+
+class Expert:
+    """θ1, the reference and the encoders, loaded once. `forwards` and `dropped_attributes` count up from call to call.
+
+    dropped_attributes: how many attributes did not fit into the text encoder's token limit.
+    """
+
+    def __init__(self, spec: ExpertSpec) -> None:
+        device = torch.device(spec.device)
+        self.forwards = 0
+        self.dropped_attributes = 0
+        self._spec = spec
+        self._device = device
+        self._family = family(spec.model)
+        self._dataset = AnnotatedDataset.open(spec.dataset)
+        self._tree = load_hierarchy(spec.hierarchy)
+        self._encoders = self._family.load_encoders(spec.model, device)
+        self._process = self._family.load_process(spec.model)
+        self._denoisers: tuple[nn.Module, nn.Module] | None = None
+        if spec.kind == "expert":
+            reference = self._family.load_denoiser(spec.model).to(device)
+            self._denoisers = reference, self._family.load_denoiser(spec.model, spec.adapter).to(device)
+
+    @torch.no_grad()
+    def __call__(self, items: Sequence[Item], images: Sequence[bytes]) -> dict[str, Tensor]:
+        """The tensors of `schema.TARGET_TENSORS` for the items and their encoded pictures, on the CPU.
+
+        A function of its arguments and the spec alone. Raises PictureError, naming the sample, for a picture that cannot be
+        decoded, and ValueError for outputs that are not finite.
+        """
+        x_t, timestep, target, sizes = self._noisy_latents(items, images)
+        micro = self._encoders.micro_conditioning(sizes)
+        labels = [self._dataset.labels(item.sample_id) for item in items]
+        outputs: dict[str, Tensor] = {}
+        if self._denoisers is None:
+            text, prompt_index = self._encode(self._supervised_texts(items, labels))
+        else:
+            conditions = [self._condition_texts(label) for label in labels]
+            text, prompt_index = self._encode([texts.content for texts in conditions])
+            reference = self._predict(self._denoisers[0], x_t, timestep, text, prompt_index, micro)
+            outputs = vars(self._expert_differences(reference, conditions, x_t, timestep, micro))
+        tensors = {"x_t": x_t, "timestep": timestep, "prompt_index": prompt_index, "target": target, **outputs}
+        tensors |= {f"text.{name}": rows for name, rows in text.items()}
+        tensors |= {f"micro.{name}": rows.float() for name, rows in micro.items()}
+        _check_finite(tensors)
+        return {name: tensor.cpu() for name, tensor in tensors.items()}
+
+    def _noisy_latents(self, items: Sequence[Item], images: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor, list[PictureSize]]:
+        """x_t and the ground truth (B, C, h, w) float16, the timesteps (B,), and the sizes for the micro-conditioning."""
+        fitted = [self._fit(item, image) for item, image in zip(items, images, strict=True)]
+        pictures = torch.stack([picture for picture, _ in fitted])
+        x0 = torch.cat([self._encoders.encode_pictures(part) for part in pictures.split(self._spec.forward_batch or len(items))])
+        noise = torch.stack([self._noise(item, x0.shape[1:]) for item in items]).to(self._device)
+        uniform = [counter_generator(self._spec.seed, *item, "timestep").random() for item in items]
+        timestep = self._process.timestep(torch.tensor(uniform, dtype=torch.float64)).to(self._device)
+        x_t = self._process.add_noise(x0, noise, timestep)
+        target = self._process.target(x0, noise, timestep)
+        return x_t.to(torch.float16), timestep, target.to(torch.float16), [size for _, size in fitted]
+
+    def _fit(self, item: Item, image: bytes) -> tuple[Tensor, PictureSize]:
+        """(3, R, R) float32 in [-1, 1]."""
+        try:
+            pixels, size = fit(decode(image), self._spec.model.resolution)
+        except PictureError as error:
+            raise PictureError(f"sample {item.sample_id!r}: {error}") from error
+        return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1, size
+
+    def _noise(self, item: Item, shape: Sequence[int]) -> Tensor:
+        return torch.from_numpy(counter_generator(self._spec.seed, *item, "noise").standard_normal(tuple(shape), dtype="float32"))
+
+    def _condition_texts(self, labels: Labels) -> ConditionTexts:
+        texts, dropped = condition_texts(labels, self._tree, self._encoders.count_tokens, self._encoders.token_limit)
+        self.dropped_attributes += len(dropped)
+        return texts
+
+    def _supervised_texts(self, items: Sequence[Item], labels: Sequence[Labels]) -> list[str]:
+        mixture, encoders = self._spec.mixture, self._encoders
+        if mixture is None:
+            return [self._condition_texts(replace(label, positive_ids=(), negative_ids=())).content for label in labels]
+        for label in labels:
+            self._condition_texts(label)  # counts what does not fit when nothing is left out at random
+        generators = [counter_generator(self._spec.seed, *item, "condition") for item in items]
+        return [
+            stage_one_text(label, self._tree, mixture, generator, encoders.count_tokens, encoders.token_limit)
+            for label, generator in zip(labels, generators, strict=True)
+        ]
+
+    def _encode(self, texts: Sequence[str]) -> tuple[Conditioning, Tensor]:
+        """Each distinct text once, in the order of first appearance: (U, …) float16, and the row (B,) of every text."""
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        encoded = self._encoders.encode_prompts(list(rows))
+        index = torch.tensor([rows[text] for text in texts], device=self._device)
+        return {name: values.to(torch.float16) for name, values in encoded.items()}, index
+
+    def _expert_differences(
+        self, reference: Tensor, conditions: Sequence[ConditionTexts], x_t: Tensor, timestep: Tensor, micro: Conditioning
+    ) -> ExpertDifferences:
+        """θ1 under its four conditions in one forward of 4 B samples."""
+        assert self._denoisers is not None
+        names = ("positive", "negative", "null", "all")
+        text, prompt_index = self._encode([getattr(texts, name) for name in names for texts in conditions])
+        micro = {name: torch.cat([values] * 4) for name, values in micro.items()}
+        outputs = self._predict(self._denoisers[1], torch.cat([x_t] * 4), torch.cat([timestep] * 4), text, prompt_index, micro)
+        positive, negative, null, all_ = outputs.chunk(4)
+        return ExpertDifferences.from_outputs(reference, positive, negative, null, all_)
+
+    def _predict(
+        self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, text: Conditioning, prompt_index: Tensor, micro: Conditioning
+    ) -> Tensor:
+        """(B, C, h, w) float32 in the model's prediction space; float16 inputs are cast to the model's dtype."""
+        dtype = DTYPES[self._spec.model.dtype]
+        parts = []
+        for rows in torch.arange(len(x_t), device=self._device).split(self._spec.forward_batch or len(x_t)):
+            conditioning = {name: values[prompt_index[rows]].to(dtype) for name, values in text.items()}
+            conditioning |= {name: values[rows] for name, values in micro.items()}
+            parts.append(self._family.predict(denoiser, x_t[rows].to(dtype), timestep[rows], conditioning).float())
+            self.forwards += 1
+        return torch.cat(parts)
+
+
+def _check_finite(tensors: dict[str, Tensor]) -> None:
+    broken = sorted(name for name, tensor in tensors.items() if not bool(tensor.isfinite().all()))
+    if broken:
+        raise ValueError(
+            f"{', '.join(broken)} have values that are not finite; check the weights, or compute in model.dtype='float32'"
+        )

@@ -1,0 +1,208 @@
+"""Fills the target store with a Ray Data actor pool, ahead of training or beside it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import ray
+import torch
+from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
+from ray.exceptions import RayError, RayTaskError
+
+from cpo_ray.config import Targets
+from cpo_ray.data.picture import PictureError
+from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.plan import Item
+from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, target_store
+from cpo_ray.targets.store import Items, TargetStore, TargetStoreError, write_atomically
+
+Progress = Callable[[int, int], None]
+
+
+class ProductionError(RuntimeError):
+    """Targets cannot be computed; one sentence, which names the sample where one is to blame."""
+
+
+@dataclass(frozen=True)
+class ProductionReport:
+    """What one call of `produce` did. `dropped_attributes` did not fit into the text encoder's token limit."""
+
+    shards_written: int
+    already_there: int
+    samples: int
+    expert_forwards: int
+    seconds: float
+    dropped_attributes: int
+
+
+def produce(
+    spec: ExpertSpec,
+    shards: Sequence[Items],
+    targets: Targets,
+    on_progress: Progress | None = None,
+    stopped: threading.Event | None = None,
+) -> ProductionReport:
+    """Compute the shards that are not in the store yet, in their order, on `targets.min_actors` to `max_actors` actors.
+
+    `on_progress` is told (shards there, all shards) after each one; `stopped`, once set, ends the work after the shards in hand.
+    Neither the number of actors nor an interruption changes a byte. Raises ProductionError.
+    """
+    started = time.monotonic()
+    store = target_store(spec, targets.folder)
+    missing = store.missing(shards)
+    already_there = len(shards) - len(missing)
+    rows: list[dict[str, Any]] = []
+    if missing:
+        store.write_about(frozen_inputs(spec))
+        for row in _rows(_dataset(_for_workers(spec, targets), store, missing, targets)):
+            if row["error"]:
+                raise ProductionError(row["error"])
+            rows.append(row)
+            if on_progress is not None:
+                on_progress(already_there + len(rows), len(shards))
+            if stopped is not None and stopped.is_set():
+                break
+    return ProductionReport(
+        shards_written=len(rows),
+        already_there=already_there,
+        samples=sum(row["samples"] for row in rows),
+        expert_forwards=sum(row["forwards"] for row in rows),
+        seconds=time.monotonic() - started,
+        dropped_attributes=sum(row["dropped"] for row in rows),
+    )
+
+
+class BackgroundProducer:
+    """`produce` in a thread of the driver while training runs; a context manager that stops it on the way out.
+
+    When it fails, the store's failure marker of `run_id` tells the run's waiting readers why.
+    """
+
+    def __init__(
+        self, spec: ExpertSpec, shards: Sequence[Items], targets: Targets, run_id: str, on_progress: Progress | None = None
+    ) -> None:
+        self._marker = target_store(spec, targets.folder).failure_marker(run_id)
+        self._marker.unlink(missing_ok=True)
+        self._stopped = threading.Event()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="targets")
+        self._result = self._thread.submit(produce, spec, shards, targets, on_progress, self._stopped)
+        self._result.add_done_callback(self._mark_failure)
+
+    def __enter__(self) -> BackgroundProducer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def join(self) -> ProductionReport:
+        """Wait for the end. Raises what `produce` raised."""
+        return self._result.result()
+
+    def stop(self) -> None:
+        """End after the shards in hand; what is written stays."""
+        self._stopped.set()
+        self._thread.shutdown(wait=True)
+
+    def _mark_failure(self, result: Future[ProductionReport]) -> None:
+        error = result.exception()
+        if error is not None:
+            sentence = str(error) if isinstance(error, ProductionError) else f"the producer of targets failed: {error!r}"
+            write_atomically(self._marker, json.dumps({"sentence": sentence}).encode())
+
+
+class ExpertActor:
+    """One member of the pool: holds an `Expert` and writes whole shards; only a status row goes back."""
+
+    def __init__(self, spec: ExpertSpec, store: TargetStore) -> None:
+        if spec.device == "cpu":
+            # More threads add up sums in another order, and so would give other bytes on another machine.
+            torch.set_num_threads(1)
+        self._expert = Expert(spec)
+        self._store = store
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One row of items and images in, one row of status out; what is wrong with the data comes back in "error"."""
+        started = time.monotonic()
+        (row,) = rows.to_pylist()
+        items = [Item(*item) for item in json.loads(row["items"])]
+        forwards, dropped, error = self._expert.forwards, self._expert.dropped_attributes, ""
+        try:
+            tensors = self._expert(items, row["images"])
+            self._store.write(items, tensors, {"dropped_attributes": self._expert.dropped_attributes - dropped})
+        except (PictureError, TargetStoreError) as problem:
+            error = str(problem)
+        status = {
+            "shard": self._store.path(items).stem,
+            "samples": len(items),
+            "forwards": self._expert.forwards - forwards,
+            "dropped": self._expert.dropped_attributes - dropped,
+            "seconds": time.monotonic() - started,
+            "error": error,
+        }
+        return pa.Table.from_pylist([status])
+
+
+def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targets: Targets) -> Dataset:
+    """One row and one block per shard: items → + images (tasks) → status (actor pool)."""
+    rows = [{"items": json.dumps(items)} for items in shards]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.enable_progress_bars = False
+    with_images = dataset.map_batches(
+        _add_images,
+        fn_args=(spec.dataset,),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=TaskPoolStrategy(size=targets.max_actors),
+        num_cpus=0.1,  # it waits for the disk more than it computes, and must not take the CPUs of actors and trainers
+    )
+    return with_images.map_batches(
+        ExpertActor,
+        fn_constructor_args=(spec, store),
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(min_size=targets.min_actors, max_size=targets.max_actors),
+        num_cpus=targets.cpus_per_actor,
+        num_gpus=targets.gpus_per_actor,
+        max_restarts=4,  # without these bounds a row that kills its actor is tried for ever
+        max_task_retries=1,
+    )
+
+
+def _add_images(rows: pa.Table, folder: Path) -> pa.Table:
+    """Add the encoded pictures of the one row's items, by random access to the annotated shards."""
+    items = [Item(*item) for item in json.loads(rows["items"][0].as_py())]
+    images = AnnotatedDataset.open(folder).images([item.sample_id for item in items])
+    return rows.append_column("images", pa.array([images], pa.list_(pa.large_binary())))
+
+
+def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    """The status rows as they come. Raises ProductionError where an actor or a task died or failed."""
+    try:
+        for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise ProductionError(f"a worker that computes targets failed: {cause}") from error
+
+
+def _for_workers(spec: ExpertSpec, targets: Targets) -> ExpertSpec:
+    """The spec as another process must see it: its working folder is not the driver's."""
+    base = Path(spec.model.base)
+    model = spec.model.model_copy(update={"base": str(base.absolute())}) if base.is_dir() else spec.model
+    return replace(
+        spec,
+        model=model,
+        dataset=spec.dataset.absolute(),
+        hierarchy=spec.hierarchy.absolute(),
+        adapter=None if spec.adapter is None else spec.adapter.absolute(),
+        device="cuda" if targets.gpus_per_actor else "cpu",
+    )

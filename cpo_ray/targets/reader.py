@@ -1,0 +1,122 @@
+"""What a trainer reads: batches of the plan, put together from the rows of target shards."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cpo_ray.models.base import Conditioning
+from cpo_ray.objectives import ExpertDifferences
+from cpo_ray.plan import Batch, Item
+from cpo_ray.targets.store import Items, TargetStore
+
+_DIFFERENCES = tuple(ExpertDifferences.__dataclass_fields__)
+# An open shard is a memory map and a parsed header; after the first epoch a batch reads single rows of many shards.
+_OPEN_SHARDS = 256
+
+
+class TargetsUnavailable(RuntimeError):
+    """A shard did not come: the producer's own sentence, or that it took too long."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetBatch:
+    """B samples as one training step reads them, on the CPU.
+
+    weights (B,) float32, 0 for padding; x_t (B, C, h, w) float32; timestep (B,); conditioning (B, …) float32 under the family's
+    names; target (B, C, h, w) float32 and expert where the shards hold them.
+    """
+
+    items: Items
+    weights: Tensor
+    x_t: Tensor
+    timestep: Tensor
+    conditioning: Conditioning
+    target: Tensor | None
+    expert: ExpertDifferences | None
+
+
+class TargetReader:
+    """Reads batches of `shards`; waits for one that is still being produced and adds up the time in `waited_seconds`.
+
+    `run_id` names the producer whose failure ends the wait.
+    """
+
+    def __init__(self, store: TargetStore, shards: Sequence[Items], timeout_seconds: float, run_id: str) -> None:
+        self.waited_seconds = 0.0
+        self._store = store
+        self._shards = shards
+        self._timeout_seconds = timeout_seconds
+        self._failure_marker = store.failure_marker(run_id)
+        self._places = {item: (number, row) for number, items in enumerate(shards) for row, item in enumerate(items)}
+        self._opened: OrderedDict[int, safe_open] = OrderedDict()
+
+    def batch(self, batch: Batch) -> TargetBatch:
+        """The targets of a batch of the plan.
+
+        Raises TargetsUnavailable when the producer has failed or a shard does not come in time, and TargetStoreError for
+        a damaged one.
+        """
+        samples = [self._sample(item) for item in batch.items]
+        stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+        present = [name for name in _DIFFERENCES if name in stacked]
+        target = stacked.get("target")
+        return TargetBatch(
+            items=batch.items,
+            weights=torch.tensor(batch.weights, dtype=torch.float32),
+            x_t=stacked["x_t"].float(),
+            timestep=stacked["timestep"],
+            conditioning={
+                name.partition(".")[2]: values.float() for name, values in stacked.items() if name.startswith(("text.", "micro."))
+            },
+            target=None if target is None else target.float(),
+            expert=ExpertDifferences(**{name: stacked[name] for name in present}) if present else None,
+        )
+
+    def _sample(self, item: Item) -> dict[str, Tensor]:
+        """The row of every tensor that belongs to one item; no more than that is read."""
+        assert item in self._places, f"{item} is in no shard of this reader"
+        number, row = self._places[item]
+        shard = self._open(number)
+        names: list[str] = shard.keys()
+        prompt = int(shard.get_slice("prompt_index")[row : row + 1])
+        return {name: shard.get_slice(name)[_one(prompt if name.startswith("text.") else row)][0] for name in names}
+
+    def _open(self, number: int) -> safe_open:
+        if number in self._opened:
+            self._opened.move_to_end(number)
+        else:
+            items = self._shards[number]
+            self._wait_for(self._store.path(items))
+            self._opened[number] = self._store.open(items)
+            if len(self._opened) > _OPEN_SHARDS:
+                self._opened.popitem(last=False)
+        return self._opened[number]
+
+    def _wait_for(self, path: Path) -> None:
+        started = time.monotonic()
+        pause = 0.05
+        while not path.exists():
+            waited = time.monotonic() - started
+            if self._failure_marker.exists():
+                raise TargetsUnavailable(json.loads(self._failure_marker.read_text())["sentence"])
+            if waited > self._timeout_seconds:
+                raise TargetsUnavailable(
+                    f"no target shard came at {path} within {self._timeout_seconds:g} s; look for what holds the producer up, "
+                    "or give it longer with targets.timeout_seconds"
+                )
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.5)
+        self.waited_seconds += time.monotonic() - started
+
+
+def _one(row: int) -> slice:
+    return slice(row, row + 1)

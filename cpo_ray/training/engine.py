@@ -1,0 +1,122 @@
+"""DeepSpeed around one denoiser; the only module that imports it.
+
+Every rank makes an `Engine` after torch.distributed is initialised, and every method with "collective" in its docstring is called
+by all ranks or none.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+
+if not torch.cuda.is_available():
+    # Read when deepspeed is imported, which diffusers' dependencies do on their own: this module is imported before them.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+
+import deepspeed
+
+from cpo_ray.config import Optimization
+
+# A shared-memory all-reduce that DeepSpeed would compile at the start, for a minute, and not without a compiler.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+_TAG = "engine"
+
+
+class Engine:
+    """AdamW with float32 master weights over the parameters of `denoiser` that require gradients.
+
+    `micro_batch` is the number of samples per forward and rank, `accumulation` the number of micro-batches per step and rank.
+    With `bfloat16` the model computes in it. Collective.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, optimization: Optimization, *, micro_batch: int, accumulation: int, bfloat16: bool = False
+    ) -> None:
+        trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+        assert trained, "no parameter requires a gradient"
+        self.accumulation = accumulation
+        self.world_size = distributed.get_world_size()
+        self._frozen_excluded = optimization.parameters == "lora"
+        self._partitioned = optimization.zero_stage == 3
+        self._plain = optimization.zero_stage == 0 and not bfloat16
+        self._parameters = trained
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=denoiser,
+            model_parameters=trained,
+            optimizer=torch.optim.AdamW(trained, lr=optimization.learning_rate, weight_decay=optimization.weight_decay),
+            config={
+                "train_micro_batch_size_per_gpu": micro_batch,
+                "gradient_accumulation_steps": accumulation,
+                "gradient_clipping": optimization.gradient_clip,
+                "zero_optimization": {"stage": optimization.zero_stage},
+                "zero_allow_untested_optimizer": True,
+                "bf16": {"enabled": bfloat16},
+                "steps_per_print": None,
+            },
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        """The wrapped denoiser: call this one, so that ZeRO-3 gathers the weights a layer needs."""
+        return self._deepspeed  # type: ignore[no-any-return]
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The denoiser itself. Its weights are of size 0 between forwards under ZeRO-3."""
+        return self._deepspeed.module  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong."""
+        return torch.device(self._deepspeed.device)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradient of one micro-batch; the step applies the mean over micro-batches and ranks. Collective."""
+        self._deepspeed.backward(loss)
+        if not self._deepspeed.is_gradient_accumulation_boundary():
+            self._deepspeed.step()  # only counts the micro-batch
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, update and clear; returns the global gradient norm before clipping, NaN if it is not finite. Collective."""
+        assert self._deepspeed.is_gradient_accumulation_boundary(), "a step follows the last micro-batch"
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        # Without ZeRO and bfloat16 DeepSpeed clips by torch and forgets the norm; the gradients are reduced already.
+        norms = [parameter.grad.norm() for parameter in self._parameters if parameter.grad is not None] if self._plain else []
+        self._deepspeed.step()
+        norm = float(torch.stack(norms).norm() if self._plain else self._deepspeed.get_global_grad_norm())
+        return norm if math.isfinite(norm) and norm >= 0 else math.nan  # DeepSpeed writes -1 for an overflow
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of the weights and the optimizer's state; each rank may have a folder of its own. Collective."""
+        self._deepspeed.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._frozen_excluded)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a folder that holds the files of all ranks, saved by as many ranks at the same ZeRO stage. Collective.
+
+        DeepSpeed's files are pickles: load none that this run did not write. Raises ValueError if there is no checkpoint.
+        """
+        path, _ = self._deepspeed.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._frozen_excluded)
+        if path is None:
+            raise ValueError(f"{folder} holds no checkpoint of this training; delete it to start from the one before")
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The trained parameters by name, whole, float32 on the CPU, on every rank. Collective."""
+        names = {name: parameter for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
+        with deepspeed.zero.GatheredParameters(list(names.values()), enabled=self._partitioned):
+            return {name: parameter.detach().float().cpu().clone() for name, parameter in names.items()}
+
+
+def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float:
+    """The rate of a step, from 0: a linear warm-up that begins above 0, then constant or half a cosine that ends above 0."""
+    warmup = optimization.warmup_steps
+    if step < warmup:
+        return optimization.learning_rate * (step + 1) / warmup
+    if optimization.decay == "constant":
+        return optimization.learning_rate
+    return optimization.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2

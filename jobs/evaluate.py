@@ -1,0 +1,19 @@
+"""The evaluation alone: pictures of the run's models from the same prompts and noise, their attributes, the report."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from _cli import parser, run
+
+from cpo_ray.config import Config
+
+
+def evaluate(config: Config, arguments: Namespace) -> None:
+    from cpo_ray import pipeline
+
+    pipeline.evaluate(config)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(parser(str(__doc__)), evaluate))

@@ -1,0 +1,19 @@
+"""The targets alone: the frozen outputs that stage 2 reads; shards that are there already are not computed again."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from _cli import parser, run
+
+from cpo_ray.config import Config
+
+
+def precompute_targets(config: Config, arguments: Namespace) -> None:
+    from cpo_ray import pipeline
+
+    pipeline.precompute_targets(config)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(parser(str(__doc__)), precompute_targets))

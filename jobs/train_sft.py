@@ -1,0 +1,19 @@
+"""Stage 1 alone: train the expert that is told a picture's attributes, and measure whether it obeys."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from _cli import parser, run
+
+from cpo_ray.config import Config
+
+
+def train_sft(config: Config, arguments: Namespace) -> None:
+    from cpo_ray import pipeline
+
+    pipeline.train_sft(config, resume=arguments.resume)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(parser(str(__doc__), resumable=True), train_sft))

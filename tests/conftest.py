@@ -1,0 +1,76 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cpo_ray.targets.expert import ExpertSpec
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One real Ray of two CPUs for all tests that need one; the folder is short because socket paths may not be long."""
+    import ray
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def expert_spec(tmp_path_factory: pytest.TempPathFactory) -> ExpertSpec:
+    """Twelve rendered pictures, a tiny SDXL as diffusers saves it, and an expert adapter of small random weights."""
+    import torch
+
+    from cpo_ray.config import Lora, Model
+    from cpo_ray.models.sdxl import SDXL
+    from cpo_ray.models.tiny import tiny_sdxl
+    from cpo_ray.targets.expert import ExpertSpec
+
+    folder = tmp_path_factory.mktemp("expert")
+    hierarchy = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
+    texts = _annotated_pictures(folder / "data", hierarchy)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        tiny_sdxl(texts, channels=(32, 64), vae_channels=(8, 16, 16), max_length=64).save_pretrained(folder / "base")
+        model = Model(family="sdxl", base=str(folder / "base"), resolution=64)
+        denoiser = SDXL().load_denoiser(model)
+        for name in SDXL().add_lora(denoiser, Lora(rank=4, alpha=4), seed=1):
+            torch.nn.init.normal_(denoiser.get_parameter(name), std=0.05)
+        SDXL().save_adapter(denoiser, None, folder / "adapter")
+    return ExpertSpec("expert", model, folder / "data", hierarchy, seed=5, adapter=folder / "adapter")
+
+
+def _annotated_pictures(folder: Path, hierarchy: Path) -> list[str]:
+    """Write a data set with the ids picture-0 … picture-11 and return its words; picture-3 is not square."""
+    import numpy as np
+    from PIL import Image
+
+    from cpo_ray.data.shards import write_shards
+    from cpo_ray.data.validate import annotated_row
+    from cpo_ray.prompts import Labels
+    from cpo_ray.toy.render import render, sample_scene
+    from hierarchy import load_hierarchy
+
+    tree = load_hierarchy(hierarchy)
+    generator = np.random.default_rng(0)
+    rows = []
+    for number in range(12):
+        scene = sample_scene(generator)
+        stream = io.BytesIO()
+        Image.fromarray(render(scene)).resize((96, 80) if number == 3 else (64, 64)).save(stream, "PNG")
+        labels = Labels(scene.content.prompt, scene.positive_ids, scene.negative_ids)
+        rows.append(annotated_row(f"picture-{number}", stream.getvalue(), labels, "renderer", tree))
+    write_shards(rows, folder)
+    phrases = [pole.phrase for attribute in tree.attributes.values() for pole in attribute.poles.values()]
+    return phrases + [row["prompt"] for row in rows]

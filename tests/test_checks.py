@@ -1,0 +1,83 @@
+"""Each thing that --check finds, on configurations that have exactly that fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpo_ray import checks
+from cpo_ray.config import Config, load
+
+ROOT = Path(__file__).parents[1]
+TOY = ROOT / "jobs" / "configs" / "toy.toml"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths lead into an empty folder, and the machine is a fixed one: no other Ray is looked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checks, "_available", lambda: ("here", 2.0, 0.0))
+
+
+def toy(*overrides: str) -> Config:
+    return load(TOY, [f"data.hierarchy={ROOT / 'hierarchy' / 'painting_toy.yaml'}", *overrides])
+
+
+def missing(config: Config) -> list[str]:
+    return [finding.sentence for finding in checks.check(config) if finding.verdict == "missing"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["preference.optimization.workers=3"], "stage 2 with its targets takes 4 CPUs and 0 GPUs of 2 and 0 here"),
+        (["targets.gpus_per_actor=0.5"], "takes 2 CPUs and 0.5 GPUs of 2 and 0 here"),
+        (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
+        (["expert.optimization.warmup_steps=500"], "training ends after 500 steps"),
+        (["targets.min_actors=2", "targets.cpus_per_actor=0.5"], "min_actors is 2, more than targets.max_actors (1)"),
+        (["tracking.uri=runs"], "which is no MLflow store"),
+        (["data.toy_pictures=0"], "there is no folder runs/data/toy"),
+        (["data.hierarchy=nowhere.yaml"], "nowhere.yaml"),
+        (["model.base=./nowhere"], "there is no folder ./nowhere"),
+        (["expert.adapter=nowhere"], "there is nothing at nowhere"),
+        (
+            ["expert.conditions={null=0, negative=0, content=0, content_positive=0, all=0}"],
+            "all shares of expert.conditions",
+        ),
+    ],
+)
+def test_a_fault_is_named(overrides: list[str], expected: str) -> None:
+    (sentence,) = [sentence for sentence in missing(toy(*overrides)) if expected in sentence]
+    assert "\n" not in sentence
+
+
+def test_a_folder_that_is_no_pipeline_is_told_from_a_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert any("has no model_index.json" in sentence for sentence in missing(toy("model.base=folder")))
+    (tmp_path / "folder" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert any("holds a FluxPipeline" in sentence for sentence in missing(toy("model.base=folder")))
+    findings = checks.check(toy("model.base=somebody/some-model"))
+    assert any(f.verdict == "note" and "somebody/some-model is not on this machine" in f.sentence for f in findings)
+
+
+def test_flags_that_let_data_run_code_are_refused() -> None:
+    name = checks.UNSAFE_FLAGS[0]
+    assert checks.unsafe_flags({name: "1"}) == [name]
+    assert checks.unsafe_flags({name: "0", "PATH": "1"}) == []
+
+
+def test_the_size_of_the_targets() -> None:
+    # 10 steps of 32 over 100 pictures: 320 items, all distinct with 4 draws. One latent is 4 x 128 x 128; per value six
+    # float16 tensors and one float32, so 16 bytes. No text encoder is found here.
+    vae = {"block_out_channels": [1, 1, 1, 1], "latent_channels": 4}
+    config = toy("model.base=nowhere", "model.resolution=1024", "preference.optimization.steps=10")
+    assert checks._targets_size(config, vae, pictures=100) == 320 * 4 * 128 * 128 * 16
+    one_draw = toy("model.base=nowhere", "model.resolution=1024", "preference.optimization.steps=10", "targets.draws=1")
+    assert checks._targets_size(one_draw, vae, pictures=100) == 100 * 4 * 128 * 128 * 16
+
+
+def test_small_full_updates_in_bfloat16_are_noted() -> None:
+    full = ("model.dtype=bfloat16", "preference.optimization.parameters=full", "preference.optimization.learning_rate=1e-5")
+    assert [f.verdict for f in checks.check(toy(*full)) if "round such steps away" in f.sentence] == ["note"]
+    assert not [f for f in checks.check(toy(full[0], full[2])) if "round such steps away" in f.sentence]

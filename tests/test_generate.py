@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cpo_ray.config import Evaluation, Model
+from cpo_ray.evaluation.generate import GenerationJob, generate_batch, generate_many
+from cpo_ray.models.tiny import tiny_sdxl
+
+PROMPTS = ("red circle over sea", "blue square on grey wall", "yellow triangle over field")
+SEEDS = (11, 12, 13)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    made = tiny_sdxl(PROMPTS, text_width=32, channels=(32, 64), vae_channels=(16, 32), latent_channels=4, sample_size=16)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def job(model: Model, negative_prompts: tuple[str, ...] = ("",) * 3, batch: int = 2) -> GenerationJob:
+    return GenerationJob(model, None, PROMPTS, SEEDS, negative_prompts, inference_steps=2, guidance_scale=3.0, batch=batch)
+
+
+def test_a_picture_is_the_same_in_any_batch(pipeline: Any) -> None:
+    negative = ("dark", "dull", "flat")
+    together = generate_batch(pipeline, PROMPTS, negative, SEEDS, 2, 3.0)
+    alone = [generate_batch(pipeline, [p], [n], [s], 2, 3.0)[0] for p, n, s in zip(PROMPTS, negative, SEEDS, strict=True)]
+    for a, b in zip(together, alone, strict=True):
+        assert a.shape == (32, 32, 3) and a.dtype == np.uint8
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+    assert np.abs(together[0].astype(int) - together[1].astype(int)).mean() > 5
+
+
+def test_the_seed_alone_decides_the_noise(pipeline: Any) -> None:
+    torch.manual_seed(1)
+    first, other = generate_batch(pipeline, PROMPTS[:1] * 2, [""] * 2, [1, 2], 2, 3.0)
+    torch.manual_seed(2)
+    again = generate_batch(pipeline, PROMPTS[:1], [""], [1], 2, 3.0)[0]
+    assert np.abs(first.astype(int) - again.astype(int)).max() <= 1
+    assert np.abs(first.astype(int) - other.astype(int)).mean() > 5
+
+
+def test_negative_prompts_and_resolution_take_effect(pipeline: Any) -> None:
+    plain, negative = (generate_batch(pipeline, PROMPTS[:1], [text], [1], 2, 8.0)[0] for text in ("", "blue square"))
+    assert not np.array_equal(plain, negative)
+    assert generate_batch(pipeline, PROMPTS[:1], [""], [1], 1, 1.0, resolution=48)[0].shape == (48, 48, 3)
+
+
+def test_a_batch_of_empty_and_other_negative_prompts_is_refused(pipeline: Any) -> None:
+    with pytest.raises(ValueError, match="mixes empty and other"):
+        generate_batch(pipeline, PROMPTS[:2], ["", "dull"], [1, 2], 1, 3.0)
+
+
+def test_a_job_keeps_pictures_without_negative_prompt_apart() -> None:
+    mixed = job(Model(family="sdxl", base="x", resolution=32), ("", "dull", ""), batch=2)
+    assert list(mixed.batches()) == [(0, 2), (1,)]
+    with pytest.raises(ValueError, match="3 prompts, 2 negative prompts"):
+        job(mixed.model, ("", "dull"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_pool_draws_what_one_process_draws(pipeline: Any, tmp_path: Path, ray_session: object) -> None:
+    pipeline.save_pretrained(tmp_path)
+    jobs = {"plain": job(Model(family="sdxl", base=str(tmp_path), resolution=32))}
+    jobs["negative"] = job(jobs["plain"].model, ("", "dull", ""))
+    settings = Evaluation(actors=2, cpus_per_actor=0.5)
+    drawn = generate_many(jobs, settings)
+    expected = generate_batch(pipeline, PROMPTS, [""] * 3, SEEDS, 2, 3.0, resolution=32)
+    for name, same in (("plain", [True, True, True]), ("negative", [True, False, True])):
+        differences = [np.abs(a.astype(int) - b.astype(int)).max() for a, b in zip(drawn[name], expected, strict=True)]
+        assert [bool(d <= 1) for d in differences] == same

@@ -1,0 +1,101 @@
+"""The fences of the design: who may import what, and which line breaks it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(path for room in ("cpo_ray", "hierarchy", "jobs", "tune") for path in (ROOT / room).rglob("*.py"))
+
+MODELS = ("cpo_ray/models/", "cpo_ray/toy/pretrain.py")
+#: Library → the only places that import it.
+FENCES = {
+    "deepspeed": ("cpo_ray/training/engine.py",),
+    "mlflow": ("cpo_ray/tracking.py",),
+    "diffusers": MODELS,
+    "transformers": MODELS,
+    "peft": MODELS,
+}
+#: These stay light: no torch, no ray, wherever in the file the import stands.
+LIGHT = ("cpo_ray/config.py", "cpo_ray/schema.py", "cpo_ray/plan.py", "cpo_ray/prompts.py", "hierarchy/", "jobs/")
+
+#: From low to high; a module imports its own layer and those below, never one above.
+LAYERS = (
+    ("hierarchy", "cpo_ray.config", "cpo_ray.schema"),
+    ("cpo_ray.plan", "cpo_ray.prompts", "cpo_ray.diffusion", "cpo_ray.objectives"),
+    ("cpo_ray.models",),
+    ("cpo_ray.data", "cpo_ray.targets", "cpo_ray.evaluation", "cpo_ray.annotation", "cpo_ray.tracking", "cpo_ray.toy"),
+    ("cpo_ray.training",),
+    ("cpo_ray.pipeline", "cpo_ray.checks"),
+    ("jobs", "tune"),
+)
+
+
+def imports(source: str) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import, also inside functions; `from a import b` counts as a.b, since b may be a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: write imports in full"
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def layer(module: str) -> int | None:
+    """Position in LAYERS, or None for the package itself and for libraries."""
+    found = (n for n, rooms in enumerate(LAYERS) for room in rooms if module == room or module.startswith(f"{room}."))
+    return next(found, None)
+
+
+def breaches(path: str, source: str) -> list[str]:
+    """What a file imports that it must not, as `path:line: sentence`."""
+    own = layer(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    found = []
+    for line, module in imports(source):
+        library = module.partition(".")[0]
+        allowed = FENCES.get(library)
+        if allowed and not path.startswith(allowed):
+            found.append(f"{path}:{line}: {library} is imported in {' and '.join(allowed)} only")
+        if library in ("torch", "ray") and path.startswith(LIGHT):
+            found.append(f"{path}:{line}: {library} does not belong here, where everything stays quick to import")
+        below = layer(module)
+        if own is not None and below is not None and below > own:
+            found.append(f"{path}:{line}: {module} lies in a higher layer")
+    return found
+
+
+def test_there_is_something_to_walk() -> None:
+    assert len(FILES) > 20
+
+
+@pytest.mark.parametrize("path", [str(path.relative_to(ROOT)) for path in FILES])
+def test_the_fences_hold(path: str) -> None:
+    assert breaches(path, (ROOT / path).read_text()) == []
+
+
+def test_every_module_has_a_layer() -> None:
+    for path in FILES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        assert module == "cpo_ray" or layer(module) is not None, f"{module} is in none of LAYERS; say where it belongs"
+
+
+@pytest.mark.parametrize(
+    ("path", "source", "line"),
+    [
+        ("cpo_ray/training/worker.py", "import os\nimport deepspeed.comm", 2),
+        ("cpo_ray/pipeline.py", "from mlflow import MlflowClient", 1),
+        ("cpo_ray/evaluation/generate.py", "def f():\n    from diffusers import UNet2DConditionModel", 2),
+        ("cpo_ray/plan.py", "from torch import Tensor", 1),
+        ("hierarchy/load.py", "import ray", 1),
+        ("cpo_ray/models/sdxl.py", "from cpo_ray import pipeline", 1),
+        ("cpo_ray/objectives/cpo.py", "from cpo_ray.models.base import Family", 1),
+        ("hierarchy/__init__.py", "import cpo_ray.plan", 1),
+    ],
+)
+def test_a_breach_is_seen(path: str, source: str, line: int) -> None:
+    (found,) = breaches(path, source)
+    assert found.startswith(f"{path}:{line}: ")

@@ -1,0 +1,94 @@
+"""The command lines as a user types them: each in a process of its own, in the repository's root."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+JOBS = sorted(path.name for path in (ROOT / "jobs").glob("[!_]*.py"))
+
+
+def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, f"jobs/{name}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_help_answers_within_a_second(name: str) -> None:
+    seconds = []
+    for _ in range(3):  # the best of three, since other programs run too
+        begun = time.monotonic()
+        answer = job(name, "--help")
+        seconds.append(time.monotonic() - begun)
+        assert answer.returncode == 0 and "--config FILE" in answer.stdout
+        if seconds[-1] < 1:
+            break
+    assert min(seconds) < 1
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_parsing_imports_nothing_heavy(name: str) -> None:
+    code = f"import runpy, sys; sys.path.insert(0, 'jobs'); runpy.run_path('jobs/{name}'); print(*sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert not {"torch", "ray", "mlflow", "diffusers", "transformers", "deepspeed", "pyarrow"} & set(answer.stdout.split())
+
+
+def test_a_wrong_key_is_answered_with_a_sentence() -> None:
+    answer = job("train_cpo.py", "preference.omega_wim=3")
+    assert answer.returncode == 2 and answer.stdout == ""
+    assert answer.stderr.count("\n") == 1 and "did you mean 'omega_win'?" in answer.stderr
+
+
+def test_options_may_stand_between_overrides() -> None:
+    answer = job("train_sft.py", "run.seed=1", "--resume", "run.seed=-1")
+    assert answer.returncode == 2 and "'run.seed' is -1" in answer.stderr
+
+
+def test_a_missing_file_is_answered_with_a_sentence() -> None:
+    answer = job("evaluate.py", "--config", "jobs/configs/none.toml")
+    assert answer.returncode == 2 and answer.stderr.startswith("no config file at jobs/configs/none.toml")
+
+
+def test_check_says_that_the_embedded_domain_can_start(tmp_path: Path) -> None:
+    few = ["targets.cpus_per_actor=0.2", "preference.optimization.cpus_per_worker=0.2", "evaluation.cpus_per_actor=0.2"]
+    answer = job("train_cpo.py", "--check", f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}", *few)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "3000 toy pictures will be drawn" in answer.stdout and "targets take up to" in answer.stdout
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+
+
+def test_check_says_what_is_missing() -> None:
+    answer = job("train_cpo.py", "--check", "data.toy_pictures=0", "data.folder=nowhere", "targets.min_actors=1000000")
+    assert answer.returncode == 1
+    lines = answer.stdout.splitlines()
+    assert [line for line in lines if line.startswith("missing") and "no folder nowhere" in line]
+    assert [line for line in lines if line.startswith("missing") and "stage 2 with its targets takes" in line]
+
+
+def _fail(kind: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    program = tmp_path / "job.py"
+    program.write_text(
+        "from _cli import parser, run\n"
+        "from hierarchy import HierarchyError\n"
+        "def job(config, arguments):\n"
+        f"    raise {kind}\n"
+        "raise SystemExit(run(parser('A job.'), job))\n"
+    )
+    environment = {"PYTHONPATH": f"{ROOT / 'jobs'}:{ROOT}"}
+    return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("kind", ["HierarchyError('tree.yaml:3: wrong')", "OSError(28, 'No space left', 'shard')"])
+def test_mistakes_of_users_are_sentences(kind: str, tmp_path: Path) -> None:
+    answer = _fail(kind, tmp_path)
+    assert answer.returncode == 1 and "Traceback" not in answer.stderr and answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["ValueError('shapes differ')", "KeyError('x')", "OSError(13, 'denied')"])
+def test_mistakes_of_ours_keep_their_traceback(kind: str, tmp_path: Path) -> None:
+    answer = _fail(kind, tmp_path)
+    assert answer.returncode == 1 and "Traceback" in answer.stderr

@@ -1,0 +1,217 @@
+"""MLflow as it is: a real sqlite store, real processes, a port where nobody listens."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import time
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from safetensors.numpy import save_file
+
+from cpo_ray.config import ConfigError, Tracking
+from cpo_ray.tracking import FALLBACK, RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
+    """URI, experiment id and output folder of one sqlite store; making its tables takes seconds."""
+    output = tmp_path_factory.mktemp("output with a blank")
+    uri = resolve_uri(Tracking(), output)
+    experiment_id = open_experiment(uri, "test", output / "mlartifacts")
+    assert experiment_id is not None
+    return uri, experiment_id, output
+
+
+def begin(store: tuple[str, str | None, Path], name: str, parent: str | None = None, *, resume: bool = False) -> RunTracker:
+    uri, experiment_id, output = store
+    return start_run(
+        uri,
+        experiment_id,
+        name,
+        output / name,
+        config_text="[run]\nseed = 3\n",
+        params={"run": {"seed": 3}, "many": {str(number): number for number in range(150)}},
+        tags={"hierarchy_hash": "abc"},
+        parent_run_id=parent,
+        resume=resume,
+    )
+
+
+def test_a_run_comes_back_as_it_was_logged(store: tuple[str, str, Path], tmp_path: Path) -> None:
+    tracker = begin(store, "round-trip")
+    with tracker.start() as live:
+        for step in range(1200):  # more than one call of a thousand
+            live.log(step, {"loss": 1 / (step + 1)})
+    tracker.log_pictures("grid", np.full((4, 6, 3), 200, np.uint8), step=7)
+    report = tmp_path / "report.html"
+    report.write_text("<p>fine</p>")
+    tracker.log_report(report)
+    tracker.finish()
+
+    assert tracker.run_id is not None
+    client = MlflowClient(tracker.uri)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["run.seed"] == "3" and run.data.params["many.149"] == "149"
+    assert run.data.tags["hierarchy_hash"] == "abc"
+    history = client.get_metric_history(tracker.run_id, "loss")
+    assert {entry.step: entry.value for entry in history} == {step: 1 / (step + 1) for step in range(1200)}
+    folder = store[2] / "mlartifacts" / tracker.run_id / "artifacts"
+    assert (folder / "config.toml").read_text() == "[run]\nseed = 3\n"
+    assert (folder / "report.html").read_text() == "<p>fine</p>"
+    assert any(path.suffix == ".png" for path in (folder / "images").iterdir())
+    assert not (tracker.folder / FALLBACK).exists()
+
+
+def _log_elsewhere(tracker: RunTracker, folder: Path) -> None:
+    os.chdir(folder)  # as a Ray worker, which runs in a folder of its own
+    with tracker.start() as live:
+        live.log(5, {"loss": 0.25})
+
+
+def test_a_handle_logs_from_another_process(store: tuple[str, str, Path], tmp_path: Path) -> None:
+    tracker = begin(store, "elsewhere")
+    process = SPAWN.Process(target=_log_elsewhere, args=(tracker, tmp_path))
+    process.start()
+    process.join(100)
+    assert process.exitcode == 0
+    assert tracker.run_id is not None
+    (entry,) = MlflowClient(tracker.uri).get_metric_history(tracker.run_id, "loss")
+    assert (entry.step, entry.value) == (5, 0.25)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_nest_and_a_resumed_run_is_the_same_one(store: tuple[str, str, Path]) -> None:
+    parent = begin(store, "whole")
+    child = begin(store, "stage", parent.run_id)
+    parent.finish("FAILED")
+    assert child.run_id is not None
+    assert MlflowClient(store[0]).get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    again = begin(store, "whole", resume=True)
+    assert again.run_id == parent.run_id
+    assert MlflowClient(store[0]).get_run(parent.run_id).info.status == "RUNNING"
+    assert begin(store, "stage", again.run_id, resume=True).run_id == child.run_id
+    assert begin(store, "stage", resume=True).run_id != child.run_id  # that name, but not inside that parent
+    assert begin(store, "whole").run_id != parent.run_id
+
+
+def test_an_adapter_comes_back_with_its_base(store: tuple[str, str, Path], tmp_path: Path) -> None:
+    adapter, base = tmp_path / "adapter", tmp_path / "base"
+    adapter.mkdir()
+    base.mkdir()
+    save_file({"unet.to_q.lora_A.weight": np.ones((2, 3), np.float32)}, str(adapter / "pytorch_lora_weights.safetensors"))
+    (adapter / "README.md").write_text("card")
+    tracker = begin(store, "adapter")
+    tracker.log_adapter(adapter, str(base))
+    folder = store[2] / "mlartifacts" / str(tracker.run_id) / "artifacts" / "adapter"
+    loaded = mlflow.diffusers.load_model(str(folder))
+    assert loaded.base_model == str(base)
+    assert (
+        Path(loaded.adapter_path, "pytorch_lora_weights.safetensors").read_bytes()
+        == (adapter / "pytorch_lora_weights.safetensors").read_bytes()
+    )
+
+
+def _closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_server_that_was_never_there_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = f"http://127.0.0.1:{_closed_port()}"
+    begun = time.monotonic()
+    experiment_id = open_experiment(uri, "test", tmp_path)
+    assert experiment_id is None
+    tracker = begin((uri, experiment_id, tmp_path), "alone")
+    with tracker.start() as live:
+        live.log(0, {"loss": 0.5})
+        live.log(1, {"loss": float("nan")})
+    tracker.log_pictures("grid", np.zeros((2, 2, 3), np.uint8), step=0)
+    tracker.finish()
+    assert time.monotonic() - begun < 10
+    kept = [json.loads(line) for line in (tmp_path / "alone" / FALLBACK).read_text().splitlines()]
+    assert [line["step"] for line in kept] == [0, 1] and kept[0]["metrics"] == {"loss": 0.5}
+    assert len([record for record in caplog.records if record.name == "cpo_ray.tracking"]) == 1
+
+
+def test_a_server_that_dies_costs_one_warning_and_no_metric(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = RunTracker(f"http://127.0.0.1:{_closed_port()}", "1", "0" * 32, tmp_path / "run")
+    begun = time.monotonic()
+    with tracker.start() as live:
+        for step in range(50):
+            live.log(step, {"loss": float(step)})
+        assert time.monotonic() - begun < 1, "a step waited for the server"
+        time.sleep(3)  # the first batch fails meanwhile
+        live.log(50, {"loss": 50.0})
+    assert time.monotonic() - begun < 10
+    lines = (tmp_path / "run" / FALLBACK).read_text().splitlines()
+    assert [json.loads(line)["metrics"]["loss"] for line in lines] == list(range(51))
+    warnings = [record.getMessage() for record in caplog.records if record.name == "cpo_ray.tracking"]
+    assert len(warnings) == 1 and FALLBACK in warnings[0]
+
+
+def _open(uri: str, folder: Path, barrier: Barrier, ids: Queue[str | None]) -> None:
+    barrier.wait(60)
+    ids.put(open_experiment(uri, "shared", folder))
+
+
+def test_two_processes_may_create_the_same_experiment(tmp_path: Path) -> None:
+    barrier, ids = SPAWN.Barrier(2), SPAWN.Queue()
+    uri = resolve_uri(Tracking(), tmp_path)
+    processes = [SPAWN.Process(target=_open, args=(uri, tmp_path, barrier, ids)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    found = {ids.get(timeout=100) for _ in processes}
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert len(found) == 1 and None not in found
+
+
+def test_a_deleted_experiment_is_said_to_be_deleted(store: tuple[str, str, Path]) -> None:
+    uri, _, output = store
+    MlflowClient(uri).delete_experiment(str(open_experiment(uri, "old", output)))
+    with pytest.raises(ConfigError, match="'old' was deleted"):
+        open_experiment(uri, "old", output)
+
+
+def test_uris_mean_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(Tracking(), Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+    assert resolve_uri(Tracking(uri="sqlite:///a.db"), Path("runs")) == f"sqlite:///{tmp_path}/a.db"
+    assert resolve_uri(Tracking(uri="http://host:5000"), Path("runs")) == "http://host:5000"
+    with pytest.raises(ConfigError, match="'file:///runs', which is no MLflow store"):
+        resolve_uri(Tracking(uri="file:///runs"), Path("runs"))
+
+
+def test_the_ui_listens_on_this_machine_only() -> None:
+    command = ui_command("sqlite:////a folder/mlflow.db")
+    assert "--host 127.0.0.1" in command and "'sqlite:////a folder/mlflow.db'" in command
+    assert ui_command("http://host:5000").endswith("-m webbrowser http://host:5000")
+
+
+def test_the_commit_is_not_made_up(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) == "unknown"
+    identity = ["-c", "user.name=a", "-c", "user.email=a@localhost", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    assert git_commit(tmp_path) == "unknown"  # no commit yet
+    subprocess.run(["git", "-C", str(tmp_path), *identity, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    commit = git_commit(tmp_path)
+    assert len(commit) == 40
+    (tmp_path / "new").mkdir()
+    assert git_commit(tmp_path / "new") == "unknown"  # not the top of this repository
+    (tmp_path / "new" / "file").write_text("x")
+    assert git_commit(tmp_path) == f"{commit}-dirty"
