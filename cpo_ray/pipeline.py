@@ -8,16 +8,21 @@ Every stage leaves its result in the run's folder and is skipped when it is ther
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
-from cpo_ray.cluster import connect, progress, require_resources
 from cpo_ray.config import Config, ConfigError, Lora, Optimization, dump
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.shards import AnnotatedDataset, DataError
-from cpo_ray.evaluation.studio import Studio
+from cpo_ray.evaluation.evaluate import table
+from cpo_ray.evaluation.stage import domain_of, evaluate_run, obedience
+from cpo_ray.models.base import base_source
 from cpo_ray.plan import Plan, hash_fraction
+from cpo_ray.session import connect, progress, require_resources
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
 from cpo_ray.toy.dataset import make_dataset
@@ -54,6 +59,12 @@ class Run:
         """The expert's adapter: the configured one, or the one that stage 1 of this run leaves."""
         return self.config.expert.adapter or self.folder / "expert" / "adapter"
 
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What stage 2 trains: the configured objective, then the baselines."""
+        preference = self.config.preference
+        return tuple(dict.fromkeys((preference.objective, *preference.baselines)))
+
     def say(self, sentence: str) -> None:
         print(f"[{self.config.run.name}] {sentence}", flush=True)
 
@@ -62,17 +73,17 @@ def train_cpo(config: Config, resume: bool = False) -> None:
     """The whole method: expert, targets beside training, CPO, the baselines asked for, evaluation and report."""
     run = open_run(config, resume)
     _expert(run)
-    Studio(run).check_obedience()
-    for objective in dict.fromkeys((config.preference.objective, *config.preference.baselines)):
+    _check_obedience(run)
+    for objective in run.objectives:
         _align(run, objective)
-    _conclude(run)
+    _evaluate(run)
 
 
 def train_sft(config: Config, resume: bool = False) -> None:
     """Stage 1 alone: the expert θ1, and whether it obeys its attributes (Table S6)."""
     run = open_run(config, resume)
     _expert(run)
-    Studio(run).check_obedience()
+    _check_obedience(run)
     run.tracker.finish()
 
 
@@ -80,7 +91,7 @@ def precompute_targets(config: Config) -> ProductionReport:
     """Compute every target shard that stage 2 of this configuration will read."""
     run = open_run(config, resume=True)
     if not run.adapter.exists():
-        raise ConfigError(f"there is no expert adapter at {run.adapter}; run jobs/train_sft.py first, or name one with expert.adapter")
+        raise ConfigError(f"there is no expert at {run.adapter}; run jobs/train_sft.py first, or name one with expert.adapter")
     plan = _plan(run, run.training_ids, config.preference.optimization, config.targets.draws)
     shards = plan.shards(config.targets.shard_size)
     report = produce(_expert_spec(run), shards, config.targets, progress("targets"))
@@ -90,7 +101,7 @@ def precompute_targets(config: Config) -> ProductionReport:
 
 def evaluate(config: Config) -> None:
     """Generate, measure and report whatever the run has trained."""
-    _conclude(open_run(config, resume=True))
+    _evaluate(open_run(config, resume=True))
 
 
 def import_data(config: Config, images: Path) -> ImportReport:
@@ -111,18 +122,14 @@ def open_run(config: Config, resume: bool = False) -> Run:
         raise ConfigError(f"{folder} already holds a run; pass --resume to go on with it, or another run.name=NAME")
     if record.exists() and record.read_text() != resolved:
         changed = sorted(set(resolved.splitlines()) - set(record.read_text().splitlines()))
-        raise ConfigError(f"{record} was started with other settings than these: {'; '.join(changed)}; give it another run.name=NAME")
+        raise ConfigError(f"{record} was started with other settings than {'; '.join(changed)}; give this run another run.name")
     tree = load_hierarchy(config.data.hierarchy)
     dataset = open_data(config, tree)
     connect()
     require_resources(config)
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(resolved)
-    uri = resolve_uri(config.tracking, config.run.output)
-    experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
-    tags = {"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()}
-    tracker = start_run(uri, experiment, config.run.name, folder, config_text=resolved, params=config.model_dump(mode="json"),
-                        tags=tags, resume=resume)  # fmt: skip
+    tracker = _start_run(config, dataset, tree, config.run.name, folder, None, resume)
     return Run(config, tree, dataset, folder, tracker, resume)
 
 
@@ -167,6 +174,7 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
         return
     config, shards = run.config, plan.shards(run.config.targets.shard_size)
     run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
+    tracker = _start_run(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, run.resume)
     spec = TrainSpec(
         run_id=f"{config.run.name}-{name}",
         output=run.folder / name,
@@ -178,12 +186,13 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
         omega_lose=config.preference.omega_lose,
         beta=config.preference.beta,
         plan=plan,
-        store=target_store(frozen, config.targets.folder),
+        targets=target_store(frozen, config.targets.folder),
         shard_size=config.targets.shard_size,
         seed=config.run.seed,
         timeout_seconds=config.targets.timeout_seconds,
         resume=run.resume,
-        tracking=None,
+        card={"hierarchy": run.tree.content_hash, "data": run.dataset.fingerprint},
+        tracking=tracker,
     )
     if config.targets.overlap:
         with BackgroundProducer(frozen, shards, config.targets, spec.run_id, progress(f"{name}: targets")) as producer:
@@ -193,14 +202,103 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
         report = produce(frozen, shards, config.targets, progress(f"{name}: targets"))
         result = train(spec)
     run.say(f"{name}: {_told(report)}")
-    _record(run, name, result)
+    _record(run, name, result, tracker)
 
 
 def _plan(run: Run, ids: Sequence[str], optimization: Optimization, draws: int | None = None) -> Plan:
     """The order of training; without `draws` every visit of a picture has noise of its own."""
     if not ids:
         raise DataError(f"{run.config.data.folder} has no picture for this training; add pictures or raise data.proportion")
-    if draws is None:
-        planned = optimization.epochs or optimization.steps * optimization.global_batch / len(ids)  # type: ignore[operator]
-        draws = math.ceil(planned)
-    return Plan.build(ids, run.config.run.seed, optimization.global_batch, draws, epochs=optimization.epochs, steps=optimization.steps)
+    length = {"epochs": optimization.epochs, "steps": optimization.steps}
+    plan = Plan.build(ids, run.config.run.seed, optimization.global_batch, draws or 1, **length)
+    return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(ids)))
+
+
+def _expert_spec(run: Run) -> ExpertSpec:
+    config = run.config
+    return ExpertSpec("expert", config.model, config.data.folder, config.data.hierarchy, config.run.seed, adapter=run.adapter)
+
+
+def _start_run(
+    config: Config, dataset: AnnotatedDataset, tree: Hierarchy, name: str, folder: Path, parent: RunTracker | None, resume: bool
+) -> RunTracker:
+    """An MLflow run of its own for every training, below the one of the whole."""
+    uri = resolve_uri(config.tracking, config.run.output)
+    experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
+    return start_run(
+        uri,
+        experiment,
+        name,
+        folder,
+        config_text=dump(config),
+        params=config.model_dump(mode="json"),
+        tags={"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()},
+        parent_run_id=parent.run_id if parent else None,
+        resume=resume,
+    )
+
+
+def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> None:
+    """Say how a training ended and keep its adapter in MLflow."""
+    run.say(f"{name}: {result.sentence}")
+    if result.ledger_problem:
+        run.say(f"{name}: WARNING: {result.ledger_problem}")
+    if (result.adapter / "pytorch_lora_weights.safetensors").exists():
+        tracker.log_adapter(result.adapter, base_source(run.config.model), run.config.model.revision)
+    tracker.finish()
+
+
+def _told(report: ProductionReport) -> str:
+    text = f"{report.shards_written} target shards computed, {report.already_there} there before, {report.expert_forwards} passes"
+    if report.dropped_attributes:
+        text += f"; WARNING: {report.dropped_attributes} attributes did not fit into the text encoder and were left out"
+    return text
+
+
+def _check_obedience(run: Run) -> None:
+    """Table S6, before stage 2 spends anything: an expert that does not obey has nothing to teach."""
+    domain, settings = domain_of(run.config), run.config.expert
+    if domain is None:
+        run.say("nothing here can read attributes from pictures; look at what the expert draws before you trust it")
+        return
+    found = obedience(run.config, run.dataset, run.tree, run.adapter, domain)
+    run.say("how the expert obeys (intersection over union of what is asked for and found):\n" + found.table())
+    if found.gap < settings.obedience_gate:
+        sentence = (
+            f"the expert does not obey: IoU_neg(C) - IoU_neg(A) is {found.gap:.2f}, and {settings.obedience_gate} is expected; "
+            "train it longer or at a higher rate (expert.optimization), or give it more pictures"
+        )
+        if settings.stop_at_gate:
+            raise ConfigError(sentence)
+        run.say(f"WARNING: {sentence}")
+
+
+def _evaluate(run: Run) -> None:
+    """Draw, measure and report; the last thing a user sees is the table and where everything lies."""
+    adapters = {name: path for name in run.objectives if (path := run.folder / name / "adapter").exists()}
+    if not adapters:
+        raise ConfigError(f"{run.folder} holds no trained model; run jobs/train_cpo.py first")
+    provenance = {
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": git_commit(),
+        "data": run.dataset.fingerprint,
+        "hierarchy": f"{run.tree.name} {run.tree.version}, {run.tree.content_hash}",
+        "packages": ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "ray", "deepspeed", "peft")),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    result, report = evaluate_run(run.config, run.dataset, run.tree, run.adapter, adapters, provenance)
+    run.tracker.log_report(report)
+    for picture in sorted(report.parent.glob("*.png")):
+        run.tracker.log_pictures(picture.stem, picture, step=0)
+    if result is not None:
+        with run.tracker.start() as logger:
+            for name, model in result.models.items():
+                key = name.split(",")[0]
+                logger.log(0, {f"{key}/negatives": model.negatives.mean, f"{key}/content": model.content.mean,
+                               f"{key}/distance": model.distance})  # fmt: skip
+    run.tracker.finish()
+    if result is not None:
+        print("\n" + table(result) + "\n")
+    print(f"report        {report}")
+    print(f"MLflow store  {run.tracker.uri}")
+    print(f"open it with  {ui_command(run.tracker.uri)}")

@@ -40,9 +40,9 @@ def require_resources(config: Config) -> None:
             needed = training.workers * worker + (targets.min_actors * actor if targets.overlap else 0.0)
             if needed > has.get(resource, 0.0) + 1e-9:
                 raise ConfigError(
-                    f"{name}.optimization.workers = {training.workers} with {targets.min_actors} expert actors need {needed:g} {resource}, "
-                    f"and the cluster has {has.get(resource, 0.0):g}; lower {name}.optimization.workers or the share of each, "
-                    "set targets.overlap=false, or add nodes"
+                    f"{name}.optimization.workers = {training.workers} with {targets.min_actors} expert actors need {needed:g} "
+                    f"{resource}, and the cluster has {has.get(resource, 0.0):g}; "
+                    f"lower {name}.optimization.workers or the share of each, set targets.overlap=false, or add nodes"
                 )
 
 

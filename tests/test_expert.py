@@ -124,19 +124,20 @@ def test_the_contrast_is_within_half_a_percent_of_float64(expert_spec: ExpertSpe
             assert relative_error(stored.losing(omega_l), losing) < 0.001
 
 
-def test_a_student_equal_to_the_reference_reproduces_it(
-    expert_spec: ExpertSpec, shard: dict[str, Tensor], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_student_equal_to_the_reference_reproduces_it(expert_spec: ExpertSpec, dtype: str, tmp_path: Path) -> None:
     """Through the store and the reader, as the trainer does it."""
-    store = target_store(expert_spec, tmp_path)
-    store.write(ITEMS, shard, {})
+    spec = replace(expert_spec, model=expert_spec.model.model_copy(update={"dtype": dtype}))
+    store = target_store(spec, tmp_path)
+    store.write(ITEMS, Expert(spec)(ITEMS, images(spec, ITEMS)), {})
     batch = TargetReader(store, [ITEMS], timeout_seconds=1, run_id="run").batch(Batch(ITEMS, (1.0, 1.0, 1.0, 0.0)))
     sdxl = SDXL()
     with torch.no_grad():
-        output = sdxl.predict(sdxl.load_denoiser(expert_spec.model), batch.x_t, batch.timestep, batch.conditioning)
+        x_t = batch.x_t.to(getattr(torch, dtype))
+        output = sdxl.predict(sdxl.load_denoiser(spec.model), x_t, batch.timestep, batch.conditioning)
     assert batch.expert is not None
     assert batch.weights.tolist() == [1, 1, 1, 0]
-    assert torch.equal(output, batch.expert.reference)
+    assert torch.equal(output.float(), batch.expert.reference)
 
 
 def test_noise_and_target_belong_together(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:

@@ -121,7 +121,7 @@ class OnePixelDomain:
     def features(self, pictures: Pictures) -> NDArray[np.float64]:
         return np.array([p[0, 0] for p in pictures], dtype=float)
 
-    def good_features(self) -> NDArray[np.float64]:
+    def good_features(self, prompts: Sequence[str]) -> NDArray[np.float64]:
         return np.array([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
 
 

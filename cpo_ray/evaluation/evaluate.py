@@ -50,8 +50,8 @@ class Domain(Protocol):
     def features(self, pictures: Pictures) -> NDArray[np.float64]:
         """(N, D) for the Fréchet distance."""
 
-    def good_features(self) -> NDArray[np.float64]:
-        """(M, D) of pictures as they ought to be."""
+    def good_features(self, prompts: Sequence[str]) -> NDArray[np.float64]:
+        """(M, D) of pictures of these prompts as they ought to be."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def evaluate_models(
     for name, made in pictures.items():
         if len(made) != len(prompts):
             raise ValueError(f"model {name!r} has {len(made)} pictures for {len(prompts)} prompts; there must be one for each")
-    asked, good = requested or {}, domain.good_features()
+    asked, good = requested or {}, domain.good_features(prompts)
     found = {name: _labels(domain.annotate(made, prompts)) for name, made in pictures.items()}
     counts = {name: [len(label.negative_ids) for label in labels] for name, labels in found.items()}
     models = {}

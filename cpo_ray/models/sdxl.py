@@ -83,7 +83,8 @@ class SDXL:
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": conditioning["time_ids"]}
-        return denoiser(x_t, timestep, conditioning["prompt_embeds"], added_cond_kwargs=added, return_dict=False)[0]
+        text = conditioning["prompt_embeds"].to(x_t.dtype)
+        return denoiser(x_t, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
 
     def add_lora(self, denoiser: nn.Module, lora: Lora, seed: int) -> list[str]:
         # The generator's state before and after is not ours: only the seed decides the initial weights.

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -93,9 +93,11 @@ class BackgroundProducer:
         self._marker = target_store(spec, targets.folder).failure_marker(run_id)
         self._marker.unlink(missing_ok=True)
         self._stopped = threading.Event()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="targets")
-        self._result = self._thread.submit(produce, spec, shards, targets, on_progress, self._stopped)
-        self._result.add_done_callback(self._mark_failure)
+        self._result: Future[ProductionReport] = Future()
+        # A daemon: one that waits for CPUs which never become free must not keep the driver from ending.
+        arguments = (spec, shards, targets, on_progress, self._stopped)
+        self._thread = threading.Thread(target=self._run, args=arguments, name="targets", daemon=True)
+        self._thread.start()
 
     def __enter__(self) -> BackgroundProducer:
         return self
@@ -108,13 +110,15 @@ class BackgroundProducer:
         return self._result.result()
 
     def stop(self) -> None:
-        """End after the shards in hand; what is written stays."""
+        """End after the shards in hand, for which it waits half a minute; what is written stays."""
         self._stopped.set()
-        self._thread.shutdown(wait=True)
+        self._thread.join(timeout=30)
 
-    def _mark_failure(self, result: Future[ProductionReport]) -> None:
-        error = result.exception()
-        if error is not None:
+    def _run(self, *arguments: Any) -> None:
+        try:
+            self._result.set_result(produce(*arguments))
+        except Exception as error:  # whatever it is must cross the thread: join() raises it, and readers stop with it
+            self._result.set_exception(error)
             sentence = str(error) if isinstance(error, ProductionError) else f"the producer of targets failed: {error!r}"
             write_atomically(self._marker, json.dumps({"sentence": sentence}).encode())
 

@@ -16,14 +16,14 @@ from cpo_ray.data.validate import annotated_row
 from cpo_ray.prompts import Labels
 from cpo_ray.toy.agent import measure
 from cpo_ray.toy.render import Image as Picture
-from cpo_ray.toy.render import render, sample_scene
+from cpo_ray.toy.render import contents_of, render, sample_scene
 from hierarchy import Hierarchy
 
 RECORD = "dataset.json"
 
 
 def make_dataset(folder: Path, count: int, seed: int, tree: Hierarchy) -> AnnotatedDataset:
-    """Draw `count` pictures and write them as annotated shards; at once where the folder already holds just these.
+    """Draw `count` pictures of the training contents and write them as annotated shards; at once where the folder already holds just these.
 
     The labels are read back from the pixels, as those of a user's pictures would be: the renderer's own are never seen.  A larger
     count with the same seed begins with the same pictures.  Raises DataError where the folder holds another data set.
@@ -42,9 +42,9 @@ def make_dataset(folder: Path, count: int, seed: int, tree: Hierarchy) -> Annota
 
 
 def _rows(count: int, seed: int, tree: Hierarchy) -> Iterator[dict[str, Any]]:
-    generator = np.random.default_rng(seed)
+    generator, contents = np.random.default_rng(seed), contents_of("train")
     for number in range(count):
-        scene = sample_scene(generator, negative_probability=0.5)
+        scene = sample_scene(generator, negative_probability=0.5, contents=contents)
         prompt = scene.content.prompt
         picture = render(scene)
         seen = measure(picture, prompt)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cpo_ray.prompts import Labels
 from cpo_ray.toy.agent import Annotation, MeasuringAgent
 from cpo_ray.toy.judge import Judge, content_hits, load_judge, to_tensor
-from cpo_ray.toy.render import BY_PROMPT, CONTENTS, Image, Scene, render
+from cpo_ray.toy.render import BY_PROMPT, Image, Scene, contents_of, render
 
 REFERENCE_SEED = 5_000_000
 BLOCK = 256
@@ -38,12 +38,15 @@ class ToyDomain:
         parts = [self.judge.features(to_tensor(list(pictures[b]))).double().numpy() for b in _blocks(len(pictures))]
         return np.concatenate(parts)
 
-    def good_features(self) -> NDArray[np.float64]:
-        return self._good_features
+    def good_features(self, prompts: Sequence[str]) -> NDArray[np.float64]:
+        """Of renders without a fault that show the same contents in the same shares: the distance is about quality alone."""
+        return self.features(good_pictures(prompts, REFERENCE_SEED, self.reference_pictures))
 
-    @cached_property
-    def _good_features(self) -> NDArray[np.float64]:
-        return self.features(good_pictures([c.prompt for c in CONTENTS], REFERENCE_SEED, self.reference_pictures))
+    @staticmethod
+    def requests(split: str) -> list[Labels]:
+        """Every content of a split with all that would be good about it, placed in the centre."""
+        scenes = (Scene(content, frozenset(), thirds=False, seed=0) for content in contents_of(split))
+        return [Labels(scene.content.prompt, scene.positive_ids, ()) for scene in scenes]
 
 
 def good_pictures(prompts: Sequence[str], seed: int, count: int) -> list[Image]:

@@ -63,12 +63,12 @@ class Engine:
     @property
     def model(self) -> nn.Module:
         """The wrapped denoiser: call this one, so that ZeRO-3 gathers the weights a layer needs."""
-        return self._deepspeed  # type: ignore[no-any-return]
+        return self._deepspeed
 
     @property
     def denoiser(self) -> nn.Module:
         """The denoiser itself. Its weights are of size 0 between forwards under ZeRO-3."""
-        return self._deepspeed.module  # type: ignore[no-any-return]
+        return self._deepspeed.module
 
     @property
     def device(self) -> torch.device:

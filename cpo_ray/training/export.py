@@ -36,7 +36,7 @@ class Probe:
 
 
 def probe_output(family: Family, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-    """(B, C, h, w) float32, with full float32 convolutions on GPUs, so that two models differ by more than rounding or not at all."""
+    """(B, C, h, w) float32, from full float32 convolutions on GPUs, so that equal models differ by float32's rounding only."""
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return family.predict(denoiser, x_t, timestep, conditioning).float()
 
@@ -115,7 +115,8 @@ def _card_text(model: Model, card: Mapping[str, str]) -> str:
     return (
         f"---\nlibrary_name: diffusers\nbase_model: {model.base}\ntags: [text-to-image, {model.family}, cpo]\n---\n\n"
         f"# Trained on {model.base}\n\n"
-        f"Weights for {model.base}{revision}, written by cpo_ray. Loaded back after the export, they gave the trained model's output.\n\n"
+        f"Weights for {model.base}{revision}, written by cpo_ray. "
+        "Loaded back after the export, they gave the trained model's output.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
         "Licence: these weights are a derivative of the base model and of the training pictures; the terms of both apply.\n"
     )

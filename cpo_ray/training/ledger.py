@@ -1,6 +1,7 @@
 """What was truly trained: one file per rank and checkpoint, so that a resume can be checked by counting.
 
-    <output>/ledger/step-<first>-<last>-rank<rank>.jsonl    {"step": 3, "sample_id": "…", "draw": 0}, steps first to last - 1
+The file ledger/step-<first>-<last>-rank<rank>.jsonl below a training's output has a line such as
+{"step": 3, "sample_id": "picture-7", "draw": 0} for each item that the rank trained in steps first to last - 1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def read_ledger(output: Path) -> list[Entry]:
 
 
 def check_ledger(plan: Plan, entries: Iterable[Entry]) -> str | None:
-    """None if each planned item was trained in its step exactly as often as planned, otherwise the sentence that says what differs."""
+    """None if each planned item was trained in its step exactly as often as planned, else a sentence that says what differs."""
     planned = Counter((step, item) for step in range(plan.steps) for item in plan.step(step).planned)
     trained = Counter(entries)
     missing, surplus = planned - trained, trained - planned
@@ -51,7 +52,8 @@ def check_ledger(plan: Plan, entries: Iterable[Entry]) -> str | None:
     example = min(missing or surplus)
     return (
         f"the ledger differs from the plan: of {planned.total()} planned items {missing.total()} were not trained and "
-        f"{surplus.total()} were trained in excess, such as {example[1].sample_id!r} draw {example[1].draw} in step {example[0]}; "
+        f"{surplus.total()} were trained in excess, "
+        f"such as {example[1].sample_id!r} draw {example[1].draw} in step {example[0]}; "
         "do not trust this training, start it again under another name"
     )
 

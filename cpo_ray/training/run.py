@@ -51,12 +51,13 @@ def train(spec: TrainSpec) -> TrainResult:
     Raises TrainingError when the output folder holds another training, the cluster is too small or the workers fail too often,
     TrainingHealthError when the numbers go wrong, and ExportError when the written weights are not the trained ones.
     """
-    _claim(spec)
+    _check_output(spec)
     record = spec.output / _RESULT
     if record.exists():
         done = json.loads(record.read_text())
         return TrainResult(spec.output / ADAPTER, done["steps"], 0, done["metrics"], done["ledger_problem"])
     check_resources(spec.optimization)
+    write_text(spec.output / _SETTINGS, json.dumps(_settings(spec), indent=2))
     worker = _fit(spec)
     if worker.failure is not None:
         raise worker.failure
@@ -78,16 +79,16 @@ def check_resources(optimization: Optimization) -> None:
         wanted, there = optimization.workers * each, cluster.get(name, 0.0)
         if wanted > there:
             raise TrainingError(
-                f"{optimization.workers} workers with {each:g} {name}s each need {wanted:g} {name}s, and the cluster has {there:g}; "
+                f"{optimization.workers} workers with {each:g} {name}s each need {wanted:g} {name}s, "
+                f"and the cluster has {there:g}; "
                 f"lower optimization.workers or {name.lower()}s_per_worker, or add nodes"
             )
 
 
-def _claim(spec: TrainSpec) -> None:
-    """Write down what is trained in the output folder, or compare with what was."""
+def _check_output(spec: TrainSpec) -> None:
+    """Compare with what was started in the output folder before."""
     record, settings = spec.output / _SETTINGS, _settings(spec)
     if not record.exists():
-        write_text(record, json.dumps(settings, indent=2))
         return
     if not spec.resume:
         raise TrainingError(f"{spec.output} already holds a training; resume it, or give the run another name")

@@ -52,7 +52,7 @@ class Tracking(Protocol):
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One training, complete and picklable. `run_id` also names the producer of its targets, whose failure ends the wait for them.
+    """One training, complete and picklable. `run_id` also names the producer of its targets, whose failure ends the wait.
 
     The output folder must be seen by all nodes. `card` adds lines to the model card: counts of the data, the hierarchy's hash.
     """
@@ -87,7 +87,7 @@ class WorkerResult:
 
 
 class Trainer:
-    """The denoiser, its engine and its targets on one rank; needs an initialised torch.distributed. All methods are collective."""
+    """The denoiser, its engine and its targets on one rank; needs an initialised torch.distributed. Collective throughout."""
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
@@ -263,7 +263,7 @@ def _health_error(problem: str) -> TrainingHealthError:
     checkpoint = ray.train.get_checkpoint()
     last = f"the last good checkpoint is {checkpoint.path}" if checkpoint else "no checkpoint was written yet"
     return TrainingHealthError(
-        f"training stopped: {problem}; {last}; try a smaller learning_rate, or with a preference objective a smaller beta or omega"
+        f"training stopped: {problem}; {last}; try a smaller learning_rate, or for a preference objective a smaller beta or omega"
     )
 
 

@@ -1,0 +1,188 @@
+"""DeepSpeed in processes of its own, one and two of them, on one small training."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import make_spec, write_base, write_targets
+from torch import distributed
+
+from cpo_ray.config import Model, Optimization
+from cpo_ray.models import family
+from cpo_ray.training.engine import learning_rate_at
+from cpo_ray.training.worker import Trainer, TrainSpec
+
+pytestmark = pytest.mark.slow
+
+Numbers = dict[str, Any]
+
+
+def in_ranks(world_size: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function(*arguments)` returns on each rank of a new process group."""
+    folder.mkdir()
+    with ProcessPoolExecutor(world_size, multiprocessing.get_context("spawn")) as pool:
+        calls = [pool.submit(_on_rank, rank, world_size, folder, function, *arguments) for rank in range(world_size)]
+        return [call.result(timeout=200) for call in calls]
+
+
+def _on_rank(rank: int, world_size: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> Any:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    try:
+        return function(*arguments)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _train(spec: TrainSpec, steps: range | None = None, trainer: Trainer | None = None) -> Numbers:
+    trainer = trainer or Trainer(spec)
+    names = {name: tuple(p.shape) for name, p in family(spec.model).load_denoiser(spec.model).named_parameters()}
+    metrics = [trainer.step(step) for step in steps or range(spec.plan.steps)]
+    state = {name: tensor.numpy() for name, tensor in trainer.engine.trained_state().items()}
+    return {"metrics": metrics, "state": state, "base": names, "trained": list(trainer.trained)}
+
+
+def _continued(spec: TrainSpec, folder: Path) -> Numbers:
+    """Two steps, a save by each rank into a folder of its own, merged as Ray merges them, and two more steps by a new engine."""
+    trainer = Trainer(spec)
+    _train(spec, range(2), trainer)
+    own = folder / f"rank{trainer.rank}"
+    trainer.engine.save(own)
+    shutil.copytree(own, folder / "merged", dirs_exist_ok=True)
+    distributed.barrier()
+    second = Trainer(spec)
+    second.engine.load(folder / "merged")
+    return _train(spec, range(2, 4), second)
+
+
+def _two_ranks(spec: TrainSpec, folder: Path) -> Numbers:
+    def stage(number: int, **more: Any) -> TrainSpec:
+        changes = {"zero_stage": number, **more}
+        return replace(spec, optimization=spec.optimization.model_copy(update=changes))
+
+    half = spec.model.model_copy(update={"dtype": "bfloat16"})
+    return {
+        **{f"stage {number}": _train(stage(number)) for number in (0, 1, 2, 3)},
+        **{f"continued {number}": _continued(stage(number), folder / str(number)) for number in (0, 3)},
+        **{f"bfloat16 {number}": _train(replace(stage(number), model=half), range(3)) for number in (0, 2)},
+        "full 3": _train(stage(3, parameters="full", learning_rate=1e-4), range(1)),
+        "full 0": _train(stage(0, parameters="full", learning_rate=1e-4), range(1)),
+    }
+
+
+def _one_rank(spec: TrainSpec) -> Numbers:
+    return {"trained": _train(spec), "norm": _norm_by_torch(spec)}
+
+
+def _norm_by_torch(spec: TrainSpec) -> float:
+    """The first step's gradient norm, of the plain mean over its six items, without DeepSpeed."""
+    trainer = Trainer(replace(spec, optimization=spec.optimization.model_copy(update={"micro_batch": 6})))
+    denoiser = trainer.family.load_denoiser(spec.model)
+    trainer.family.add_lora(denoiser, spec.lora, spec.seed)
+    targets = trainer.reader.batch(spec.plan.step(0))
+    expert = targets.expert
+    assert expert is not None
+    frozen = _frozen(expert.reference, expert.winning(spec.omega_win), expert.losing(spec.omega_lose))
+    prediction = trainer.family.predict(denoiser, targets.x_t, targets.timestep, targets.conditioning)
+    trainer.objective(prediction, frozen, trainer.parameters)[0].mean().backward()
+    return float(torch.stack([p.grad.norm() for p in denoiser.parameters() if p.grad is not None]).norm())
+
+
+def _frozen(reference: torch.Tensor, winning: torch.Tensor, losing: torch.Tensor) -> Any:
+    from cpo_ray.objectives import FrozenOutputs
+
+    return FrozenOutputs(reference=reference, winning=winning, losing=losing)
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
+    folder = tmp_path_factory.mktemp("training")
+    model: Model = write_base(folder / "base")
+    spec = make_spec(folder, model, optimization={"gradient_clip": 0.5})
+    write_targets(spec)
+    return spec
+
+
+@pytest.fixture(scope="module")
+def two(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> list[Numbers]:
+    folder = tmp_path_factory.mktemp("two")
+    return in_ranks(2, folder / "ranks", _two_ranks, spec, folder)
+
+
+@pytest.fixture(scope="module")
+def one(spec: TrainSpec, tmp_path_factory: pytest.TempPathFactory) -> Numbers:
+    return in_ranks(1, tmp_path_factory.mktemp("one") / "ranks", _one_rank, spec)[0]
+
+
+def curve(numbers: Numbers, name: str = "loss") -> list[float]:
+    return [metrics[name] for metrics in numbers["metrics"]]
+
+
+def test_the_first_gradient_is_that_of_the_mean_over_the_planned_items(one: Numbers, two: list[Numbers]) -> None:
+    assert curve(one["trained"], "gradient_norm")[0] == pytest.approx(one["norm"], rel=1e-4)
+    assert curve(two[0]["stage 0"], "gradient_norm")[0] == pytest.approx(one["norm"], rel=1e-4)
+
+
+def test_one_rank_and_two_give_the_same_curves_even_where_a_step_is_padded(one: Numbers, two: list[Numbers]) -> None:
+    for name in ("loss", "margin", "distance_to_reference", "gradient_norm"):
+        assert curve(two[0]["stage 0"], name) == pytest.approx(curve(one["trained"], name), rel=1e-4)
+    assert curve(one["trained"])[0] > curve(one["trained"])[-1], "the training does not learn, so the comparison says nothing"
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_stages_agree(two: list[Numbers], stage: int) -> None:
+    for name in ("loss", "gradient_norm"):
+        assert curve(two[0][f"stage {stage}"], name) == pytest.approx(curve(two[0]["stage 0"], name), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["stage", "full"])
+def test_zero_3_hands_out_whole_tensors_of_the_right_values(two: list[Numbers], kind: str) -> None:
+    whole, gathered = two[0][f"{kind} 0"]["state"], two[0][f"{kind} 3"]["state"]
+    assert {name: values.shape for name, values in gathered.items()} == {name: values.shape for name, values in whole.items()}
+    assert all(values.size for values in gathered.values())
+    for name in whole:
+        assert gathered[name] == pytest.approx(whole[name], abs=2e-4)
+
+
+def test_full_trains_every_parameter_and_lora_none_of_the_base(two: list[Numbers]) -> None:
+    assert {name: values.shape for name, values in two[0]["full 0"]["state"].items()} == two[0]["full 0"]["base"]
+    assert all("lora_" in name for name in two[0]["stage 0"]["state"])
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_new_engine_goes_on_from_a_checkpoint_exactly(two: list[Numbers], stage: int) -> None:
+    straight, continued = two[0][f"stage {stage}"], two[0][f"continued {stage}"]
+    assert curve(continued) == curve(straight)[2:]
+    assert all((continued["state"][name] == straight["state"][name]).all() for name in straight["state"])
+
+
+def test_ranks_report_the_same_numbers_and_train_each_item_once(spec: TrainSpec, two: list[Numbers]) -> None:
+    assert two[0]["stage 0"]["metrics"] == two[1]["stage 0"]["metrics"]
+    planned = sorted((step, item) for step in range(4) for item in spec.plan.step(step).planned)
+    assert sorted(two[0]["stage 0"]["trained"] + two[1]["stage 0"]["trained"]) == planned
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bfloat16_follows_float32_coarsely(two: list[Numbers], stage: int) -> None:
+    for name, tolerance in (("loss", 0.05), ("gradient_norm", 0.2)):
+        assert curve(two[0][f"bfloat16 {stage}"], name) == pytest.approx(curve(two[0]["stage 0"], name)[:3], rel=tolerance)
+
+
+def test_the_learning_rate_is_a_function_of_the_step() -> None:
+    settings = Optimization(steps=10, learning_rate=1.0, warmup_steps=2, decay="cosine")
+    rates = [learning_rate_at(step, 10, settings) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.5)  # half-way from step 2 to 10
+    assert rates[9] == pytest.approx((1 - 0.9238795) / 2)  # cos(7π/8) = -0.9239
+    constant = settings.model_copy(update={"decay": "constant"})
+    assert [learning_rate_at(step, 10, constant) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]

@@ -1,0 +1,123 @@
+"""Exported weights do what the trained model does, or are not published."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tiny_training import TEXT_WIDTH, write_base
+from torch import Tensor, nn
+
+from cpo_ray.config import Lora, Model
+from cpo_ray.models import family
+from cpo_ray.training.export import ExportError, Probe, export_adapter, probe_output, verify_export
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@dataclass
+class Trained:
+    model: Model
+    denoiser: nn.Module
+    state: dict[str, Tensor]
+    probe: Probe
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def trained(model: Model, change: float, lora: bool = True) -> Trained:
+    """A denoiser whose trained parameters were moved by random numbers of the given size."""
+    sdxl, generator = family(model), torch.Generator().manual_seed(0)
+    denoiser = sdxl.load_denoiser(model)
+    names = sdxl.add_lora(denoiser, Lora(rank=4, alpha=16), seed=0) if lora else [n for n, _ in denoiser.named_parameters()]
+    state = {}
+    for name in names:
+        parameter = denoiser.get_parameter(name).data
+        if not lora or "lora_B" in name:
+            parameter += change * torch.randn(parameter.shape, generator=generator)
+        state[name] = parameter.float()
+    inputs = {
+        "x_t": torch.randn(2, 4, 8, 8, generator=generator),
+        "timestep": torch.tensor([100, 900]),
+        "conditioning": {
+            "prompt_embeds": torch.randn(2, 5, 2 * TEXT_WIDTH, generator=generator),
+            "pooled_prompt_embeds": torch.randn(2, TEXT_WIDTH, generator=generator),
+            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2),
+        },
+    }
+    return Trained(model, denoiser, state, Probe(**inputs, output=probe_output(sdxl, denoiser, **inputs)))
+
+
+def export(t: Trained, folder: Path, **more: str) -> None:
+    export_adapter(family(t.model), t.denoiser, t.state, t.model, folder, {"objective": "cpo_s"}, t.probe, **more)
+
+
+def test_an_adapter_goes_round_and_has_a_card(model: Model, tmp_path: Path) -> None:
+    t = trained(model, 0.05)
+    export(t, tmp_path / "adapter")
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["README.md", WEIGHTS]
+    assert "| objective | cpo_s |" in (tmp_path / "adapter" / "README.md").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "the temporary folder is gone"
+    reloaded = probe_output(
+        family(model),
+        family(model).load_denoiser(model, tmp_path / "adapter"),
+        t.probe.x_t,
+        t.probe.timestep,
+        t.probe.conditioning,
+    )
+    torch.testing.assert_close(reloaded, t.probe.output, rtol=1e-4, atol=1e-5)
+
+
+def test_an_export_replaces_an_earlier_one(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    export(trained(model, 0.05), folder)
+    first = (folder / WEIGHTS).read_bytes()
+    export(trained(model, 0.02), folder)
+    assert (folder / WEIGHTS).read_bytes() != first
+
+
+def test_weights_that_change_nothing_are_refused_and_not_published(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="which is nothing"):
+        export(trained(model, 0.0), tmp_path / "adapter")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [0.05, 1e-4])
+def test_a_lost_alpha_is_found_even_where_the_adapter_does_little(model: Model, tmp_path: Path, change: float) -> None:
+    t = trained(model, change)
+    folder = tmp_path / "adapter"
+    export(t, folder)
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    (key,) = (key for key, value in metadata.items() if "lora_alpha" in value)
+    settings = json.loads(metadata[key])
+    (alpha,) = (name for name in settings if name.endswith("lora_alpha"))
+    assert settings[alpha] == 16
+    settings[alpha] = 4
+    save_file(tensors, folder / WEIGHTS, {**metadata, key: json.dumps(settings)})
+    with pytest.raises(ExportError, match="alpha"):
+        verify_export(family(model), model, folder, t.probe)
+
+
+def test_weights_of_another_training_are_refused(model: Model, tmp_path: Path) -> None:
+    t = trained(model, 0.05)
+    other = {name: -values if "lora_B" in name else values for name, values in t.state.items()}
+    with pytest.raises(ExportError, match="differ from the trained model's output"):
+        export(replace(t, state=other), tmp_path / "adapter")
+
+
+def test_a_whole_denoiser_goes_round(model: Model, tmp_path: Path) -> None:
+    export(trained(model, 0.01, lora=False), tmp_path / "adapter", parameters="full")
+    assert (tmp_path / "adapter" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_an_adapter_trained_in_bfloat16_goes_round(model: Model, tmp_path: Path) -> None:
+    export(trained(model.model_copy(update={"dtype": "bfloat16"}), 0.05), tmp_path / "adapter")

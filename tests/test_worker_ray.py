@@ -1,0 +1,107 @@
+"""A training under Ray Train whose worker is killed in the middle, resumed, against one that nothing happened to."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_training import make_spec, write_base, write_targets
+
+from cpo_ray.targets.store import TargetStore
+from cpo_ray.training.health import TrainingHealthError
+from cpo_ray.training.ledger import check_ledger, read_ledger
+from cpo_ray.training.run import TrainingError, train
+from cpo_ray.training.worker import TrainSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+STEPS = 8
+
+
+def logged_steps(spec: TrainSpec) -> list[int]:
+    path = spec.output / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def kill_after(spec: TrainSpec, steps: int) -> threading.Thread:
+    """A thread that kills this Ray's train workers outright, as a lack of memory would, once so many steps are logged."""
+
+    def kill() -> None:
+        while len(logged_steps(spec)) < steps:
+            time.sleep(0.1)
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert workers
+        for worker in workers:
+            worker.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    model = write_base(tmp_path / "base")
+    settings = {"checkpoint_every": 2, "max_failures": 0, "learning_rate": 1e-2}
+    spec = make_spec(tmp_path, model, optimization=settings, steps=STEPS, run_id="killed", output=tmp_path / "killed")
+    # The third shard holds what step 1 to 3 need and no more than that is there, so the workers wait in step 3 or later.
+    shards = spec.plan.shards(spec.shard_size)
+    there = 4
+    write_targets(spec, 0, there)
+    known = {item for items in shards[:there] for item in items}
+    waits_at = next(step for step in range(STEPS) if not set(spec.plan.step(step).planned) <= known)
+    assert waits_at % 2 == 0 or waits_at > 2
+    thread = kill_after(spec, waits_at)
+    with pytest.raises(TrainingError, match="'killed' failed 1 times"):
+        train(spec)
+    thread.join(timeout=10)
+    assert logged_steps(spec) == list(range(waits_at))
+    committed = waits_at // 2 * 2
+    assert {step for step, _ in read_ledger(spec.output)} == set(range(committed))
+
+    write_targets(spec, there)
+    with pytest.raises(TrainingError, match="already holds a training"):
+        train(spec)
+    with pytest.raises(TrainingError, match=r"started with omega_win = 2\.0"):
+        train(replace(spec, omega_win=3.0, resume=True))
+    resumed = train(replace(spec, resume=True))
+    assert (resumed.steps, resumed.trained_steps, resumed.ledger_problem) == (STEPS, STEPS - committed, None)
+    assert logged_steps(spec) == list(range(STEPS))
+    assert check_ledger(spec.plan, read_ledger(spec.output)) is None
+    assert len(list((spec.output / "killed").glob("step-*"))) == 2, "older checkpoints are removed"
+
+    again = train(replace(spec, resume=True))
+    assert again.trained_steps == 0
+    assert "nothing was left to train" in again.sentence
+
+    straight = train(replace(spec, run_id="straight", output=tmp_path / "straight"))
+    assert straight.trained_steps == STEPS
+    name = "pytorch_lora_weights.safetensors"
+    assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
+    assert any(tensor.any() for tensor in load_file(straight.adapter / name).values())
+    assert resumed.metrics["loss"] == straight.metrics["loss"]
+
+
+def test_numbers_that_explode_end_a_training_at_once(tmp_path: Path) -> None:
+    model = write_base(tmp_path / "base")
+    spec = make_spec(tmp_path, model, optimization={"max_failures": 3}, objective="sft", targets=TargetStore(tmp_path, "t"))
+    write_targets(spec)
+    items = spec.plan.shards(spec.shard_size)[0]
+    tensors = spec.targets.read(items)
+    spec.targets.write(items, {**tensors, "target": torch.full_like(tensors["target"], torch.inf)}, {})
+    with pytest.raises(TrainingHealthError, match=r"the loss of step 0 is inf .* no checkpoint was written yet; try a smaller"):
+        train(spec)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    model = write_base(tmp_path / "base")
+    spec = make_spec(tmp_path, model, optimization={"workers": 3})
+    with pytest.raises(TrainingError, match=r"3 workers with 1 CPUs each need 3 CPUs, and the cluster has 2"):
+        train(spec)
+    assert not spec.output.exists()
