@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -188,10 +189,16 @@ def _base_folder(config: Config) -> Path | None:
 
 
 def _resources(config: Config) -> Iterator[Finding]:
-    where, cpus, gpus = _available()
+    try:
+        where, cpus, gpus = _available()
+    except OSError as error:
+        yield Finding(
+            "missing", f"no cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start it or unset RAY_ADDRESS"
+        )
+        return
     for stage, needed_cpus, needed_gpus in _demands(config):
         have = f"{needed_cpus:g} CPUs and {needed_gpus:g} GPUs of {cpus:g} and {gpus:g} {where}"
-        if needed_cpus > cpus or needed_gpus > gpus:
+        if needed_cpus > cpus + 1e-9 or needed_gpus > gpus + 1e-9:
             yield Finding("missing", f"{stage} takes {have}; lower workers, actors or what each takes, or add machines")
         else:
             yield Finding("ok", f"{stage} takes {have}")
@@ -214,20 +221,20 @@ def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
 
 
 def _available() -> tuple[str, float, float]:
-    """(where, CPUs, GPUs) of the cluster that a job would join, or of this machine."""
-    import ray
-
-    joined = ray.is_initialized()
-    try:
-        if not joined:
-            ray.init(address="auto", logging_level="ERROR", log_to_driver=False)
-    except ConnectionError:
+    """(where, CPUs, GPUs) of the cluster that a job would join, or of this machine. Raises OSError if it does not answer."""
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
         import torch
 
         return "on this machine", float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # Ray itself waits minutes for a port where nobody listens
+        socket.create_connection((host, int(port)), timeout=5).close()
+    import ray
+
+    ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     resources = ray.cluster_resources()
-    if not joined:
-        ray.shutdown()  # leaves the cluster, which goes on
+    ray.shutdown()  # leaves the cluster, which goes on
     return "in the cluster", resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 

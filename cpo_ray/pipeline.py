@@ -72,17 +72,17 @@ class Run:
 def train_cpo(config: Config, resume: bool = False) -> None:
     """The whole method: expert, targets beside training, CPO, the baselines asked for, evaluation and report."""
     run = open_run(config, resume)
-    _expert(run)
+    train_expert(run)
     _check_obedience(run)
     for objective in run.objectives:
-        _align(run, objective)
+        align(run, objective)
     _evaluate(run)
 
 
 def train_sft(config: Config, resume: bool = False) -> None:
     """Stage 1 alone: the expert θ1, and whether it obeys its attributes (Table S6)."""
     run = open_run(config, resume)
-    _expert(run)
+    train_expert(run)
     _check_obedience(run)
     run.tracker.finish()
 
@@ -142,7 +142,7 @@ def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
     return dataset
 
 
-def _expert(run: Run) -> None:
+def train_expert(run: Run) -> None:
     """Stage 1 (paper, 5.1): the denoising loss on pictures whose text names the attributes, good and bad."""
     settings = run.config.expert
     if settings.adapter is not None:
@@ -155,7 +155,7 @@ def _expert(run: Run) -> None:
     _train(run, "expert", "sft", plan, spec, settings.optimization, settings.lora)
 
 
-def _align(run: Run, objective: str) -> None:
+def align(run: Run, objective: str) -> None:
     """Stage 2 (paper, 5.2) or a baseline: the model learns from y alone, on the frozen outputs of θ1 and the reference."""
     settings = run.config.preference
     if objective == "sft":

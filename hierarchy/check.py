@@ -64,11 +64,7 @@ def contradictions(hierarchy: Hierarchy, lines: Mapping[str, int]) -> Iterator[P
 
 
 def _poles(hierarchy: Hierarchy) -> dict[str, Pole]:
-    return {
-        signed_id: pole
-        for attribute in hierarchy.attributes.values()
-        for signed_id, pole in attribute.poles.items()
-    }
+    return {signed_id: pole for attribute in hierarchy.attributes.values() for signed_id, pole in attribute.poles.items()}
 
 
 def _cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:

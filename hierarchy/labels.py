@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from hierarchy.tree import Hierarchy
 
 
-def label_problems(
-    hierarchy: Hierarchy, positive_ids: Sequence[str], negative_ids: Sequence[str], prompt: str
-) -> list[str]:
+def label_problems(hierarchy: Hierarchy, positive_ids: Sequence[str], negative_ids: Sequence[str], prompt: str) -> list[str]:
     """One sentence for everything that cannot be so; ids are attribute ids, without sign."""
     counts = Counter([f"+{name}" for name in positive_ids] + [f"-{name}" for name in negative_ids])
     faults = {signed_id: hierarchy.fault(signed_id) for signed_id in counts}
@@ -41,8 +39,7 @@ def _both_poles(held: dict[str, None]) -> list[str]:
 def _exclusions(hierarchy: Hierarchy, held: dict[str, None]) -> list[str]:
     violated = [group for group in hierarchy.exclusive if sum(member in held for member in group) > 1]
     return [
-        " and ".join(f"'{signed_id}'" for signed_id in held if signed_id in group) + " exclude each other."
-        for group in violated
+        " and ".join(f"'{signed_id}'" for signed_id in held if signed_id in group) + " exclude each other." for group in violated
     ]
 
 

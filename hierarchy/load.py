@@ -66,17 +66,13 @@ class _Reader:
         """The tree as far as it can be read, without its content hash."""
         required = ("name", "version", "description", "roots")
         found = self._source.mapping(top, "the hierarchy", required, ("exclusive",))
-        texts = {
-            key: self._source.text(found.get(key), f"the {key} of the hierarchy") for key in required[:3]
-        }
+        texts = {key: self._source.text(found.get(key), f"the {key} of the hierarchy") for key in required[:3]}
         roots = tuple(self._node(item, ()) for item in self._entries(found.get("roots"), "roots"))
         if "roots" in found and found["roots"].value == []:
             self._source.report(found["roots"], "The hierarchy has no roots: list at least one.")
         groups = self._source.items(found.get("exclusive"), "exclusive")
         exclusive = tuple(self._exclusive_group(group) for group in groups)
-        return Hierarchy(
-            **texts, roots=roots, attributes=self._attributes, exclusive=exclusive, content_hash=""
-        )
+        return Hierarchy(**texts, roots=roots, attributes=self._attributes, exclusive=exclusive, content_hash="")
 
     def _node(self, node: yaml.Node, above: tuple[str, ...]) -> Node:
         kind = "node" if above else "root"
@@ -105,15 +101,11 @@ class _Reader:
         required = ("id", "label", "positive", "definition", "cue")
         optional = ("negative", "alternative_labels", "applies_when", "requires", "forbids")
         found = source.mapping(node, what, required, optional)
-        applies = source.mapping(
-            found.get("applies_when"), f"applies_when of {what}", (), ("prompt_has_any", "note")
-        )
+        applies = source.mapping(found.get("applies_when"), f"applies_when of {what}", (), ("prompt_has_any", "note"))
         requires = self._relation(found, "requires", what)
         forbids = self._relation(found, "forbids", what)
         poles = {
-            side: self._pole(
-                found[side], f"the {side} of {what}", requires.get(side, ()), forbids.get(side, ())
-            )
+            side: self._pole(found[side], f"the {side} of {what}", requires.get(side, ()), forbids.get(side, ()))
             for side in ("positive", "negative")
             if side in found
         }
@@ -192,9 +184,7 @@ class _Reader:
             )
         if identifier in self.lines:
             first = self.lines[identifier]
-            self._source.report(
-                node, f"The id '{identifier}' is already on line {first}: an id occurs once in the file."
-            )
+            self._source.report(node, f"The id '{identifier}' is already on line {first}: an id occurs once in the file.")
         self.lines.setdefault(identifier, line_of(node))
         return identifier
 

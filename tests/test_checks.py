@@ -81,3 +81,9 @@ def test_small_full_updates_in_bfloat16_are_noted() -> None:
     full = ("model.dtype=bfloat16", "preference.optimization.parameters=full", "preference.optimization.learning_rate=1e-5")
     assert [f.verdict for f in checks.check(toy(*full)) if "round such steps away" in f.sentence] == ["note"]
     assert not [f for f in checks.check(toy(full[0], full[2])) if "round such steps away" in f.sentence]
+
+
+def test_a_cluster_that_does_not_answer_is_said_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real look at the cluster
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert any("no cluster at RAY_ADDRESS=127.0.0.1:1" in sentence for sentence in missing(toy()))

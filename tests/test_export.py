@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tiny_training import TEXT_WIDTH, write_base
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
 from cpo_ray.models import family
+from cpo_ray.models.base import DTYPES
 from cpo_ray.training.export import ExportError, Probe, export_adapter, probe_output, verify_export
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -45,7 +46,7 @@ def trained(model: Model, change: float, lora: bool = True) -> Trained:
             parameter += change * torch.randn(parameter.shape, generator=generator)
         state[name] = parameter.float()
     inputs = {
-        "x_t": torch.randn(2, 4, 8, 8, generator=generator),
+        "x_t": torch.randn(2, 4, 8, 8, generator=generator).to(DTYPES[model.dtype]),
         "timestep": torch.tensor([100, 900]),
         "conditioning": {
             "prompt_embeds": torch.randn(2, 5, 2 * TEXT_WIDTH, generator=generator),
@@ -66,14 +67,9 @@ def test_an_adapter_goes_round_and_has_a_card(model: Model, tmp_path: Path) -> N
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["README.md", WEIGHTS]
     assert "| objective | cpo_s |" in (tmp_path / "adapter" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "the temporary folder is gone"
-    reloaded = probe_output(
-        family(model),
-        family(model).load_denoiser(model, tmp_path / "adapter"),
-        t.probe.x_t,
-        t.probe.timestep,
-        t.probe.conditioning,
-    )
-    torch.testing.assert_close(reloaded, t.probe.output, rtol=1e-4, atol=1e-5)
+    reloaded = family(model).load_denoiser(model, tmp_path / "adapter")
+    output = probe_output(family(model), reloaded, t.probe.x_t, t.probe.timestep, t.probe.conditioning)
+    torch.testing.assert_close(output, t.probe.output, rtol=1e-4, atol=1e-5)
 
 
 def test_an_export_replaces_an_earlier_one(model: Model, tmp_path: Path) -> None:
@@ -96,13 +92,13 @@ def test_a_lost_alpha_is_found_even_where_the_adapter_does_little(model: Model, 
     folder = tmp_path / "adapter"
     export(t, folder)
     with safe_open(folder / WEIGHTS, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+        metadata = file.metadata()
     (key,) = (key for key, value in metadata.items() if "lora_alpha" in value)
     settings = json.loads(metadata[key])
     (alpha,) = (name for name in settings if name.endswith("lora_alpha"))
     assert settings[alpha] == 16
     settings[alpha] = 4
-    save_file(tensors, folder / WEIGHTS, {**metadata, key: json.dumps(settings)})
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {**metadata, key: json.dumps(settings)})
     with pytest.raises(ExportError, match="alpha"):
         verify_export(family(model), model, folder, t.probe)
 

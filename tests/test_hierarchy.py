@@ -82,9 +82,7 @@ def test_toy_tree_is_the_agreed_one(toy: Hierarchy) -> None:
     assert toy.phrase("-edge.clarity") == "blurred edges"
     assert toy.root_of("edge.clarity").label == "Edge relationship"
     assert [attribute.id for root in toy.roots for attribute in root.walk()] == list(toy.attributes)
-    assert all(
-        a.definition and a.cue and a.alternative_labels and a.applies_note for a in toy.attributes.values()
-    )
+    assert all(a.definition and a.cue and a.alternative_labels and a.applies_note for a in toy.attributes.values())
 
 
 @pytest.mark.parametrize(
@@ -113,10 +111,7 @@ PROMPT = "red circle over sea"
             ["edge.clarty"],
             [],
             PROMPT,
-            [
-                "There is no attribute 'edge.clarty' in hierarchy 'painting-toy' "
-                "(did you mean 'edge.clarity'?)."
-            ],
+            ["There is no attribute 'edge.clarty' in hierarchy 'painting-toy' (did you mean 'edge.clarity'?)."],
         ),
         (
             ["edge.clarity"],
@@ -128,10 +123,7 @@ PROMPT = "red circle over sea"
             [],
             ["composition.thirds"],
             PROMPT,
-            [
-                "'-composition.thirds' does not exist: "
-                "attribute 'composition.thirds' is one-sided (no negative)."
-            ],
+            ["'-composition.thirds' does not exist: attribute 'composition.thirds' is one-sided (no negative)."],
         ),
         ([], ["edge.clarity", "edge.clarity"], PROMPT, ["'-edge.clarity' is listed 2 times."]),
         (
@@ -157,9 +149,7 @@ PROMPT = "red circle over sea"
         ),
     ],
 )
-def test_label_problems(
-    toy: Hierarchy, positive: list[str], negative: list[str], prompt: str, sentences: list[str]
-) -> None:
+def test_label_problems(toy: Hierarchy, positive: list[str], negative: list[str], prompt: str, sentences: list[str]) -> None:
     assert toy.problems(positive, negative, prompt) == sentences
 
 
@@ -198,9 +188,7 @@ LEAF_B = SMALL[SMALL.index("      - id: b") :]
         ),
         pytest.param("- a\n", ["1: Expected a mapping for the hierarchy, found a list."], id="not a mapping"),
         pytest.param(
-            SMALL.replace(
-                "        cue: where to look\n      - id: b", "        cues: where to look\n      - id: b"
-            ),
+            SMALL.replace("        cue: where to look\n      - id: b", "        cues: where to look\n      - id: b"),
             [
                 "8: The key 'cue' is missing in attribute 'a'.",
                 "13: Unknown key 'cues' in attribute 'a' (did you mean 'cue'?); valid keys are id, label, "
@@ -282,8 +270,7 @@ LEAF_B = SMALL[SMALL.index("      - id: b") :]
             id="root without attributes",
         ),
         pytest.param(
-            SMALL.replace("what a is", "what a is\n        requires: {positive: [+b]}")
-            + "        requires: {positive: [+a]}\n",
+            SMALL.replace("what a is", "what a is\n        requires: {positive: [+b]}") + "        requires: {positive: [+a]}\n",
             ["8: The requirements lead in a circle: '+a' requires '+b' requires '+a'."],
             id="circle",
         ),
@@ -293,8 +280,7 @@ LEAF_B = SMALL[SMALL.index("      - id: b") :]
             id="requires what excludes it",
         ),
         pytest.param(
-            SMALL.replace("  - id: root", "  - &r\n    id: root")
-            + "  - {id: top, label: Top, children: [*r]}\n",
+            SMALL.replace("  - id: root", "  - &r\n    id: root") + "  - {id: top, label: Top, children: [*r]}\n",
             ["5: An alias repeats this entry in children of root 'top': write each one out."],
             id="alias",
         ),
@@ -315,11 +301,7 @@ def test_requirements_conflict_through_others(tmp_path: Path) -> None:
 
 
 def test_every_problem_is_listed_and_the_error_travels(tmp_path: Path) -> None:
-    broken = (
-        SMALL.replace("id: b", "id: a")
-        .replace("phrase: bad a", "phrase: Good a")
-        .replace("label: Root", "label:")
-    )
+    broken = SMALL.replace("id: b", "id: a").replace("phrase: bad a", "phrase: Good a").replace("label: Root", "label:")
     with pytest.raises(HierarchyError) as caught:
         load_text(tmp_path, broken)
     assert [int(problem.split(":")[1]) for problem in caught.value.args] == [6, 11, 14]
@@ -338,9 +320,7 @@ def test_ten_thousand_attributes(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path) -> None:
     def run(action: str, path: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hierarchy", action, str(path)]
-        return subprocess.run(
-            command, capture_output=True, text=True, encoding="utf-8", cwd=TOY.parents[1], check=False
-        )
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=TOY.parents[1], check=False)
 
     shown = run("show", TOY)
     assert shown.returncode == 0
@@ -348,10 +328,5 @@ def test_command_line(tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text(SMALL.replace("id: b", "id: a"))
     checked = run("check", tmp_path / "bad.yaml")
     assert checked.returncode == 1
-    assert (
-        checked.stderr
-        == f"{tmp_path / 'bad.yaml'}:14: The id 'a' is already on line 8: an id occurs once in the file.\n"
-    )
-    assert run("check", tmp_path / "none.yaml").stderr.startswith(
-        f"{tmp_path / 'none.yaml'}: The hierarchy cannot be read"
-    )
+    assert checked.stderr == f"{tmp_path / 'bad.yaml'}:14: The id 'a' is already on line 8: an id occurs once in the file.\n"
+    assert run("check", tmp_path / "none.yaml").stderr.startswith(f"{tmp_path / 'none.yaml'}: The hierarchy cannot be read")

@@ -30,7 +30,7 @@ LAYERS = (
     ("cpo_ray.models",),
     ("cpo_ray.data", "cpo_ray.targets", "cpo_ray.evaluation", "cpo_ray.annotation", "cpo_ray.tracking", "cpo_ray.toy"),
     ("cpo_ray.training",),
-    ("cpo_ray.pipeline", "cpo_ray.checks"),
+    ("cpo_ray.pipeline", "cpo_ray.session", "cpo_ray.checks"),
     ("jobs", "tune"),
 )
 

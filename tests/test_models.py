@@ -33,7 +33,7 @@ def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_our_forward_is_the_pipelines_own(model: Model) -> None:
-    """Captures what the pipeline hands its UNet while it samples, and compares with our conditioning for the same prompt and sizes."""
+    """What the pipeline hands its UNet while it samples is our conditioning for the same prompt and sizes."""
     sdxl = SDXL()
     pipeline = sdxl.load_pipeline(model)
     seen: dict[str, torch.Tensor] = {}
@@ -119,11 +119,18 @@ def test_unknown_lora_target_is_one_sentence(model: Model) -> None:
 def test_schedule_is_the_bases_own(model: Model) -> None:
     process = SDXL().load_process(model)
     assert process.prediction_type == "epsilon"
-    torch.testing.assert_close(process.alphas_cumprod, StableDiffusionXLPipeline.from_pretrained(model.base).scheduler.alphas_cumprod)
+    torch.testing.assert_close(
+        process.alphas_cumprod, StableDiffusionXLPipeline.from_pretrained(model.base).scheduler.alphas_cumprod
+    )
 
 
 def test_tokenizer_has_whole_words_and_can_read_anything() -> None:
     tokenizer = clip_tokenizer(CORPUS, max_length=16)
-    assert tokenizer.convert_ids_to_tokens(tokenizer("red circle, clear").input_ids)[1:-1] == ["red</w>", "circle</w>", ",</w>", "clear</w>"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("red circle, clear").input_ids)[1:-1] == [
+        "red</w>",
+        "circle</w>",
+        ",</w>",
+        "clear</w>",
+    ]
     unknown = tokenizer("zebra").input_ids[1:-1]
     assert len(unknown) > 1 and tokenizer.eos_token_id not in unknown

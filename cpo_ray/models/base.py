@@ -29,7 +29,7 @@ def base_source(model: Model) -> str:
 
 @dataclass(frozen=True)
 class PictureSize:
-    """SDXL's micro-conditioning of one sample, (height, width) in pixels: size before resizing, crop's top left, size trained at."""
+    """SDXL's micro-conditioning, (height, width) in pixels: size before resizing, crop's top left, size trained at."""
 
     original: tuple[int, int]
     crop: tuple[int, int]

@@ -1,7 +1,7 @@
 """Small pipelines of the real architectures, built from configs: the embedded domain's base and the tests' models.
 
-Nothing here is a stand-in: the classes are diffusers' and transformers' own, only the widths differ, so whatever loads, trains, saves
-and exports these does the same with the weights that people download.
+Nothing here is a stand-in: the classes are diffusers' and transformers' own, only the widths differ, so whatever loads, trains,
+saves and exports these does the same with the weights that people download.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ START = "<|startoftext|>"
 
 
 def clip_tokenizer(corpus: Iterable[str], max_length: int, vocabulary_size: int = 1200) -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer trained on a corpus; words of the corpus become single tokens, any other text still has tokens."""
+    """A CLIP byte-pair tokenizer trained on a corpus; its words become single tokens, any other text still has tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,7 +48,9 @@ def clip_tokenizer(corpus: Iterable[str], max_length: int, vocabulary_size: int 
     return built
 
 
-def text_encoder(tokenizer: CLIPTokenizer, width: int, layers: int, *, projection: bool) -> CLIPTextModel | CLIPTextModelWithProjection:
+def text_encoder(
+    tokenizer: CLIPTokenizer, width: int, layers: int, *, projection: bool
+) -> CLIPTextModel | CLIPTextModelWithProjection:
     """A CLIP text encoder of the given width over a tokenizer's vocabulary."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),

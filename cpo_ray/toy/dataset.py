@@ -23,7 +23,7 @@ RECORD = "dataset.json"
 
 
 def make_dataset(folder: Path, count: int, seed: int, tree: Hierarchy) -> AnnotatedDataset:
-    """Draw `count` pictures of the training contents and write them as annotated shards; at once where the folder already holds just these.
+    """Draw `count` pictures of the training contents as annotated shards; at once where the folder already holds just these.
 
     The labels are read back from the pixels, as those of a user's pictures would be: the renderer's own are never seen.  A larger
     count with the same seed begins with the same pictures.  Raises DataError where the folder holds another data set.

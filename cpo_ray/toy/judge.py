@@ -1,7 +1,7 @@
 """An independent judge of content: a small convolutional classifier trained on renders.
 
-It answers what a picture shows (shape, color, ground) and gives the features in which the Fréchet distance to good pictures is taken.
-It never sees attribute labels, and its training pictures share no seed with any that is evaluated.
+It answers what a picture shows (shape, color, ground) and gives the features in which the Fréchet distance to good pictures is
+taken.  It never sees attribute labels, and its training pictures share no seed with any that is evaluated.
 """
 
 from __future__ import annotations

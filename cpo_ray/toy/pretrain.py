@@ -1,8 +1,8 @@
 """Makes the shipped assets of the embedded domain: `python -m cpo_ray.toy.pretrain --output DIR [--steps N]`.
 
 Four stages, each saved when it ends, the long one also every 250 steps; a second start goes on where the first one stopped:
-renders → judge → VAE → denoiser with its text encoders.  The denoiser is pretrained as a web model is: every caption tells the content,
-two in five also name some of the attributes, good and bad alike.
+renders → judge → VAE → denoiser with its text encoders → decoder.  The denoiser is pretrained as a web model is: most captions
+tell the content, two in five also name some of the attributes, good and bad alike.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def train_judge(pictures: Tensor, scenes: list[Scene], output: Path, steps: int 
 def train_vae(rank: int, world: int, port: int, pictures: Tensor, output: Path, steps: int, decoder_only: bool) -> None:
     """Fit the VAE: L1, squared error of the image and of its gradients, a faint KL; then set the scale of its latents.
 
-    `decoder_only` goes on with a frozen encoder, so that latents and whatever was trained on them stay valid: pictures get crisper.
+    `decoder_only` goes on with a frozen encoder, so that whatever was trained on its latents stays valid: pictures get crisper.
     """
     join(rank, world, port)
     pipeline = build_pipeline(load_hierarchy(TREE), output)
@@ -153,7 +153,9 @@ def encode(pipeline: StableDiffusionXLPipeline, pictures: Tensor) -> Tensor:
 
 def encode_text(pipeline: StableDiffusionXLPipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
     """SDXL's conditioning with gradients: penultimate states of both encoders (B, L, 2W), pooled projection (B, W)."""
-    ids = pipeline.tokenizer(texts, padding="max_length", truncation=True, max_length=pipeline.tokenizer.model_max_length, return_tensors="pt")
+    ids = pipeline.tokenizer(
+        texts, padding="max_length", truncation=True, max_length=pipeline.tokenizer.model_max_length, return_tensors="pt"
+    )
     first = pipeline.text_encoder(ids.input_ids, output_hidden_states=True)
     second = pipeline.text_encoder_2(ids.input_ids, output_hidden_states=True)
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
@@ -191,7 +193,9 @@ class Trained(nn.Module):
         self.unet, self.text_encoder, self.text_encoder_2 = pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2
 
 
-def train_denoiser(rank: int, world: int, port: int, latents: Tensor, scenes: list[Scene], output: Path, steps: int, batch: int) -> None:
+def train_denoiser(
+    rank: int, world: int, port: int, latents: Tensor, scenes: list[Scene], output: Path, steps: int, batch: int
+) -> None:
     """v-prediction with EMA and a cosine learning rate, data parallel; saves and resumes from `denoiser_state.safetensors`."""
     join(rank, world, port)
     tree = load_hierarchy(TREE)
@@ -230,14 +234,19 @@ def train_denoiser(rank: int, world: int, port: int, latents: Tensor, scenes: li
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         if step % 50 == 0 and rank == 0:
-            print(f"denoiser step {step}/{steps} loss {running:.4f} {(time.time() - started) / (step - first + 1):.3f} s/step", flush=True)
+            print(
+                f"denoiser step {step}/{steps} loss {running:.4f} {(time.time() - started) / (step - first + 1):.3f} s/step",
+                flush=True,
+            )
         if rank == 0 and ((step + 1) % 250 == 0 or step + 1 == steps):
             _save(state_file, model, average, optimizer, step + 1)
             save_pipeline(pipeline, average, output / "base")
 
 
 def _save(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {
+        f"average.{k}": v for k, v in average.state_dict().items()
+    }
     for i, slot in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in slot.items()}
     tensors["step"] = torch.tensor(step)
@@ -245,7 +254,13 @@ def _save(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.opt
     os.replace(str(path) + ".partial", path)
 
 
-def _resume(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.OneCycleLR) -> int:
+def _resume(
+    path: Path,
+    model: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.OneCycleLR,
+) -> int:
     if not path.exists():
         return 0
     tensors = load_file(path)
@@ -277,8 +292,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=4200)
+    parser.add_argument("--steps", type=int, default=2900)
     parser.add_argument("--vae-steps", type=int, default=1500)
+    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--port", type=int, default=29517)
@@ -299,8 +315,20 @@ def main() -> None:
     latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half().share_memory_()
     work = (options.processes, options.port, latents, scenes, output, options.steps, options.batch)
     mp.spawn(train_denoiser, work, nprocs=options.processes)
-    record = {"command": "python -m cpo_ray.toy.pretrain", "pictures": options.pictures, "steps": options.steps, "batch": options.batch,
-              "vae_steps": options.vae_steps, "render_seed": RENDER_SEED, "seconds": round(time.time() - started)}
+    pictures.share_memory_()
+    work = (options.processes, options.port, pictures, output, options.decoder_steps, True)
+    mp.spawn(train_vae, work, nprocs=options.processes)
+    crisp = type(pipeline.vae).from_pretrained(output / "vae_final")
+    crisp.to(dtype=torch.float16).save_pretrained(output / "base" / "vae")
+    record = {
+        "command": "python -m cpo_ray.toy.pretrain",
+        "pictures": options.pictures,
+        "steps": options.steps,
+        "batch": options.batch,
+        "vae_steps": options.vae_steps,
+        "render_seed": RENDER_SEED,
+        "seconds": round(time.time() - started),
+    }
     (output / "made.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -1,7 +1,7 @@
 """Draws the pictures of the embedded domain: one shape on a wall or before a landscape, with good and bad painterly attributes.
 
-Everything is analytic (signed distances, no rasteriser), so that one picture takes about a millisecond and is a pure function of its
-`Scene`.  Attribute ids are those of `hierarchy/painting_toy.yaml`.
+Everything is analytic (signed distances, no rasteriser), so that one picture takes about a millisecond and is a pure function of
+its `Scene`.  Attribute ids are those of `hierarchy/painting_toy.yaml`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ BY_PROMPT = {c.prompt: c for c in CONTENTS}
 
 
 def contents_of(split: str) -> tuple[Content, ...]:
-    """The contents of a split: 36 to train on, 12 for validation, 12 for the test; each shape, color and ground is in each of them."""
+    """The contents of a split: 36 to train on, 12 for validation, 12 for the test; each shape, color and ground is in all."""
     places = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
 
     def place(content: Content) -> int:
@@ -67,7 +67,7 @@ def contents_of(split: str) -> tuple[Content, ...]:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture to draw: its content, its negative attribute ids, where the subject stands, and the seed of all that is incidental."""
+    """One picture to draw: content, negative attribute ids, where the subject stands, and the seed of all that is incidental."""
 
     content: Content
     negative: frozenset[str]
