@@ -192,9 +192,7 @@ def _resources(config: Config) -> Iterator[Finding]:
     try:
         where, cpus, gpus = _available()
     except OSError as error:
-        yield Finding(
-            "missing", f"no cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start it or unset RAY_ADDRESS"
-        )
+        yield Finding("missing", f"no cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start one or unset it")
         return
     for stage, needed_cpus, needed_gpus in _demands(config):
         have = f"{needed_cpus:g} CPUs and {needed_gpus:g} GPUs of {cpus:g} and {gpus:g} {where}"
@@ -206,22 +204,28 @@ def _resources(config: Config) -> Iterator[Finding]:
 
 def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
     """(stage, CPUs, GPUs) that are taken at the same time."""
-    expert, training = config.expert.optimization, config.preference.optimization
     targets, evaluation = config.targets, config.evaluation
-    if config.expert.adapter is None:
-        yield "stage 1", expert.workers * expert.cpus_per_worker, expert.workers * expert.gpus_per_worker
     actors = targets.min_actors * targets.cpus_per_actor, targets.min_actors * targets.gpus_per_actor
-    workers = training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
-    if targets.overlap:
-        yield "stage 2 with its targets", workers[0] + actors[0], workers[1] + actors[1]
-    else:
-        yield "the targets", *actors
-        yield "stage 2", *workers
+    stages = {"stage 1": config.expert.optimization, "stage 2": config.preference.optimization}
+    if config.expert.adapter is not None:
+        del stages["stage 1"]
+    for name, training in stages.items():
+        workers = training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
+        if targets.overlap:
+            yield f"{name} with its targets", workers[0] + actors[0], workers[1] + actors[1]
+        else:
+            yield f"the targets of {name}", *actors
+            yield name, *workers
     yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor
 
 
 def _available() -> tuple[str, float, float]:
     """(where, CPUs, GPUs) of the cluster that a job would join, or of this machine. Raises OSError if it does not answer."""
+    import ray
+
+    if ray.is_initialized():
+        resources = ray.cluster_resources()
+        return "in the cluster", resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         import torch
@@ -230,8 +234,6 @@ def _available() -> tuple[str, float, float]:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():  # Ray itself waits minutes for a port where nobody listens
         socket.create_connection((host, int(port)), timeout=5).close()
-    import ray
-
     ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     resources = ray.cluster_resources()
     ray.shutdown()  # leaves the cluster, which goes on

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from cpo_ray.checks import check
 from cpo_ray.config import Config, ConfigError, Lora, Optimization, dump
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.shards import AnnotatedDataset, DataError
@@ -22,12 +23,12 @@ from cpo_ray.evaluation.evaluate import table
 from cpo_ray.evaluation.stage import domain_of, evaluate_run, obedience
 from cpo_ray.models.base import base_source
 from cpo_ray.plan import Plan, hash_fraction
-from cpo_ray.session import connect, progress, require_resources
+from cpo_ray.session import connect, progress
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
 from cpo_ray.toy.dataset import make_dataset
 from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
-from cpo_ray.training.run import TrainResult, train
+from cpo_ray.training.run import TrainingError, TrainResult, train
 from cpo_ray.training.worker import TrainSpec
 from hierarchy import Hierarchy, load_hierarchy
 
@@ -123,10 +124,11 @@ def open_run(config: Config, resume: bool = False) -> Run:
     if record.exists() and record.read_text() != resolved:
         changed = sorted(set(resolved.splitlines()) - set(record.read_text().splitlines()))
         raise ConfigError(f"{record} was started with other settings than {'; '.join(changed)}; give this run another run.name")
+    connect()
+    if missing := [finding.sentence for finding in check(config) if finding.verdict == "missing"]:
+        raise ConfigError("\n".join(missing))
     tree = load_hierarchy(config.data.hierarchy)
     dataset = open_data(config, tree)
-    connect()
-    require_resources(config)
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(resolved)
     tracker = _start_run(config, dataset, tree, config.run.name, folder, None, resume)
@@ -196,7 +198,12 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
     )
     if config.targets.overlap:
         with BackgroundProducer(frozen, shards, config.targets, spec.run_id, progress(f"{name}: targets")) as producer:
-            result = train(spec)
+            try:
+                result = train(spec)
+            except TrainingError:
+                producer.stop()
+                producer.join()  # where the targets failed, training only waited for them: its sentence is the cause
+                raise
             report = producer.join()
     else:
         report = produce(frozen, shards, config.targets, progress(f"{name}: targets"))

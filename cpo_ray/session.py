@@ -1,7 +1,8 @@
-"""The driver's side of Ray: connecting, refusing what cannot be placed, and telling how far things are."""
+"""The driver's side of Ray: connecting, and telling how far things are."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -10,7 +11,7 @@ from collections.abc import Callable
 import ray
 
 from cpo_ray.checks import unsafe_flags
-from cpo_ray.config import Config, ConfigError
+from cpo_ray.config import ConfigError
 
 
 def connect() -> None:
@@ -20,30 +21,11 @@ def connect() -> None:
     """
     if flags := unsafe_flags(os.environ):
         raise ConfigError(f"{', '.join(flags)} lets Ray Data run code that it reads from files; unset it")
+    # Ray's own account of each execution says nothing that our progress lines do not.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if not ray.is_initialized():
         address = None if os.environ.get("RAY_ADDRESS") else "local"
-        ray.init(address=address, include_dashboard=False, log_to_driver=bool(os.environ.get("CPO_RAY_WORKER_LOGS")))
-
-
-def require_resources(config: Config) -> None:
-    """Refuse a configuration whose workers and expert actors cannot run at the same time.
-
-    Raises ConfigError with what is needed and what the cluster has; Ray itself would wait for ever without a word.
-    """
-    has = ray.cluster_resources()
-    targets = config.targets
-    for name, training in (("expert", config.expert.optimization), ("preference", config.preference.optimization)):
-        for resource, worker, actor in (
-            ("CPU", training.cpus_per_worker, targets.cpus_per_actor),
-            ("GPU", training.gpus_per_worker, targets.gpus_per_actor),
-        ):
-            needed = training.workers * worker + (targets.min_actors * actor if targets.overlap else 0.0)
-            if needed > has.get(resource, 0.0) + 1e-9:
-                raise ConfigError(
-                    f"{name}.optimization.workers = {training.workers} with {targets.min_actors} expert actors need {needed:g} "
-                    f"{resource}, and the cluster has {has.get(resource, 0.0):g}; "
-                    f"lower {name}.optimization.workers or the share of each, set targets.overlap=false, or add nodes"
-                )
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def progress(label: str) -> Callable[[int, int], None]:

@@ -42,9 +42,9 @@ def run(line: argparse.ArgumentParser, job: Callable[[Config, argparse.Namespace
         job(config, arguments)
     except ConfigError as error:
         return _say(error, 2)
-    except ValueError as error:
-        # A plain ValueError may come from anywhere and be a mistake of ours.
-        if type(error) is ValueError or not type(error).__module__.startswith(OURS):
+    except (ValueError, RuntimeError) as error:
+        # A plain ValueError may come from anywhere and be a mistake of ours; our own classes are sentences for the user.
+        if not type(error).__module__.startswith(OURS):
             raise
         return _say(error, 1)
     except OSError as error:

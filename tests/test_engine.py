@@ -31,7 +31,7 @@ def in_ranks(world_size: int, folder: Path, function: Callable[..., Any], *argum
     folder.mkdir()
     with ProcessPoolExecutor(world_size, multiprocessing.get_context("spawn")) as pool:
         calls = [pool.submit(_on_rank, rank, world_size, folder, function, *arguments) for rank in range(world_size)]
-        return [call.result(timeout=200) for call in calls]
+        return [call.result(timeout=900) for call in calls]
 
 
 def _on_rank(rank: int, world_size: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> Any:

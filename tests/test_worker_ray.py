@@ -50,28 +50,23 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
     model = write_base(tmp_path / "base")
     settings = {"checkpoint_every": 2, "max_failures": 0, "learning_rate": 1e-2}
     spec = make_spec(tmp_path, model, optimization=settings, steps=STEPS, run_id="killed", output=tmp_path / "killed")
-    # The third shard holds what step 1 to 3 need and no more than that is there, so the workers wait in step 3 or later.
-    shards = spec.plan.shards(spec.shard_size)
-    there = 4
-    write_targets(spec, 0, there)
-    known = {item for items in shards[:there] for item in items}
-    waits_at = next(step for step in range(STEPS) if not set(spec.plan.step(step).planned) <= known)
-    assert waits_at % 2 == 0 or waits_at > 2
-    thread = kill_after(spec, waits_at)
+    spec = replace(spec, plan=replace(spec.plan, draws=5))
+    # 8 shards hold items 0 to 31, so the worker waits in step 5, which needs items 30 to 35, one step after a checkpoint.
+    write_targets(spec, 0, 8)
+    thread = kill_after(spec, 5)
     with pytest.raises(TrainingError, match="'killed' failed 1 times"):
         train(spec)
     thread.join(timeout=10)
-    assert logged_steps(spec) == list(range(waits_at))
-    committed = waits_at // 2 * 2
-    assert {step for step, _ in read_ledger(spec.output)} == set(range(committed))
+    assert logged_steps(spec) == [0, 1, 2, 3, 4]
+    assert {step for step, _ in read_ledger(spec.output)} == {0, 1, 2, 3}
 
-    write_targets(spec, there)
+    write_targets(spec, 8)
     with pytest.raises(TrainingError, match="already holds a training"):
         train(spec)
     with pytest.raises(TrainingError, match=r"started with omega_win = 2\.0"):
         train(replace(spec, omega_win=3.0, resume=True))
     resumed = train(replace(spec, resume=True))
-    assert (resumed.steps, resumed.trained_steps, resumed.ledger_problem) == (STEPS, STEPS - committed, None)
+    assert (resumed.steps, resumed.trained_steps, resumed.ledger_problem) == (STEPS, STEPS - 4, None)
     assert logged_steps(spec) == list(range(STEPS))
     assert check_ledger(spec.plan, read_ledger(spec.output)) is None
     assert len(list((spec.output / "killed").glob("step-*"))) == 2, "older checkpoints are removed"

@@ -40,7 +40,7 @@ def make_spec(folder: Path, model: Model, *, optimization: dict[str, Any], steps
         "targets": TargetStore(folder / "targets", "tiny"),
         "shard_size": SHARD_SIZE,
         "timeout_seconds": 60.0,
-        "beta": 20.0,
+        "beta": 1.0,
     }
     return TrainSpec(model=model, plan=plan, optimization=Optimization(**settings), **(defaults | changes))
 

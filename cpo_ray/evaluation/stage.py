@@ -63,8 +63,8 @@ def evaluation_requests(config: Config, dataset: AnnotatedDataset, domain: Domai
 def obedience(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, adapter: Path, domain: Domain) -> Obedience:
     """Ask the expert for the labels of validation pictures in the three ways of Table S6, and see what comes."""
     ids = dataset.split("validation") or dataset.ids
-    requests = [dataset.labels(ids[i % len(ids)]) for i in range(GATE_PICTURES)]
-    seeds = range(GATE_SEED, GATE_SEED + GATE_PICTURES)
+    requests = [dataset.labels(ids[i % len(ids)]) for i in range(min(GATE_PICTURES, config.evaluation.pictures))]
+    seeds = range(GATE_SEED, GATE_SEED + len(requests))
     texts = [condition_texts(r, tree, lambda _: 0, LONG)[0] for r in requests]
     jobs = {
         "A": _job(config, adapter, [t.positive for t in texts], seeds, [t.negative for t in texts]),

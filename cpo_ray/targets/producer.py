@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import ray
 import torch
 from ray.data import ActorPoolStrategy, Dataset, TaskPoolStrategy
 from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
 
 from cpo_ray.config import Targets
 from cpo_ray.data.picture import PictureError
@@ -168,17 +170,24 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
         compute=TaskPoolStrategy(size=targets.max_actors),
         num_cpus=0.1,  # it waits for the disk more than it computes, and must not take the CPUs of actors and trainers
     )
-    return with_images.map_batches(
-        ExpertActor,
-        fn_constructor_args=(spec, store),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=targets.min_actors, max_size=targets.max_actors),
-        num_cpus=targets.cpus_per_actor,
-        num_gpus=targets.gpus_per_actor,
-        max_restarts=4,  # without these bounds a row that kills its actor is tried for ever
-        max_task_retries=1,
-    )
+    with warnings.catch_warnings():
+        # Deprecated since Ray 2.60, which has no other way yet to say how often an actor is restarted.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return with_images.map_batches(
+            ExpertActor,
+            fn_constructor_args=(spec, store),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=targets.min_actors, max_size=targets.max_actors),
+            num_cpus=targets.cpus_per_actor,
+            num_gpus=targets.gpus_per_actor,
+            ray_remote_args_fn=_bounded_retries,
+        )
+
+
+def _bounded_retries() -> dict[str, int]:
+    """Without these bounds a row that kills its actor is tried for ever."""
+    return {"max_restarts": 4, "max_task_retries": 1}
 
 
 def _add_images(rows: pa.Table, folder: Path) -> pa.Table:
