@@ -28,6 +28,7 @@ from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
 from cpo_ray.toy.dataset import make_dataset
 from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
+from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.run import TrainingError, TrainResult, train
 from cpo_ray.training.worker import TrainSpec
 from hierarchy import Hierarchy, load_hierarchy
@@ -75,8 +76,12 @@ def train_cpo(config: Config, resume: bool = False) -> None:
     run = open_run(config, resume)
     train_expert(run)
     _check_obedience(run)
-    for objective in run.objectives:
-        align(run, objective)
+    align(run, config.preference.objective)
+    for baseline in run.objectives[1:]:
+        try:
+            align(run, baseline)
+        except TrainingHealthError as error:  # what a baseline is there to show, and no reason to lose the rest
+            run.say(f"{baseline}: {error}; it is left out of the comparison")
     _evaluate(run)
 
 
@@ -216,8 +221,8 @@ def _plan(run: Run, ids: Sequence[str], optimization: Optimization, draws: int |
     """The order of training; without `draws` every visit of a picture has noise of its own."""
     if not ids:
         raise DataError(f"{run.config.data.folder} has no picture for this training; add pictures or raise data.proportion")
-    length = {"epochs": optimization.epochs, "steps": optimization.steps}
-    plan = Plan.build(ids, run.config.run.seed, optimization.global_batch, draws or 1, **length)
+    seed, batch = run.config.run.seed, optimization.global_batch
+    plan = Plan.build(ids, seed, batch, draws or 1, epochs=optimization.epochs, steps=optimization.steps)
     return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(ids)))
 
 

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from cpo_ray.config import Lora, Model
+from cpo_ray.config import ConfigError, Lora, Model
 from cpo_ray.diffusion import DiscreteProcess
 from cpo_ray.models.base import DTYPES, Conditioning, PictureSize, base_source
 
@@ -91,10 +91,12 @@ class SDXL:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True)
+            mixin: Any = denoiser  # diffusers mixes peft's methods into its models
             try:
-                denoiser.add_adapter(config, adapter_name=ADAPTER)
+                mixin.add_adapter(config, adapter_name=ADAPTER)
             except ValueError as error:
-                raise ValueError(f"no layer of the denoiser is named like lora.targets = {list(lora.targets)}: {error}") from None
+                names = list(lora.targets)
+                raise ConfigError(f"no layer of the denoiser is named like lora.targets = {names}: {error}") from None
         names = []
         for name, parameter in denoiser.named_parameters():
             parameter.requires_grad_("lora_" in name)

@@ -308,16 +308,13 @@ def main() -> None:
     if not (output / "judge.safetensors").exists():
         train_judge(pictures, scenes, output)
     if not (output / "vae" / "config.json").exists():
-        pictures.share_memory_()
-        work = (options.processes, options.port, pictures, output, options.vae_steps, False)
+        work = (options.processes, options.port, pictures.share_memory_(), output, options.vae_steps, False)
         mp.spawn(train_vae, work, nprocs=options.processes)
     pipeline = build_pipeline(load_hierarchy(TREE), output)
     latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half().share_memory_()
-    work = (options.processes, options.port, latents, scenes, output, options.steps, options.batch)
-    mp.spawn(train_denoiser, work, nprocs=options.processes)
-    pictures.share_memory_()
-    work = (options.processes, options.port, pictures, output, options.decoder_steps, True)
-    mp.spawn(train_vae, work, nprocs=options.processes)
+    group = (options.processes, options.port)
+    mp.spawn(train_denoiser, (*group, latents, scenes, output, options.steps, options.batch), nprocs=options.processes)
+    mp.spawn(train_vae, (*group, pictures.share_memory_(), output, options.decoder_steps, True), nprocs=options.processes)
     crisp = type(pipeline.vae).from_pretrained(output / "vae_final")
     crisp.to(dtype=torch.float16).save_pretrained(output / "base" / "vae")
     record = {
