@@ -6,8 +6,8 @@ Three runs of the same work with real Ray: targets alone, training alone on fini
 expert actor and one training worker of one thread each, start-up included in all three.
 
 Prediction, written before the first run: a sample costs the expert five forwards and the student two to three, so targets are
-the slower stage, and training, which waits for them, ends one shard and one start-up later: overlapped / slower alone ≈ 1.1 to 1.2;
-one after the other it would be about 1.5.
+the slower stage, and training, which waits for them, ends one shard and one start-up later: overlapped / slower alone ≈ 1.1 to
+1.2; one after the other it would be about 1.5.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 Both train the same LoRA of the embedded base on the same samples in this process, alternating step by step, so that whatever
 else the machine does hits both.  Neither Ray nor DeepSpeed takes part: the ratio is about the arithmetic.
 
-Prediction, written before the first run: a CPO sample costs 4 + 1 frozen forwards and one forward and backward of the student with
-a frozen base (a forward's worth for activations, a little for the adapter: 2 to 3 units in all).  Encoding adds a little.
+Prediction, written before the first run: a CPO sample costs 4 + 1 frozen forwards, and one forward and backward of the student
+with a frozen base (a forward's worth for activations, a little for the adapter: 2 to 3 units in all).  Encoding adds a little.
 So a naive step costs 8 units and a step on targets 3: naive / targets ≈ 2.7 once targets are there; computing them with both
 adapters merged and four conditions in one forward costs 5 units, so one run alone gains nothing and k runs on the same targets
 cost (5 + 3 k) / (8 k) of k naive ones: 0.69 at k = 2, 0.45 at k = 8.

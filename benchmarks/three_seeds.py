@@ -1,6 +1,6 @@
-"""Stage 2 over three training seeds: order, noise, timesteps and the adapter's first weights change, the expert and the test do not.
+"""Stage 2 over three training seeds: order, noise and first weights change, the expert and the test do not.
 
-    python benchmarks/three_seeds.py --expert runs/toy/expert/adapter [--seeds 0 1 2] [--output benchmarks/results/three_seeds.json]
+    python benchmarks/three_seeds.py --expert runs/toy/expert/adapter [--seeds 0 1 2]
 
 Every seed runs `jobs/train_cpo.py` on the embedded domain and is measured on the same held-out prompts and noise.
 """

@@ -31,11 +31,11 @@ def missing(config: Config) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["preference.optimization.workers=3"], "stage 2 with its targets takes 4 CPUs and 0 GPUs of 2 and 0 here"),
-        (["targets.gpus_per_actor=0.5"], "takes 2 CPUs and 0.5 GPUs of 2 and 0 here"),
+        (["preference.optimization.workers=9"], "stage 2 with its targets takes 4.9 CPUs and 0 GPUs of 2 and 0 here"),
+        (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.4 CPUs and 0.5 GPUs of 2 and 0 here"),
         (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
-        (["expert.optimization.warmup_steps=500"], "training ends after 500 steps"),
-        (["targets.min_actors=2", "targets.cpus_per_actor=0.5"], "min_actors is 2, more than targets.max_actors (1)"),
+        (["expert.optimization.warmup_steps=500"], "training ends after 240 steps"),
+        (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
         (["tracking.uri=runs"], "which is no MLflow store"),
         (["data.toy_pictures=0"], "there is no folder runs/data/toy"),
         (["data.hierarchy=nowhere.yaml"], "nowhere.yaml"),

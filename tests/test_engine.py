@@ -72,8 +72,12 @@ def _two_ranks(spec: TrainSpec, folder: Path) -> Numbers:
 
     half = spec.model.model_copy(update={"dtype": "bfloat16"})
     return {
-        **{f"stage {number}": _train(stage(number)) for number in (0, 1, 2, 3)},
-        **{f"continued {number}": _continued(stage(number), folder / str(number)) for number in (0, 3)},
+        # In this order: ZeRO-3 replaces torch's linear function for the whole process, and rounds differently from then on.
+        "stage 0": _train(stage(0)),
+        "continued 0": _continued(stage(0), folder / "0"),
+        "stage 2": _train(stage(2)),
+        "stage 3": _train(stage(3)),
+        "continued 3": _continued(stage(3), folder / "3"),
         **{f"bfloat16 {number}": _train(replace(stage(number), model=half), range(3)) for number in (0, 2)},
         "full 3": _train(stage(3, parameters="full", learning_rate=1e-4), range(1)),
         "full 0": _train(stage(0, parameters="full", learning_rate=1e-4), range(1)),
@@ -139,7 +143,7 @@ def test_one_rank_and_two_give_the_same_curves_even_where_a_step_is_padded(one: 
     assert curve(one["trained"])[0] > curve(one["trained"])[-1], "the training does not learn, so the comparison says nothing"
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [2, 3])
 def test_zero_stages_agree(two: list[Numbers], stage: int) -> None:
     for name in ("loss", "gradient_norm"):
         assert curve(two[0][f"stage {stage}"], name) == pytest.approx(curve(two[0]["stage 0"], name), rel=1e-4)
@@ -163,7 +167,7 @@ def test_full_trains_every_parameter_and_lora_none_of_the_base(two: list[Numbers
 def test_a_new_engine_goes_on_from_a_checkpoint_exactly(two: list[Numbers], stage: int) -> None:
     straight, continued = two[0][f"stage {stage}"], two[0][f"continued {stage}"]
     assert curve(continued) == curve(straight)[2:]
-    assert all((continued["state"][name] == straight["state"][name]).all() for name in straight["state"])
+    assert all((continued["state"][name] == values).all() for name, values in straight["state"].items())
 
 
 def test_ranks_report_the_same_numbers_and_train_each_item_once(spec: TrainSpec, two: list[Numbers]) -> None:

@@ -47,8 +47,8 @@ class Limit:
 # Found by `python -m cpo_ray.toy.calibrate` on 3,000 renders, half of them softened as by an autoencoder, and
 # rounded; the tests read other renders.
 LIMITS = {
-    EDGE: Limit(0.54, negative_above=False),
-    GROUND: Limit(0.038, negative_above=True),
+    EDGE: Limit(0.43, negative_above=False),
+    GROUND: Limit(0.016, negative_above=True),
     SURFACE: Limit(0.19, negative_above=True),
     MODELLING: Limit(0.5, negative_above=False),
     CONTRAST: Limit(0.51, negative_above=True),
