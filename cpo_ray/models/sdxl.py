@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,7 @@ class SDXL:
             unet_lora_layers={k: v.detach().cpu().contiguous() for k, v in layers.items()},
             unet_lora_adapter_metadata=_metadata(denoiser),
         )
+        _sort_metadata(folder / "pytorch_lora_weights.safetensors")
 
     def load_pipeline(self, model: Model, adapter: Path | None = None) -> StableDiffusionXLPipeline:
         pipeline = StableDiffusionXLPipeline.from_pretrained(
@@ -128,3 +130,14 @@ def _metadata(denoiser: Any) -> dict[str, Any]:
     known = inspect.signature(LoraConfig).parameters
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items() if k in known}
     return {k: v for k, v in plain.items() if isinstance(v, str | int | float | bool | list)}
+
+
+def _sort_metadata(file: Path) -> None:
+    """Put the header's metadata in order: safetensors writes it in a random one, and equal adapters must be equal files."""
+    data = file.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors stay aligned
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
