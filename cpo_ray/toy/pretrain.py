@@ -316,6 +316,7 @@ def main() -> None:
     mp.spawn(train_denoiser, (*group, latents, scenes, output, options.steps, options.batch), nprocs=options.processes)
     mp.spawn(train_vae, (*group, pictures.share_memory_(), output, options.decoder_steps, True), nprocs=options.processes)
     crisp = type(pipeline.vae).from_pretrained(output / "vae_final")
+    crisp.register_to_config(_name_or_path="")  # the folder it was trained in is nobody's business
     crisp.to(dtype=torch.float16).save_pretrained(output / "base" / "vae")
     record = {
         "command": "python -m cpo_ray.toy.pretrain",
