@@ -1,59 +1,108 @@
-"""`python -m hierarchy show|check FILE`: a hierarchy as a tree in the terminal, or what is wrong with it."""
+"""`python -m hierarchy show|check|diff|export`: a hierarchy in the terminal, what is wrong with it, what changed, other formats.
+
+    python -m hierarchy show FILE [ID]                          the tree, the branch of a node, or all about one attribute
+    python -m hierarchy check FILE                              every problem with its line, or the size of the tree
+    python -m hierarchy diff OLD NEW [--annotations FOLDER]     what changed, and which annotated rows that touches
+    python -m hierarchy export json-schema FILE [--root ID]     the form of an annotator's answer
+    python -m hierarchy export skos FILE [--base IRI]           a concept scheme as JSON-LD
+    python -m hierarchy export svg FILE                         a picture of the tree
+
+Exports go to the terminal, or into a file with `--output`. Exit codes: 0 done, 1 a file is wrong, 2 a wrong command.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from hierarchy import Attribute, Hierarchy, HierarchyError, Node, load_hierarchy
+from hierarchy import difference, load_hierarchy, show, touched
+from hierarchy.json_schema import answer_schema
+from hierarchy.skos import skos
+from hierarchy.svg import svg
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m hierarchy", description="Show or check a hierarchy.")
-    parser.add_argument("action", choices=("show", "check"), help="draw the tree, or check the file")
-    parser.add_argument("file", type=Path, help="the hierarchy's YAML file")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
     try:
-        hierarchy = load_hierarchy(arguments.file)
-    except HierarchyError as error:
+        print("\n".join(arguments.lines(arguments)))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has enough; Python must not complain of it when it closes its output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    if arguments.action == "show":
-        print("\n".join(drawing(hierarchy)))
-    else:
-        print(f"{arguments.file}: no problems; {summary(hierarchy)}")
     return 0
 
 
-def summary(hierarchy: Hierarchy) -> str:
-    """The size and the hash of a tree in one line."""
-    pairs = sum(attribute.negative is not None for attribute in hierarchy.attributes.values())
-    one_sided = len(hierarchy.attributes) - pairs
-    return (
-        f"{len(hierarchy.roots)} roots, {pairs} pairs, {one_sided} one-sided attributes, "
-        f"{len(hierarchy.exclusive)} exclusive groups, content hash {hierarchy.content_hash}"
-    )
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m hierarchy", description="Show, check, compare or export a hierarchy.")
+    actions = parser.add_subparsers(required=True, metavar="show|check|diff|export")
+    shown = actions.add_parser("show", help="draw the tree, a branch of it, or all about one attribute")
+    shown.set_defaults(lines=_show)
+    _add_file(shown, "file")
+    shown.add_argument("id", nargs="?", help="a node or an attribute")
+    checked = actions.add_parser("check", help="list what is wrong, or the size of the tree")
+    checked.set_defaults(lines=_check)
+    _add_file(checked, "file")
+    compared = actions.add_parser("diff", help="what changed, and which annotations that touches")
+    compared.set_defaults(lines=_diff)
+    _add_file(compared, "old")
+    _add_file(compared, "new")
+    compared.add_argument("--annotations", type=Path, metavar="FOLDER", help="annotated shards made with the old version")
+    formats = actions.add_parser("export", help="write another format").add_subparsers(required=True, dest="format")
+    for name, about in (
+        ("json-schema", "the form of an annotator's answer"),
+        ("skos", "a SKOS concept scheme in JSON-LD"),
+        ("svg", "a picture of the tree"),
+    ):
+        exported = formats.add_parser(name, help=about)
+        exported.set_defaults(lines=_export, root=None, base=None)
+        _add_file(exported, "file")
+        exported.add_argument("--output", type=Path, metavar="FILE", help="write there and not to the terminal")
+    formats.choices["json-schema"].add_argument("--root", metavar="ID", help="the answer for this root alone")
+    formats.choices["skos"].add_argument("--base", metavar="IRI", help="address of the scheme; entries are BASE#ID")
+    return parser
 
 
-def drawing(hierarchy: Hierarchy) -> Iterator[str]:
-    """The lines of the tree as a terminal shows it."""
-    yield f"{hierarchy.name} {hierarchy.version}: {summary(hierarchy)}"
-    yield from _branches(hierarchy.roots, "")
-    for group in hierarchy.exclusive:
-        yield f"exclusive: {', '.join(sorted(group))}"
+def _add_file(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument(name, type=Path, help="a hierarchy's YAML file")
 
 
-def _branches(entries: tuple[Node, ...] | tuple[Attribute, ...], indent: str) -> Iterator[str]:
-    for entry in entries:
-        last = entry is entries[-1]
-        corner, below = ("└─ ", "   ") if last else ("├─ ", "│  ")
-        if isinstance(entry, Attribute):
-            yield f"{indent}{corner}{entry.id}: {' / '.join(pole.phrase for pole in entry.poles.values())}"
-        else:
-            yield f"{indent}{corner}{entry.id}: {entry.label}"
-            yield from _branches(entry.children or entry.attributes, indent + below)
+def _show(arguments: argparse.Namespace) -> Iterable[str]:
+    hierarchy = load_hierarchy(arguments.file)
+    return show.drawing(hierarchy) if arguments.id is None else show.part(hierarchy, arguments.id)
+
+
+def _check(arguments: argparse.Namespace) -> Iterable[str]:
+    return [f"{arguments.file}: no problems; {show.summary(load_hierarchy(arguments.file))}"]
+
+
+def _diff(arguments: argparse.Namespace) -> Iterable[str]:
+    old, new = load_hierarchy(arguments.old), load_hierarchy(arguments.new)
+    found = difference.difference(old, new)
+    yield from difference.told(old, new, found)
+    if arguments.annotations is not None:
+        counts = touched.touched(arguments.annotations, old, new, found)
+        yield from touched.told(arguments.annotations, old, counts, found)
+
+
+def _export(arguments: argparse.Namespace) -> Iterable[str]:
+    hierarchy = load_hierarchy(arguments.file)
+    if arguments.format == "svg":
+        text = svg(hierarchy)
+    else:
+        json_schema = arguments.format == "json-schema"
+        document = answer_schema(hierarchy, arguments.root) if json_schema else skos(hierarchy, arguments.base)
+        text = json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+    if arguments.output is None:
+        return [text.removesuffix("\n")]
+    arguments.output.write_text(text, encoding="utf-8")
+    return [f"wrote {arguments.output}"]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def contradictions(hierarchy: Hierarchy, lines: Mapping[str, int]) -> Iterator[P
             continue
         for one, other in combinations(sorted(_needed(signed_id, poles)), 2):
             if (
-                one[1:] == other[1:]
+                (one[1:] == other[1:] and not hierarchy.attributes[one[1:]].negative_is_flaw)
                 or not groups[one].isdisjoint(groups[other])
                 or other in poles[one].forbids
                 or one in poles[other].forbids

@@ -18,7 +18,7 @@ def label_problems(hierarchy: Hierarchy, positive_ids: Sequence[str], negative_i
     return [
         *dict.fromkeys(fault for fault in faults.values() if fault is not None),
         *(f"'{signed_id}' is listed {count} times." for signed_id, count in counts.items() if count > 1),
-        *_both_poles(held),
+        *_both_poles(hierarchy, held),
         *_exclusions(hierarchy, held),
         *_relations(hierarchy, held),
         *_applicability(hierarchy, held, prompt),
@@ -28,11 +28,10 @@ def label_problems(hierarchy: Hierarchy, positive_ids: Sequence[str], negative_i
 # `held` is a dict without values: a set that keeps the order of the labels, and so that of the sentences.
 
 
-def _both_poles(held: dict[str, None]) -> list[str]:
+def _both_poles(hierarchy: Hierarchy, held: dict[str, None]) -> list[str]:
+    both = [signed_id[1:] for signed_id in held if signed_id[0] == "+" and f"-{signed_id[1:]}" in held]
     return [
-        f"Attribute '{signed_id[1:]}' is both positive and negative."
-        for signed_id in held
-        if signed_id[0] == "+" and f"-{signed_id[1:]}" in held
+        f"Attribute '{name}' is both positive and negative." for name in both if not hierarchy.attributes[name].negative_is_flaw
     ]
 
 

@@ -4,11 +4,15 @@ name, version, description; roots: nodes; exclusive (optional): lists of signed 
 A node has id, label, alternative_labels (optional) and either `children` (nodes) or `attributes`.
 An attribute has
   id, label, definition, cue (what to look for), alternative_labels (optional);
-  positive and, unless it is one-sided, negative: {label, phrase (at most six words: what a prompt says)};
+  positive and, unless it is one-sided, negative: {label, phrase (at most six words, no comma: what a prompt says)};
   applies_when (optional): {prompt_has_any: words of the prompt that make it apply, note: prose};
   requires, forbids (optional): {positive: signed ids, negative: signed ids}: what that pole needs beside it,
   and what it cannot stand beside.
 An id occurs once in the file, for a node or for an attribute; `+id` and `-id` sign the poles of an attribute.
+
+A negative always belongs to a positive and says how that one failed (CPO, S10). As a rule it is the opposite: one or
+the other holds. Where it is a flaw of a choice (a circular composition that is closed), let it require its own
+positive, `requires: {negative: [+id]}`: then it holds only together with it.
 """
 
 from __future__ import annotations
@@ -141,6 +145,8 @@ class _Reader:
                 node,
                 f"The phrase '{phrase}' has {words} words, more than {MAX_PHRASE_WORDS}: shorten it.",
             )
+        if "," in phrase:
+            self._source.report(node, f"The phrase '{phrase}' has a comma, which parts phrases in a prompt: leave it out.")
         if phrase.casefold() in self._phrases:
             first = self._phrases[phrase.casefold()]
             self._source.report(

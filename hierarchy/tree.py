@@ -47,6 +47,11 @@ class Attribute:
     applies_note: str = ""
 
     @property
+    def negative_is_flaw(self) -> bool:
+        """Whether the negative requires its own positive: a flaw of it, so that both stand in one sample (CPO, S10)."""
+        return self.negative is not None and f"+{self.id}" in self.negative.requires
+
+    @property
     def poles(self) -> dict[str, Pole]:
         """Signed id → pole: two entries, or one where the attribute is one-sided."""
         poles = {f"+{self.id}": self.positive}
@@ -74,6 +79,12 @@ class Node:
         for child in self.children:
             yield from child.walk()
 
+    def nodes(self) -> Iterator[Node]:
+        """This node and every node below it, in file order."""
+        yield self
+        for child in self.children:
+            yield from child.nodes()
+
 
 @dataclass(frozen=True)
 class Hierarchy:
@@ -89,6 +100,24 @@ class Hierarchy:
     attributes: dict[str, Attribute]
     exclusive: tuple[frozenset[str], ...]
     content_hash: str
+
+    @property
+    def levels(self) -> int:
+        """Levels from the roots to the poles of the deepest attribute, both counted."""
+        return max(len(attribute.path) for attribute in self.attributes.values()) + 2
+
+    def nodes(self) -> Iterator[Node]:
+        """Every inner node, roots included, in file order."""
+        for root in self.roots:
+            yield from root.nodes()
+
+    def root(self, root_id: str) -> Node:
+        """The root of that id. Raises HierarchyError where there is none."""
+        for root in self.roots:
+            if root.id == root_id:
+                return root
+        known = ", ".join(root.id for root in self.roots)
+        raise HierarchyError(f"There is no root '{root_id}' in hierarchy '{self.name}'; its roots are {known}.")
 
     def attribute(self, attribute_id: str) -> Attribute:
         """The attribute of that id. Raises HierarchyError where there is none."""
@@ -109,8 +138,7 @@ class Hierarchy:
 
     def root_of(self, attribute_id: str) -> Node:
         """The root above an attribute. Raises HierarchyError where there is no such attribute."""
-        root_id = self.attribute(attribute_id).root_id
-        return next(root for root in self.roots if root.id == root_id)
+        return self.root(self.attribute(attribute_id).root_id)
 
     def fault(self, signed_id: str) -> str | None:
         """Why a signed id names no pole of this tree, in one sentence; None where it names one."""
