@@ -36,7 +36,7 @@ RENDER_SEED = 7_000_000
 
 def _render_block(block: int, count: int) -> tuple[np.ndarray, list[Scene]]:
     generator = np.random.default_rng(RENDER_SEED + block)
-    scenes = [sample_scene(generator, generator.uniform(0.15, 0.75)) for _ in range(count)]
+    scenes = [sample_scene(generator, generator.uniform(0.2, 0.8)) for _ in range(count)]
     return np.stack([render(s) for s in scenes]), scenes
 
 
@@ -292,7 +292,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--pictures", type=int, default=40_000)
-    parser.add_argument("--steps", type=int, default=2900)
+    parser.add_argument("--steps", type=int, default=6600)
     parser.add_argument("--vae-steps", type=int, default=1500)
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--batch", type=int, default=48)
@@ -324,6 +324,7 @@ def main() -> None:
         "steps": options.steps,
         "batch": options.batch,
         "vae_steps": options.vae_steps,
+        "decoder_steps": options.decoder_steps,
         "render_seed": RENDER_SEED,
         "seconds": round(time.time() - started),
     }

@@ -125,6 +125,9 @@ def render(scene: Scene) -> Image:
     picture = _ground(scene, generator, x, y)
     radius = generator.uniform(14.5, 17.5)
     cx, cy = _placement(scene, generator, radius)
+    if scene.content.shape == "triangle":
+        # Its tip is twice as far from the centroid as its base: lower, both stay inside the picture.
+        cy += 0.18 * radius
     distance = _distance(scene.content.shape, x - cx, y - cy, radius)
     if COMPLETENESS in scene.negative:
         distance = np.maximum(distance, _bite(generator, scene.content.shape, x - cx, y - cy, radius))
@@ -176,9 +179,9 @@ def _distance(shape: str, dx: NDArray, dy: NDArray, radius: float) -> NDArray:
         return np.hypot(dx, dy) - radius
     if shape == "square":
         return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
-    # Upward triangle: three half planes at 0.68 radius from the centroid.
+    # Upward triangle: three half planes around the centroid.
     sides = [(0.0, 1.0), (np.cos(np.pi / 6), -np.sin(np.pi / 6)), (-np.cos(np.pi / 6), -np.sin(np.pi / 6))]
-    return np.maximum.reduce([nx * dx + ny * dy for nx, ny in sides]) - 0.7 * radius
+    return np.maximum.reduce([nx * dx + ny * dy for nx, ny in sides]) - 0.67 * radius
 
 
 def _bite(generator: np.random.Generator, shape: str, dx: NDArray, dy: NDArray, radius: float) -> NDArray:
@@ -192,10 +195,9 @@ def _bite(generator: np.random.Generator, shape: str, dx: NDArray, dy: NDArray, 
 def _subject(scene: Scene, generator: np.random.Generator, dx: NDArray, dy: NDArray, radius: float) -> NDArray:
     color = np.array(COLORS[scene.content.color]) * generator.uniform(0.95, 1.05)
     shade = np.ones_like(dx)
-    from_left = generator.choice([-1.0, 1.0])
     if MODELLING not in scene.negative:
-        # Lit from above and one side: the far flank keeps a third of the light.
-        toward_light = (from_left * dx * 0.9 - dy * 0.45) / radius
+        # Lit from the upper left, as painters like it: the far flank keeps a third of the light.
+        toward_light = (-0.9 * dx - 0.45 * dy) / radius
         shade = np.clip(0.82 + 0.45 * toward_light, 0.3, 1.3)
     phase = generator.uniform(0, 2 * np.pi)
     if SURFACE in scene.negative:
