@@ -1,5 +1,6 @@
 # Everything runs in .venv, which is made anew when the pinned versions change.
 #   make demo    the whole method on the embedded domain
+#   make sweep   a sweep over ω on the embedded domain
 #   make test    the test suite
 #   make check   ruff, formatting, mypy
 #   make ui      MLflow's pages of the demo, on this machine only
@@ -8,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check ui
+.PHONY: demo sweep test check ui
 .DEFAULT_GOAL := demo
 
 # torch is named with its version: pip then takes the build of the index in use and not the newest one with CUDA packages.
@@ -21,12 +22,15 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # On CPU, keeping freed memory instead of asking the kernel for it anew halves the time of a training step,
 # and processes with one thread each beat one process with many.
-demo: export MALLOC_MMAP_MAX_ := 0
-demo: export MALLOC_TRIM_THRESHOLD_ := 2000000000
-demo: export MALLOC_TOP_PAD_ := 268435456
-demo: export OMP_NUM_THREADS := 1
+demo sweep: export MALLOC_MMAP_MAX_ := 0
+demo sweep: export MALLOC_TRIM_THRESHOLD_ := 2000000000
+demo sweep: export MALLOC_TOP_PAD_ := 268435456
+demo sweep: export OMP_NUM_THREADS := 1
 demo: $(STAMP)
 	$(BIN)/python jobs/train_cpo.py --resume
+
+sweep: $(STAMP)
+	$(BIN)/python tune/search_cpo.py --resume
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

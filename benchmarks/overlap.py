@@ -48,6 +48,7 @@ def main() -> None:
                     "expert.optimization.steps=2",
                     f"preference.optimization.steps={options.steps}",
                     "preference.optimization.workers=1",
+                    "evaluation.samples=0",
                     *more,
                 ],
             )

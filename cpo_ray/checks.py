@@ -16,8 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 from cpo_ray.config import Config, ConfigError, Optimization
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.models import PIPELINES
 from cpo_ray.models.base import base_source
 from cpo_ray.plan import Plan, hash_fraction
+from cpo_ray.schema import target_row_bytes
 from cpo_ray.tracking import resolve_uri
 from hierarchy import Hierarchy, HierarchyError, load_hierarchy
 
@@ -163,7 +165,7 @@ def _model(config: Config) -> Iterator[Finding]:
             yield Finding("missing", f"model: {folder} has no model_index.json; it must be a pipeline saved by diffusers")
         else:
             pipeline = json.loads(index.read_text()).get("_class_name")
-            expected = {"sdxl": "StableDiffusionXLPipeline"}[config.model.family]
+            expected = PIPELINES[config.model.family]
             verdict: Literal["ok", "missing"] = "ok" if pipeline == expected else "missing"
             yield Finding(verdict, f"model: {folder} holds a {pipeline}; model.family {config.model.family!r} takes a {expected}")
     elif HUB_ID.fullmatch(base):
@@ -190,7 +192,7 @@ def _base_folder(config: Config) -> Path | None:
 
 def _resources(config: Config) -> Iterator[Finding]:
     try:
-        where, cpus, gpus = _available()
+        where, cpus, gpus = available()
     except OSError as error:
         yield Finding("missing", f"no cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start one or unset it")
         return
@@ -219,7 +221,7 @@ def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
     yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor
 
 
-def _available() -> tuple[str, float, float]:
+def available() -> tuple[str, float, float]:
     """(where, CPUs, GPUs) of the cluster that a job would join, or of this machine. Raises OSError if it does not answer."""
     import ray
 
@@ -256,7 +258,7 @@ def _json(file: Path) -> dict[str, Any] | None:
 def _disk(config: Config, vae: dict[str, Any] | None, pictures: int) -> Iterator[Finding]:
     folder = config.targets.folder
     free = shutil.disk_usage(next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())).free
-    size = _targets_size(config, vae, pictures) if vae and pictures else None
+    size = _targets_size(config, pictures) if vae and pictures else None
     if size is None:
         yield Finding(
             "note", f"targets: {free / 1e9:.1f} GB are free at {folder}; their size shows once data and model are there"
@@ -266,9 +268,10 @@ def _disk(config: Config, vae: dict[str, Any] | None, pictures: int) -> Iterator
     yield Finding(verdict, f"targets take up to {size / 1e9:.2f} GB, {free / 1e9:.1f} GB are free at {folder}")
 
 
-def _targets_size(config: Config, vae: dict[str, Any], pictures: int) -> float:
-    """Bytes of all target shards, at most: every prompt in a shard could be a different one (`schema.TARGET_TENSORS`)."""
-    training = config.preference.optimization
+def _targets_size(config: Config, pictures: int) -> float:
+    """Bytes of all target shards of stage 2, at most."""
+    training, sizes = config.preference.optimization, row_sizes(config)
+    assert sizes is not None
     plan = Plan.build(
         (f"{number:09d}" for number in range(pictures)),
         config.run.seed,
@@ -277,9 +280,24 @@ def _targets_size(config: Config, vae: dict[str, Any], pictures: int) -> float:
         epochs=training.epochs,
         steps=training.steps,
     )
+    return len(plan.production_order()) * target_row_bytes(*sizes)
+
+
+def row_sizes(config: Config) -> tuple[int, int] | None:
+    """(numbers in a latent, numbers in a prompt's conditions) of one sample, at most: every prompt in a shard could be a new one.
+
+    None where the base is not on this machine.
+    """
+    vae, folder = _vae(config), _base_folder(config)
+    if vae is None or folder is None:
+        return None
     side = config.model.resolution // _factor(vae)
-    latent = vae["latent_channels"] * side * side * (6 * 2 + 4)  # six float16 tensors and the reference in float32
-    folder = _base_folder(config)
-    encoders = [_json(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")] if folder else []
-    text = sum(2 * encoder["hidden_size"] * (encoder["max_position_embeddings"] + 1) for encoder in encoders if encoder)
-    return len(plan.production_order()) * (latent + text)
+    encoders = [_json(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")]
+    text = sum(_text_values(encoder, config.model.flow.text_tokens) for encoder in encoders if encoder)
+    return vae["latent_channels"] * side * side, text
+
+
+def _text_values(encoder: dict[str, Any], t5_tokens: int) -> int:
+    """Numbers that a text encoder gives for one prompt, at most; T5 has no length of its own."""
+    width = encoder["d_model"] if "d_model" in encoder else encoder["hidden_size"]
+    return int(width) * (int(encoder.get("max_position_embeddings", t5_tokens)) + 1)

@@ -10,19 +10,14 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from cpo_ray.section import ConfigError, Section
+from cpo_ray.sweep.settings import Sweep
 
-class ConfigError(ValueError):
-    """The configuration is not usable; the message says which key, what was found and what is expected."""
-
-
-class Section(BaseModel):
-    """A section forbids unknown keys and does not change after it was read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+Settings = TypeVar("Settings", bound=Section)
 
 
 class Run(Section):
@@ -34,8 +29,24 @@ class Run(Section):
     """Everything random is a function of this number, the sample's id and the draw."""
 
 
+class Flow(Section):
+    """Rectified-flow families (FLUX); the others have a noise schedule of their own and read nothing here."""
+
+    timesteps: Literal["uniform", "logit_normal"] = "logit_normal"
+    """How training draws its times in (0, 1): evenly, as in the paper, or more from the middle (Esser et al. 2024)."""
+    shift: PositiveFloat | None = None
+    """Moves times towards noise, 1 leaves them; without it as far as the base's own pipeline, 3.16 for FLUX.1-dev at 1024."""
+    guidance: float = Field(default=1.0, ge=0)
+    """The guidance that a distilled base is told in training: one value for expert, reference and trained model."""
+    text_tokens: int = Field(default=512, ge=8, le=512)
+    """Longest text of the T5 encoder, the end token included."""
+    padded_text: bool = False
+    """False: the model sees a text's own tokens only, which is what is stored. True: text_tokens of them, padding included, as
+    diffusers' pipeline and others feed FLUX.1; 4 MB per prompt at 512."""
+
+
 class Model(Section):
-    family: Literal["sdxl"]
+    family: Literal["sdxl", "flux"]
     """Architecture of the base model."""
     base: str
     """Hub id or local folder of the base pipeline, or "toy" for the embedded one."""
@@ -45,6 +56,7 @@ class Model(Section):
     """Compute precision of frozen and trained models; stored targets keep their own (see schema)."""
     resolution: PositiveInt = 1024
     """Side of the square training pictures in pixels; a picture is resized to cover it and cropped at the centre."""
+    flow: Flow = Flow()
 
 
 class Data(Section):
@@ -85,6 +97,10 @@ class Optimization(Section):
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage; plain data parallel (0) is fastest for LoRA."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's float32 copies in the CPUs' memory (ZeRO 1 to 3): slower, for 12 bytes less per trained parameter."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: a third more time, a fraction of the memory."""
     workers: PositiveInt = 1
     cpus_per_worker: PositiveFloat = 1.0
     gpus_per_worker: float = Field(default=0.0, ge=0)
@@ -99,6 +115,12 @@ class Optimization(Section):
     def _one_length(self) -> Optimization:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Optimization:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         return self
 
 
@@ -170,6 +192,10 @@ class Evaluation(Section):
     actors: PositiveInt = 2
     cpus_per_actor: PositiveFloat = 1.0
     gpus_per_actor: float = Field(default=0.0, ge=0)
+    samples: int = Field(default=8, ge=0)
+    """Pictures drawn beside a training at each of its checkpoints, from fixed prompts and noise, shown in MLflow; 0 for none."""
+    cpus_per_sample: PositiveFloat = 1.0
+    """What drawing them takes; where the training leaves less, they are drawn when it ends."""
     seed: int = Field(default=90_000, ge=0)
     """Seed of the noise that is counted; never used in training or tuning."""
 
@@ -191,6 +217,8 @@ class Config(Section):
     preference: Preference
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    sweep: Sweep | None = None
+    """What `tune/search_cpo.py` tries out; every other job leaves it alone."""
 
     @property
     def folder(self) -> Path:
@@ -203,6 +231,11 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError with one sentence per problem.
     """
+    return load_as(Config, file, overrides)
+
+
+def load_as(schema: type[Settings], file: Path | str, overrides: Sequence[str] = ()) -> Settings:
+    """`load` for a job whose file has another form."""
     path = Path(file)
     try:
         tree = tomllib.loads(path.read_text())
@@ -213,9 +246,9 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Config:
     for text in overrides:
         _override(tree, text)
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(path, tree, problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_sentence(schema, path, problem) for problem in error.errors())) from None
 
 
 def dump(config: Config) -> str:
@@ -224,12 +257,12 @@ def dump(config: Config) -> str:
 
     def section(name: str, values: dict[str, Any]) -> None:
         lines.append(f"\n[{name}]" if lines else f"[{name}]")
-        lines.extend(f"{k} = {json.dumps(v)}" for k, v in values.items() if v is not None and not isinstance(v, dict))
+        lines.extend(f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict))
         for key, value in values.items():
             if isinstance(value, dict):
                 section(f"{name}.{key}", value)
 
-    for name, values in config.model_dump(mode="json").items():
+    for name, values in config.model_dump(mode="json", exclude_none=True).items():
         section(name, values)
     return "\n".join(lines) + "\n"
 
@@ -251,22 +284,24 @@ def _override(tree: dict[str, Any], text: str) -> None:
     place[last] = parsed
 
 
-def _sentence(path: Path, tree: dict[str, Any], problem: Any) -> str:
+def _sentence(schema: type[Section], path: Path, problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
         *parents, key = problem["loc"]
-        valid = sorted(_fields_at(parents))
+        valid = sorted(_fields_at(schema, parents))
         near = difflib.get_close_matches(str(key), valid, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{path}: unknown key {where!r}; {hint}valid keys here: {', '.join(valid)}"
     if problem["type"] == "missing":
         return f"{path}: {where!r} is missing; add it to the file or pass {where}=VALUE"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {where!r} is {problem['input']!r}: {message[0].lower()}{message[1:]}"
+    found = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
+    return f"{path}: {where!r}{found}: {message[0].lower()}{message[1:]}"
 
 
-def _fields_at(sections: Sequence[int | str]) -> set[str]:
-    model: Any = Config
+def _fields_at(schema: type[Section], sections: Sequence[int | str]) -> set[str]:
+    model: Any = schema
     for name in sections:
-        model = model.model_fields[str(name)].annotation
+        annotation = model.model_fields[str(name)].annotation
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))  # Sweep | None
     return set(model.model_fields)

@@ -16,22 +16,27 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cpo_ray.checks import check
-from cpo_ray.config import Config, ConfigError, Lora, Optimization, dump
+from cpo_ray.config import ConditionMixture, Config, ConfigError, Lora, Optimization, Targets, dump
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.evaluation.evaluate import table
-from cpo_ray.evaluation.stage import domain_of, evaluate_run, obedience
+from cpo_ray.evaluation.obedience import Obedience, measure_obedience
+from cpo_ray.evaluation.samples import sample_watch
+from cpo_ray.evaluation.stage import domain_of, evaluate_run
 from cpo_ray.models.base import base_source
-from cpo_ray.plan import Plan, hash_fraction
-from cpo_ray.session import connect, progress
+from cpo_ray.plan import Item, Plan, hash_fraction, split_of
+from cpo_ray.session import ProgressLine, connect
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
+from cpo_ray.targets.store import TargetStore
 from cpo_ray.toy.dataset import make_dataset
 from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
 from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.run import TrainingError, TrainResult, train
-from cpo_ray.training.worker import TrainSpec
+from cpo_ray.training.worker import SNAPSHOTS, TrainSpec
 from hierarchy import Hierarchy, load_hierarchy
+
+OBEDIENCE = Path("expert", "obedience.json")
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,8 @@ class Run:
 
     @property
     def training_ids(self) -> tuple[str, ...]:
-        """Ids of the training split; a smaller `data.proportion` keeps a nested part of them (paper, Table 3)."""
-        share = self.config.data.proportion
-        return tuple(i for i in self.dataset.split("train") if hash_fraction(f"proportion/{i}") < share)
+        """What stage 1 and stage 2 learn from."""
+        return training_ids(self.config, self.dataset.ids)
 
     @property
     def good_ids(self) -> tuple[str, ...]:
@@ -75,7 +79,7 @@ def train_cpo(config: Config, resume: bool = False) -> None:
     """The whole method: expert, targets beside training, CPO, the baselines asked for, evaluation and report."""
     run = open_run(config, resume)
     train_expert(run)
-    _check_obedience(run)
+    check_obedience(run)
     align(run, config.preference.objective)
     for baseline in run.objectives[1:]:
         try:
@@ -89,7 +93,7 @@ def train_sft(config: Config, resume: bool = False) -> None:
     """Stage 1 alone: the expert θ1, and whether it obeys its attributes (Table S6)."""
     run = open_run(config, resume)
     train_expert(run)
-    _check_obedience(run)
+    check_obedience(run)
     run.tracker.finish()
 
 
@@ -98,10 +102,11 @@ def precompute_targets(config: Config) -> ProductionReport:
     run = open_run(config, resume=True)
     if not run.adapter.exists():
         raise ConfigError(f"there is no expert at {run.adapter}; run jobs/train_sft.py first, or name one with expert.adapter")
-    plan = _plan(run, run.training_ids, config.preference.optimization, config.targets.draws)
-    shards = plan.shards(config.targets.shard_size)
-    report = produce(_expert_spec(run), shards, config.targets, progress("targets"))
-    run.say(_told(report))
+    plan = training_plan(config, run.training_ids, config.preference.optimization, config.targets.draws)
+    frozen, shards = expert_spec(config, run.adapter), plan.shards(config.targets.shard_size)
+    with target_store(frozen, config.targets.folder).in_use():
+        report = produce(frozen, shards, config.targets, ProgressLine("targets").counter("shards"))
+    run.say(told(report))
     return report
 
 
@@ -136,7 +141,7 @@ def open_run(config: Config, resume: bool = False) -> Run:
     dataset = open_data(config, tree)
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(resolved)
-    tracker = _start_run(config, dataset, tree, config.run.name, folder, None, resume)
+    tracker = start_tracking(config, dataset, tree, config.run.name, folder, None, resume)
     return Run(config, tree, dataset, folder, tracker, resume)
 
 
@@ -156,9 +161,8 @@ def train_expert(run: Run) -> None:
         if not settings.adapter.exists():
             raise ConfigError(f"expert.adapter is {settings.adapter}, where there is nothing; train one or leave the key out")
         return
-    plan = _plan(run, run.training_ids, settings.optimization)
-    spec = ExpertSpec("supervised", run.config.model, run.config.data.folder, run.config.data.hierarchy, run.config.run.seed,
-                      mixture=settings.conditions)  # fmt: skip
+    plan = training_plan(run.config, run.training_ids, settings.optimization)
+    spec = supervised_spec(run.config, settings.conditions)
     _train(run, "expert", "sft", plan, spec, settings.optimization, settings.lora)
 
 
@@ -166,11 +170,11 @@ def align(run: Run, objective: str) -> None:
     """Stage 2 (paper, 5.2) or a baseline: the model learns from y alone, on the frozen outputs of θ1 and the reference."""
     settings = run.config.preference
     if objective == "sft":
-        plan = _plan(run, run.good_ids, settings.optimization)
-        spec = ExpertSpec("supervised", run.config.model, run.config.data.folder, run.config.data.hierarchy, run.config.run.seed)
+        plan = training_plan(run.config, run.good_ids, settings.optimization)
+        spec = supervised_spec(run.config)
     else:
-        plan = _plan(run, run.training_ids, settings.optimization, run.config.targets.draws)
-        spec = _expert_spec(run)
+        plan = training_plan(run.config, run.training_ids, settings.optimization, run.config.targets.draws)
+        spec = expert_spec(run.config, run.adapter)
     _train(run, objective, objective, plan, spec, settings.optimization, settings.lora)
 
 
@@ -181,8 +185,31 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
         return
     config, shards = run.config, plan.shards(run.config.targets.shard_size)
     run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
-    tracker = _start_run(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, run.resume)
-    spec = TrainSpec(
+    tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, run.resume)
+    targets = target_store(frozen, config.targets.folder)
+    spec = training_spec(run, name, objective, plan, targets, optimization, lora, tracker)
+    with (
+        targets.in_use(),
+        sample_watch(config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
+    ):
+        result, report = _produce_and_train(spec, frozen, shards, config.targets, name)
+    run.say(f"{name}: {told(report)}")
+    _record(run, name, result, tracker)
+
+
+def training_spec(
+    run: Run,
+    name: str,
+    objective: str,
+    plan: Plan,
+    targets: TargetStore,
+    optimization: Optimization,
+    lora: Lora,
+    tracker: RunTracker,
+) -> TrainSpec:
+    """A training of this run, in a folder of its own below the run's; a trial of a sweep is made from the same lines."""
+    config = run.config
+    return TrainSpec(
         run_id=f"{config.run.name}-{name}",
         output=run.folder / name,
         model=config.model,
@@ -193,45 +220,64 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
         omega_lose=config.preference.omega_lose,
         beta=config.preference.beta,
         plan=plan,
-        targets=target_store(frozen, config.targets.folder),
+        targets=targets,
         shard_size=config.targets.shard_size,
         seed=config.run.seed,
         timeout_seconds=config.targets.timeout_seconds,
         resume=run.resume,
-        card={"hierarchy": run.tree.content_hash, "data": run.dataset.fingerprint},
+        card={
+            "hierarchy": f"{run.tree.name} {run.tree.version}, {run.tree.content_hash}",
+            "data": f"{len(run.dataset.ids)} pictures, {run.dataset.fingerprint}",
+        },
         tracking=tracker,
+        snapshots=config.evaluation.samples > 0,
     )
-    if config.targets.overlap:
-        with BackgroundProducer(frozen, shards, config.targets, spec.run_id, progress(f"{name}: targets")) as producer:
-            try:
-                result = train(spec)
-            except TrainingError:
-                producer.stop()
-                producer.join()  # where the targets failed, training only waited for them: its sentence is the cause
-                raise
-            report = producer.join()
-    else:
-        report = produce(frozen, shards, config.targets, progress(f"{name}: targets"))
-        result = train(spec)
-    run.say(f"{name}: {_told(report)}")
-    _record(run, name, result, tracker)
 
 
-def _plan(run: Run, ids: Sequence[str], optimization: Optimization, draws: int | None = None) -> Plan:
+def _produce_and_train(
+    spec: TrainSpec, frozen: ExpertSpec, shards: Sequence[tuple[Item, ...]], targets: Targets, name: str
+) -> tuple[TrainResult, ProductionReport]:
+    """At the same time, or one after the other where `targets.overlap` is off."""
+    line = ProgressLine(name)
+    if not targets.overlap:
+        report = produce(frozen, shards, targets, line.counter("targets"))
+        return train(spec, line.counter("steps")), report
+    with BackgroundProducer(frozen, shards, targets, spec.run_id, line.counter("targets")) as producer:
+        try:
+            result = train(spec, line.counter("steps"))
+        except TrainingError:
+            producer.stop()
+            producer.join()  # where the targets failed, training only waited for them: its sentence is the cause
+            raise
+        return result, producer.join()
+
+
+def training_ids(config: Config, ids: Sequence[str]) -> tuple[str, ...]:
+    """The training split; a smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
+    share = config.data.proportion
+    return tuple(i for i in ids if split_of(i) == "train" and hash_fraction(f"proportion/{i}") < share)
+
+
+def training_plan(config: Config, ids: Sequence[str], optimization: Optimization, draws: int | None = None) -> Plan:
     """The order of training; without `draws` every visit of a picture has noise of its own."""
     if not ids:
-        raise DataError(f"{run.config.data.folder} has no picture for this training; add pictures or raise data.proportion")
-    seed, batch = run.config.run.seed, optimization.global_batch
+        raise DataError(f"{config.data.folder} has no picture for this training; add pictures or raise data.proportion")
+    seed, batch = config.run.seed, optimization.global_batch
     plan = Plan.build(ids, seed, batch, draws or 1, epochs=optimization.epochs, steps=optimization.steps)
     return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(ids)))
 
 
-def _expert_spec(run: Run) -> ExpertSpec:
-    config = run.config
-    return ExpertSpec("expert", config.model, config.data.folder, config.data.hierarchy, config.run.seed, adapter=run.adapter)
+def supervised_spec(config: Config, mixture: ConditionMixture | None = None) -> ExpertSpec:
+    """Targets of the denoising loss: stage 1 with its mixture of conditions, the supervised baseline on y alone."""
+    return ExpertSpec("supervised", config.model, config.data.folder, config.data.hierarchy, config.run.seed, mixture=mixture)
 
 
-def _start_run(
+def expert_spec(config: Config, adapter: Path) -> ExpertSpec:
+    """Targets of stage 2: the outputs of θ1, which the adapter makes of the base, and of the reference."""
+    return ExpertSpec("expert", config.model, config.data.folder, config.data.hierarchy, config.run.seed, adapter=adapter)
+
+
+def start_tracking(
     config: Config, dataset: AnnotatedDataset, tree: Hierarchy, name: str, folder: Path, parent: RunTracker | None, resume: bool
 ) -> RunTracker:
     """An MLflow run of its own for every training, below the one of the whole."""
@@ -260,20 +306,22 @@ def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> No
     tracker.finish()
 
 
-def _told(report: ProductionReport) -> str:
+def told(report: ProductionReport) -> str:
     text = f"{report.shards_written} target shards computed, {report.already_there} there before, {report.expert_forwards} passes"
     if report.dropped_attributes:
         text += f"; WARNING: {report.dropped_attributes} attributes did not fit into the text encoder and were left out"
     return text
 
 
-def _check_obedience(run: Run) -> None:
+def check_obedience(run: Run) -> None:
     """Table S6, before stage 2 spends anything: an expert that does not obey has nothing to teach."""
     domain, settings = domain_of(run.config), run.config.expert
     if domain is None:
         run.say("nothing here can read attributes from pictures; look at what the expert draws before you trust it")
         return
-    found = obedience(run.config, run.dataset, run.tree, run.adapter, domain)
+    file = run.folder / OBEDIENCE
+    found = Obedience.read(file) if file.exists() else measure_obedience(run.config, run.dataset, run.tree, run.adapter, domain)
+    found.save(file)
     run.say("how the expert obeys (intersection over union of what is asked for and found):\n" + found.table())
     if found.gap < settings.obedience_gate:
         sentence = (
@@ -298,7 +346,9 @@ def _evaluate(run: Run) -> None:
         "packages": ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "ray", "deepspeed", "peft")),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
-    result, report = evaluate_run(run.config, run.dataset, run.tree, run.adapter, adapters, provenance)
+    obeyed = Obedience.read(file) if (file := run.folder / OBEDIENCE).exists() else None
+    on_progress = ProgressLine("evaluation").counter("pictures")
+    result, report = evaluate_run(run.config, run.dataset, run.tree, run.adapter, adapters, provenance, obeyed, on_progress)
     run.tracker.log_report(report)
     for picture in sorted(report.parent.glob("*.png")):
         run.tracker.log_pictures(picture.stem, picture, step=0)

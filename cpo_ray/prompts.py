@@ -19,6 +19,9 @@ import numpy as np
 from cpo_ray.config import ConditionMixture
 from hierarchy import Hierarchy
 
+#: Raise it with every change here that changes a text: target shards are addressed by it, and old ones not taken for new.
+TEMPLATE_VERSION = 1
+
 #: Stands in `dropped` for the end of a content prompt that was cut; attributes stand there as signed ids.
 PROMPT_END = "prompt"
 

@@ -34,6 +34,7 @@ TARGET_TENSORS = {
     "x_t": "(B, C, h, w) float16: the noisy latent, rounded before any model saw it",
     "timestep": "(B,) int64 step of a discrete process or float32 time of a flow",
     "prompt_index": "(B,) int64: row of the text.* tensors",
+    # Rows of zeros at the end of a sequence are no tokens where a family's texts have a length of their own (FLUX).
     "text.*": "(U, …) float16: encoded conditions, each distinct one once, rounded before any model saw it",
     "micro.*": "(B, …) float32: per-sample conditioning such as SDXL's sizes and crop",
     "target": "(B, C, h, w) float16: ground truth of the denoising loss; present where a supervised objective asks for it",
@@ -43,3 +44,12 @@ TARGET_TENSORS = {
     "positive_minus_null": "(B, C, h, w) float16: θ1(y, A_pos) - θ1(∅)",
     "positive_minus_all": "(B, C, h, w) float16: θ1(y, A_pos) - θ1(y, A_pos, A_neg)",
 }
+
+
+def target_row_bytes(latent: int, text: int) -> int:
+    """Bytes of one sample among expert targets, with a prompt of its own: latents of C·h·w and conditions of so many numbers.
+
+    The few bytes of timestep, index and per-sample conditioning are left out.
+    """
+    per_value = sum(2 if "float16" in kind else 4 for kind in TARGET_TENSORS.values() if kind.startswith("(B, C, h, w)"))
+    return latent * per_value + 2 * text

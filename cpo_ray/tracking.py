@@ -45,6 +45,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 logging.getLogger("alembic").setLevel(logging.WARNING)  # one line for each of some sixty table versions
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # torch's "+cpu" is no news
 logger = logging.getLogger(__name__)
 
 FALLBACK = "tracking-fallback.jsonl"
@@ -159,6 +161,36 @@ class RunTracker:
             return
         with _forgiving(f"the report {path}"):
             MlflowClient(self.uri).log_artifact(self.run_id, str(path))
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        if self.run_id is None:
+            return
+        with _forgiving(f"the tag {name!r}"):
+            MlflowClient(self.uri).set_tag(self.run_id, name, value)
+
+    def register(self, model: str, alias: str) -> None:
+        """Make the run's adapter a version of the registered `model`, and let the alias point to it and to no other version."""
+        if self.run_id is None:
+            return
+        with _forgiving(f"the model {model!r}"):
+            client = MlflowClient(self.uri)
+            try:
+                client.create_registered_model(model)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            known = [found for found in client.search_model_versions(f"name='{model}'") if found.run_id == self.run_id]
+            source = f"{client.get_run(self.run_id).info.artifact_uri}/adapter"
+            registered = known[0] if known else client.create_model_version(model, source, self.run_id)
+            client.set_registered_model_alias(model, alias, registered.version)
+
+    def reopen(self) -> None:
+        """Go on with a run that was closed."""
+        if self.run_id is None:
+            return
+        with _forgiving("the run again"):
+            MlflowClient(self.uri).update_run(self.run_id, status="RUNNING")
 
     def finish(self, status: Status = "FINISHED") -> None:
         """Close the run in the store."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from _cli import parser, run
-
+from cpo_ray.command_line import parser, run
 from cpo_ray.config import Config
 
 

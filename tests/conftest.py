@@ -30,24 +30,37 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def expert_spec(tmp_path_factory: pytest.TempPathFactory) -> ExpertSpec:
     """Twelve rendered pictures, a tiny SDXL as diffusers saves it, and an expert adapter of small random weights."""
+    return _expert_spec("sdxl", tmp_path_factory.mktemp("expert"))
+
+
+@pytest.fixture(scope="session")
+def flux_expert_spec(tmp_path_factory: pytest.TempPathFactory) -> ExpertSpec:
+    """The same with a tiny FLUX."""
+    return _expert_spec("flux", tmp_path_factory.mktemp("flux-expert"))
+
+
+def _expert_spec(family_name: str, folder: Path) -> ExpertSpec:
     import torch
 
     from cpo_ray.config import Lora, Model
-    from cpo_ray.models.sdxl import SDXL
-    from cpo_ray.models.tiny import tiny_sdxl
+    from cpo_ray.models import family
+    from cpo_ray.models.tiny import tiny_flux, tiny_sdxl
     from cpo_ray.targets.expert import ExpertSpec
 
-    folder = tmp_path_factory.mktemp("expert")
     hierarchy = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
     texts = _annotated_pictures(folder / "data", hierarchy)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        tiny_sdxl(texts, channels=(32, 64), vae_channels=(8, 16, 16), max_length=64).save_pretrained(folder / "base")
-        model = Model(family="sdxl", base=str(folder / "base"), resolution=64)
-        denoiser = SDXL().load_denoiser(model)
-        for name in SDXL().add_lora(denoiser, Lora(rank=4, alpha=4), seed=1):
+        if family_name == "flux":
+            pipeline = tiny_flux(texts)
+        else:
+            pipeline = tiny_sdxl(texts, channels=(32, 64), vae_channels=(8, 16, 16), max_length=64)
+        pipeline.save_pretrained(folder / "base")
+        model = Model(family=family_name, base=str(folder / "base"), resolution=64)
+        denoiser = family(model).load_denoiser(model)
+        for name in family(model).add_lora(denoiser, Lora(rank=4, alpha=4), seed=1):
             torch.nn.init.normal_(denoiser.get_parameter(name), std=0.05)
-        SDXL().save_adapter(denoiser, None, folder / "adapter")
+        family(model).save_adapter(denoiser, None, folder / "adapter")
     return ExpertSpec("expert", model, folder / "data", hierarchy, seed=5, adapter=folder / "adapter")
 
 

@@ -17,7 +17,7 @@ TOY = ROOT / "jobs" / "configs" / "toy.toml"
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths lead into an empty folder, and the machine is a fixed one: no other Ray is looked for."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checks, "_available", lambda: ("here", 2.0, 0.0))
+    monkeypatch.setattr(checks, "available", lambda: ("here", 2.0, 0.0))
 
 
 def toy(*overrides: str) -> Config:
@@ -34,7 +34,7 @@ def missing(config: Config) -> list[str]:
         (["preference.optimization.workers=9"], "stage 2 with its targets takes 4.9 CPUs and 0 GPUs of 2 and 0 here"),
         (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.4 CPUs and 0.5 GPUs of 2 and 0 here"),
         (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
-        (["expert.optimization.warmup_steps=500"], "training ends after 240 steps"),
+        (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
         (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
         (["tracking.uri=runs"], "which is no MLflow store"),
         (["data.toy_pictures=0"], "there is no folder runs/data/toy"),
@@ -75,6 +75,12 @@ def test_the_size_of_the_targets() -> None:
     assert checks._targets_size(config, vae, pictures=100) == 320 * 4 * 128 * 128 * 16
     one_draw = toy("model.base=nowhere", "model.resolution=1024", "preference.optimization.steps=10", "targets.draws=1")
     assert checks._targets_size(one_draw, vae, pictures=100) == 100 * 4 * 128 * 128 * 16
+
+
+def test_a_text_is_as_long_as_its_encoder_reads() -> None:
+    clip = {"hidden_size": 768, "max_position_embeddings": 77}
+    assert checks._text_values(clip, 512) == 768 * 78
+    assert checks._text_values({"d_model": 4096, "n_positions": 512}, 256) == 4096 * 257  # as long as model.flow.text_tokens
 
 
 def test_small_full_updates_in_bfloat16_are_noted() -> None:

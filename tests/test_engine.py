@@ -11,14 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_training import make_spec, write_base, write_targets
+from tiny_training import IDS, make_spec, write_base, write_targets
 from torch import distributed
 
 from cpo_ray.config import Model, Optimization
 from cpo_ray.models import family
-from cpo_ray.training.engine import learning_rate_at
+from cpo_ray.plan import Plan
+from cpo_ray.training.engine import Engine, learning_rate_at
 from cpo_ray.training.worker import Trainer, TrainSpec
 
 pytestmark = pytest.mark.slow
@@ -65,6 +67,18 @@ def _continued(spec: TrainSpec, folder: Path) -> Numbers:
     return _train(spec, range(2, 4), second)
 
 
+def _looked_at(spec: TrainSpec) -> Numbers:
+    """A training that is looked at after two of its four steps; then a step on the very items that it was looked at with."""
+    held_out = Plan(tuple(IDS), seed=9, global_batch=6, draws=1, total_items=5)
+    trainer = Trainer(replace(spec, held_out=held_out))
+    first = _train(spec, range(2), trainer)
+    seen = trainer.held_out()
+    last = _train(spec, range(2, 4), trainer)
+    again = trainer.held_out()
+    trainer.spec = replace(trainer.spec, plan=held_out)
+    return {"first": first, "seen": seen, "state": last["state"], "again": again, "stepped": trainer.step(0)}
+
+
 def _two_ranks(spec: TrainSpec, folder: Path) -> Numbers:
     def stage(number: int, **more: Any) -> TrainSpec:
         changes = {"zero_stage": number, **more}
@@ -75,6 +89,7 @@ def _two_ranks(spec: TrainSpec, folder: Path) -> Numbers:
         # In this order: ZeRO-3 replaces torch's linear function for the whole process, and rounds differently from then on.
         "stage 0": _train(stage(0)),
         "continued 0": _continued(stage(0), folder / "0"),
+        "looked at": _looked_at(stage(0)),
         "stage 2": _train(stage(2)),
         "stage 3": _train(stage(3)),
         "continued 3": _continued(stage(3), folder / "3"),
@@ -85,7 +100,7 @@ def _two_ranks(spec: TrainSpec, folder: Path) -> Numbers:
 
 
 def _one_rank(spec: TrainSpec) -> Numbers:
-    return {"trained": _train(spec), "norm": _norm_by_torch(spec)}
+    return {"trained": _train(spec), "norm": _norm_by_torch(spec), "looked at": _looked_at(spec)}
 
 
 def _norm_by_torch(spec: TrainSpec) -> float:
@@ -182,6 +197,58 @@ def test_bfloat16_follows_float32_coarsely(two: list[Numbers], stage: int) -> No
         assert curve(two[0][f"bfloat16 {stage}"], name) == pytest.approx(curve(two[0]["stage 0"], name)[:3], rel=tolerance)
 
 
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Numbers]:
+    folder = tmp_path_factory.mktemp("flux")
+    spec = make_spec(folder, write_base(folder / "base", "flux"), optimization={"gradient_clip": 0.5})
+    write_targets(spec)
+    return in_ranks(2, folder / "ranks", _flux, spec)[0]
+
+
+def _flux(spec: TrainSpec) -> dict[str, Numbers]:
+    def trained(**changes: Any) -> Numbers:
+        return _train(replace(spec, optimization=spec.optimization.model_copy(update=changes)))
+
+    return {
+        "plain": trained(),
+        "recomputed": trained(gradient_checkpointing=True),
+        "stage 3": trained(zero_stage=3, gradient_checkpointing=True),
+        "full": trained(zero_stage=3, gradient_checkpointing=True, parameters="full", learning_rate=1e-4),
+    }
+
+
+@pytest.mark.parametrize("kind", ["recomputed", "stage 3"])
+def test_flux_trains_alike_on_texts_of_any_length(flux: dict[str, Numbers], kind: str) -> None:
+    for name in ("loss", "gradient_norm"):
+        assert curve(flux[kind], name) == pytest.approx(curve(flux["plain"], name), rel=1e-4)
+    assert curve(flux["plain"])[0] > curve(flux["plain"])[-1]
+    assert all(values.size for values in flux["full"]["state"].values())
+    assert {name: values.shape for name, values in flux["full"]["state"].items()} == flux["full"]["base"]
+
+
+def _small_steps() -> dict[str, list[float]]:
+    """A bfloat16 weight of 0.02 after 20 steps of 1e-5, none of which bfloat16 can hold: as exported, and as the model has it."""
+    ends = {}
+    for stage, offload in ((0, False), (1, False), (2, True), (3, False), (3, True)):
+        layer = torch.nn.Linear(4, 4, bias=False)
+        layer.weight.data.fill_(0.02)
+        settings = {"steps": 20, "zero_stage": stage, "offload_optimizer": offload, "parameters": "full", "gradient_clip": 0}
+        engine = Engine(layer, Optimization(**settings), micro_batch=1, accumulation=1, bfloat16=True)
+        for _ in range(20):
+            engine.backward(engine.model(torch.ones(1, 4, dtype=torch.bfloat16)).float().sum())
+            engine.step(1e-5)
+        output = engine.model(torch.ones(1, 4, dtype=torch.bfloat16))
+        ends[f"{stage} {offload}"] = [float(engine.trained_state()["weight"][0, 0]), float(output[0, 0]) / 4]
+    return ends
+
+
+def test_small_steps_add_up_in_float32_under_a_bfloat16_model(tmp_path: Path) -> None:
+    assert float(torch.tensor(0.02).bfloat16() - torch.tensor(1e-5).bfloat16()) == float(torch.tensor(0.02).bfloat16())
+    for exported, used in in_ranks(1, tmp_path / "ranks", _small_steps)[0].values():
+        assert exported == pytest.approx(float(torch.tensor(0.02).bfloat16()) - 20 * 1e-5, abs=2e-6)
+        assert used == pytest.approx(0.0198, abs=1.3e-4) and used < 0.02
+
+
 def test_the_learning_rate_is_a_function_of_the_step() -> None:
     settings = Optimization(steps=10, learning_rate=1.0, warmup_steps=2, decay="cosine")
     rates = [learning_rate_at(step, 10, settings) for step in range(10)]
@@ -190,3 +257,13 @@ def test_the_learning_rate_is_a_function_of_the_step() -> None:
     assert rates[9] == pytest.approx((1 - 0.9238795) / 2)  # cos(7π/8) = -0.9239
     constant = settings.model_copy(update={"decay": "constant"})
     assert [learning_rate_at(step, 10, constant) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
+
+
+def test_held_out_metrics_are_those_of_a_step_on_the_same_items_and_change_nothing(one: Numbers, two: list[Numbers]) -> None:
+    looked_at = one["looked at"]
+    for name in ("loss", "win", "lose", "distance_to_reference"):
+        assert looked_at["again"][name] == pytest.approx(looked_at["stepped"][name], rel=1e-5)
+        assert two[0]["looked at"]["seen"][name] == pytest.approx(looked_at["seen"][name], rel=1e-3, abs=1e-5)
+    assert looked_at["seen"]["distance_to_reference"] > 0
+    for name, tensor in one["trained"]["state"].items():
+        np.testing.assert_array_equal(tensor, looked_at["state"][name])

@@ -1,4 +1,4 @@
-"""The frozen models as a callable, on a tiny SDXL that diffusers saved and an adapter that changes it."""
+"""The frozen models as a callable, on a tiny SDXL and a tiny FLUX that diffusers saved and adapters that change them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from cpo_ray.config import ConditionMixture
+from cpo_ray.config import ConditionMixture, Flow
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.models.sdxl import SDXL
+from cpo_ray.models import family
 from cpo_ray.objectives import ExpertDifferences
 from cpo_ray.plan import Batch, Item
 from cpo_ray.prompts import condition_texts
@@ -24,6 +24,11 @@ from cpo_ray.targets.store import frozen_fingerprint
 from hierarchy import load_hierarchy
 
 ITEMS = (Item("picture-3", 0), Item("picture-1", 0), Item("picture-7", 1), Item("picture-1", 1))
+
+
+@pytest.fixture(scope="module", params=["sdxl", "flux"])
+def expert_spec(request: pytest.FixtureRequest, expert_spec: ExpertSpec, flux_expert_spec: ExpertSpec) -> ExpertSpec:
+    return {"sdxl": expert_spec, "flux": flux_expert_spec}[request.param]
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +44,6 @@ def images(spec: ExpertSpec, items: Sequence[Item]) -> list[bytes]:
 @pytest.fixture(scope="module")
 def shard(expert: Expert, expert_spec: ExpertSpec) -> dict[str, Tensor]:
     return expert(ITEMS, images(expert_spec, ITEMS))
-
-
-def conditioning_of(shard: dict[str, Tensor]) -> dict[str, Tensor]:
-    text = {name[5:]: rows[shard["prompt_index"]].float() for name, rows in shard.items() if name.startswith("text.")}
-    return text | {"time_ids": shard["micro.time_ids"]}
 
 
 def relative_error(value: Tensor, exact: Tensor) -> float:
@@ -74,7 +74,7 @@ def test_the_same_bytes_on_repetition_and_from_another_expert(
 
 def test_a_samples_row_does_not_depend_on_its_place(expert: Expert, expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:
     turned = expert(ITEMS[::-1], images(expert_spec, ITEMS[::-1]))
-    for name in ("x_t", "timestep", "target", "micro.time_ids"):
+    for name in ("x_t", "timestep", "target", *(name for name in shard if name.startswith("micro."))):
         assert torch.equal(turned[name].flip(0), shard[name]), name
     for name in ("reference", "null_minus_reference", "positive_minus_all"):
         torch.testing.assert_close(turned[name].flip(0).float(), shard[name].float(), rtol=1e-3, atol=1e-5)
@@ -98,17 +98,17 @@ def test_two_forwards_make_a_shard_and_a_bound_only_splits_them(
 
 def test_the_contrast_is_within_half_a_percent_of_float64(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:
     """Every output once more in float64, each from a forward of its own, with texts made here."""
-    sdxl, model = SDXL(), expert_spec.model
-    encoders = sdxl.load_encoders(model, torch.device("cpu"))
+    model, found = expert_spec.model, family(expert_spec.model)
+    encoders = found.load_encoders(model, torch.device("cpu"))
     dataset, tree = AnnotatedDataset.open(expert_spec.dataset), load_hierarchy(expert_spec.hierarchy)
     texts = [condition_texts(dataset.labels(i.sample_id), tree, encoders.count_tokens, encoders.token_limit)[0] for i in ITEMS]
-    base, theta = sdxl.load_denoiser(model).double(), sdxl.load_denoiser(model, expert_spec.adapter).double()
+    base, theta = found.load_denoiser(model).double(), found.load_denoiser(model, expert_spec.adapter).double()
+    micro = {name[6:]: rows.double() for name, rows in shard.items() if name.startswith("micro.")}
 
     def output(denoiser: torch.nn.Module, prompts: list[str]) -> Tensor:
         conditioning = {name: values.half().double() for name, values in encoders.encode_prompts(prompts).items()}
-        conditioning["time_ids"] = shard["micro.time_ids"].double()
         with torch.no_grad():
-            return sdxl.predict(denoiser, shard["x_t"].double(), shard["timestep"], conditioning)
+            return found.predict(denoiser, shard["x_t"].double(), shard["timestep"], conditioning | micro)
 
     reference = output(base, [t.content for t in texts])
     positive, negative = output(theta, [t.positive for t in texts]), output(theta, [t.negative for t in texts])
@@ -131,10 +131,10 @@ def test_a_student_equal_to_the_reference_reproduces_it(expert_spec: ExpertSpec,
     store = target_store(spec, tmp_path)
     store.write(ITEMS, Expert(spec)(ITEMS, images(spec, ITEMS)), {})
     batch = TargetReader(store, [ITEMS], timeout_seconds=1, run_id="run").batch(Batch(ITEMS, (1.0, 1.0, 1.0, 0.0)))
-    sdxl = SDXL()
+    found = family(spec.model)
     with torch.no_grad():
         x_t = batch.x_t.to(getattr(torch, dtype))
-        output = sdxl.predict(sdxl.load_denoiser(spec.model), x_t, batch.timestep, batch.conditioning)
+        output = found.predict(found.load_denoiser(spec.model), x_t, batch.timestep, batch.conditioning)
     assert batch.expert is not None
     assert batch.weights.tolist() == [1, 1, 1, 0]
     assert torch.equal(output.float(), batch.expert.reference)
@@ -142,13 +142,16 @@ def test_a_student_equal_to_the_reference_reproduces_it(expert_spec: ExpertSpec,
 
 def test_noise_and_target_belong_together(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:
     """x_t and the velocity give back the latent of the picture itself."""
-    sdxl, model = SDXL(), expert_spec.model
-    clean = sdxl.load_process(model).predict_x0(shard["x_t"].float(), shard["target"].float(), shard["timestep"])
+    process = family(expert_spec.model).load_process(expert_spec.model)
+    clean = process.predict_x0(shard["x_t"].float(), shard["target"].float(), shard["timestep"])
     torch.testing.assert_close(clean[1], clean[3], rtol=0, atol=5e-3)  # one picture, two draws
     assert not torch.allclose(clean[1], clean[2], atol=5e-2)
 
 
-def test_sizes_are_those_of_the_picture_and_its_crop(shard: dict[str, Tensor]) -> None:
+def test_what_belongs_to_a_sample_beside_its_text_is_stored(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:
+    if expert_spec.model.family == "flux":
+        assert shard["micro.guidance"].tolist() == [1, 1, 1, 1]
+        return
     # 96 x 80 is scaled to 77 x 64, of which 6 columns on the left are cut.
     assert shard["micro.time_ids"].tolist() == [[80, 96, 0, 6, 64, 64], *[[64, 64, 0, 0, 64, 64]] * 3]
 
@@ -162,7 +165,7 @@ def test_supervised_targets_draw_their_text_and_share_the_noise(expert_spec: Exp
         assert torch.equal(content[name], shard[name]), name
     assert "reference" not in content
     assert torch.equal(null["x_t"], shard["x_t"])
-    empty = SDXL().load_encoders(expert_spec.model, torch.device("cpu")).encode_prompts([""])
+    empty = family(expert_spec.model).load_encoders(expert_spec.model, torch.device("cpu")).encode_prompts([""])
     assert torch.equal(null["text.prompt_embeds"], empty["prompt_embeds"].half())
     assert null["prompt_index"].tolist() == [0, 0, 0, 0]
 
@@ -185,7 +188,8 @@ def test_the_address_follows_what_is_computed(expert_spec: ExpertSpec) -> None:
     plain = replace(expert_spec, kind="supervised", adapter=None)
     specs = [expert_spec, plain, replace(plain, mixture=ConditionMixture()), replace(expert_spec, seed=6)]
     specs.append(replace(plain, mixture=ConditionMixture(attribute_dropout=0.1)))
-    assert len({frozen_fingerprint(frozen_inputs(spec)) for spec in specs}) == 5
+    specs.append(replace(expert_spec, model=expert_spec.model.model_copy(update={"flow": Flow(guidance=3.5)})))
+    assert len({frozen_fingerprint(frozen_inputs(spec)) for spec in specs}) == 6
     assert frozen_inputs(replace(expert_spec, device="cuda")) == frozen_inputs(expert_spec)
 
 

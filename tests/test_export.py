@@ -8,17 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_training import TEXT_WIDTH, write_base
+from tiny_training import conditioning, write_base
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
-from cpo_ray.training.export import ExportError, Probe, export_adapter, probe_output, verify_export
+from cpo_ray.training.export import (
+    ExportError,
+    Probe,
+    base_licence,
+    card_text,
+    export_adapter,
+    probe_output,
+    verify_export,
+)
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
+LORA = Lora(rank=4, alpha=16)
 
 
 @dataclass
@@ -29,32 +39,28 @@ class Trained:
     probe: Probe
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return write_base(tmp_path_factory.mktemp("base"))
+@pytest.fixture(scope="module", params=["sdxl", "flux"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return write_base(tmp_path_factory.mktemp("base"), request.param)
 
 
-def trained(model: Model, change: float, lora: bool = True) -> Trained:
-    """A denoiser whose trained parameters were moved by random numbers of the given size."""
-    sdxl, generator = family(model), torch.Generator().manual_seed(0)
-    denoiser = sdxl.load_denoiser(model)
-    names = sdxl.add_lora(denoiser, Lora(rank=4, alpha=16), seed=0) if lora else [n for n, _ in denoiser.named_parameters()]
+def trained(model: Model, change: float, lora: Lora | None = LORA) -> Trained:
+    """A denoiser whose trained parameters, with `lora` None all of them, were moved by random numbers of the given size."""
+    found, generator = family(model), torch.Generator().manual_seed(0)
+    denoiser = found.load_denoiser(model)
+    names = found.add_lora(denoiser, lora, seed=0) if lora else [n for n, _ in denoiser.named_parameters()]
     state = {}
     for name in names:
         parameter = denoiser.get_parameter(name).data
-        if not lora or "lora_B" in name:
+        if lora is None or "lora_B" in name:
             parameter += change * torch.randn(parameter.shape, generator=generator)
         state[name] = parameter.float()
     inputs = {
         "x_t": torch.randn(2, 4, 8, 8, generator=generator).to(DTYPES[model.dtype]),
-        "timestep": torch.tensor([100, 900]),
-        "conditioning": {
-            "prompt_embeds": torch.randn(2, 5, 2 * TEXT_WIDTH, generator=generator),
-            "pooled_prompt_embeds": torch.randn(2, TEXT_WIDTH, generator=generator),
-            "time_ids": torch.tensor([[32.0, 32, 0, 0, 32, 32]] * 2),
-        },
+        "timestep": torch.tensor([0.1, 0.9] if model.family == "flux" else [100, 900]),
+        "conditioning": conditioning(model.family, 2, generator),
     }
-    return Trained(model, denoiser, state, Probe(**inputs, output=probe_output(sdxl, denoiser, **inputs)))
+    return Trained(model, denoiser, state, Probe(**inputs, output=probe_output(found, denoiser, **inputs)))
 
 
 def export(t: Trained, folder: Path, **more: str) -> None:
@@ -64,7 +70,7 @@ def export(t: Trained, folder: Path, **more: str) -> None:
 def test_an_adapter_goes_round_and_has_a_card(model: Model, tmp_path: Path) -> None:
     t = trained(model, 0.05)
     export(t, tmp_path / "adapter")
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["README.md", WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == ["README.md", "formats", WEIGHTS]
     assert "| objective | cpo_s |" in (tmp_path / "adapter" / "README.md").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"], "the temporary folder is gone"
     reloaded = family(model).load_denoiser(model, tmp_path / "adapter")
@@ -111,9 +117,26 @@ def test_weights_of_another_training_are_refused(model: Model, tmp_path: Path) -
 
 
 def test_a_whole_denoiser_goes_round(model: Model, tmp_path: Path) -> None:
-    export(trained(model, 0.01, lora=False), tmp_path / "adapter", parameters="full")
-    assert (tmp_path / "adapter" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    t, folder = trained(model, 0.01, lora=None), tmp_path / "adapter"
+    export(t, folder, parameters="full")
+    part = {"sdxl": "unet", "flux": "transformer"}[model.family]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", part])
+    for denoiser in (family(model).load_denoiser(model, folder), family(model).load_pipeline(model, folder).components[part]):
+        output = probe_output(family(model), denoiser, t.probe.x_t, t.probe.timestep, t.probe.conditioning)
+        torch.testing.assert_close(output, t.probe.output, rtol=1e-4, atol=1e-5)
 
 
 def test_an_adapter_trained_in_bfloat16_goes_round(model: Model, tmp_path: Path) -> None:
     export(trained(model.model_copy(update={"dtype": "bfloat16"}), 0.05), tmp_path / "adapter")
+
+
+def test_the_card_names_the_bases_licence_and_how_to_load(model: Model, tmp_path: Path) -> None:
+    text = card_text(model, {"omega_win": "2.0"})
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["base_model"] == model.base and "license" not in head and "lora" in head["tags"]
+    assert "| omega_win | 2.0 |" in text and "not stated where it was loaded from" in text and "load_lora_weights" in text
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: artists-only\n---\n# A base\n")
+    stated = card_text(model.model_copy(update={"base": str(tmp_path)}), {}, "full")
+    assert yaml.safe_load(stated.split("---")[1])["license_name"] == "artists-only" and "The base's: artists-only." in stated
+    assert base_licence(model.model_copy(update={"base": "black-forest-labs/FLUX.1-dev"})) == "flux-1-dev-non-commercial-license"
+    assert base_licence(model.model_copy(update={"base": "somebody/some-model"})) is None

@@ -19,18 +19,32 @@ FENCES = {
     "diffusers": MODELS,
     "transformers": MODELS,
     "peft": MODELS,
+    "aiohttp": ("cpo_ray/annotation/endpoint.py",),
 }
 #: These stay light: no torch, no ray, wherever in the file the import stands.
-LIGHT = ("cpo_ray/config.py", "cpo_ray/schema.py", "cpo_ray/plan.py", "cpo_ray/prompts.py", "hierarchy/", "jobs/")
+LIGHT = (
+    "cpo_ray/section.py",
+    "cpo_ray/sweep/settings.py",
+    "cpo_ray/annotation/settings.py",
+    "cpo_ray/config.py",
+    "cpo_ray/command_line.py",
+    "cpo_ray/schema.py",
+    "cpo_ray/plan.py",
+    "cpo_ray/prompts.py",
+    "hierarchy/",
+    "jobs/",
+    "tune/",
+)
 
 #: From low to high; a module imports its own layer and those below, never one above.
 LAYERS = (
-    ("hierarchy", "cpo_ray.config", "cpo_ray.schema"),
+    ("hierarchy", "cpo_ray.section", "cpo_ray.sweep.settings", "cpo_ray.config", "cpo_ray.schema"),
     ("cpo_ray.plan", "cpo_ray.prompts", "cpo_ray.diffusion", "cpo_ray.objectives"),
     ("cpo_ray.models",),
     ("cpo_ray.data", "cpo_ray.targets", "cpo_ray.evaluation", "cpo_ray.annotation", "cpo_ray.tracking", "cpo_ray.toy"),
     ("cpo_ray.training",),
     ("cpo_ray.pipeline", "cpo_ray.session", "cpo_ray.checks"),
+    ("cpo_ray.sweep", "cpo_ray.target_tool", "cpo_ray.command_line"),
     ("jobs", "tune"),
 )
 

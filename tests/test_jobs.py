@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-JOBS = sorted(path.name for path in (ROOT / "jobs").glob("[!_]*.py"))
+JOBS = sorted(str(path.relative_to(ROOT)) for room in ("jobs", "tune") for path in (ROOT / room).glob("*.py"))
 
 
 def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, f"jobs/{name}", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -29,37 +29,37 @@ def test_help_takes_less_than_a_second(name: str) -> None:
 
 @pytest.mark.parametrize("name", JOBS)
 def test_parsing_imports_nothing_heavy(name: str) -> None:
-    code = f"import runpy, sys; sys.path.insert(0, 'jobs'); runpy.run_path('jobs/{name}'); print(*sys.modules)"
+    code = f"import runpy, sys; runpy.run_path({name!r}); print(*sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert not {"torch", "ray", "mlflow", "diffusers", "transformers", "deepspeed", "pyarrow"} & set(answer.stdout.split())
 
 
 def test_a_wrong_key_is_answered_with_a_sentence() -> None:
-    answer = job("train_cpo.py", "preference.omega_wim=3")
+    answer = job("jobs/train_cpo.py", "preference.omega_wim=3")
     assert answer.returncode == 2 and answer.stdout == ""
     assert answer.stderr.count("\n") == 1 and "did you mean 'omega_win'?" in answer.stderr
 
 
 def test_options_may_stand_between_overrides() -> None:
-    answer = job("train_sft.py", "run.seed=1", "--resume", "run.seed=-1")
+    answer = job("jobs/train_sft.py", "run.seed=1", "--resume", "run.seed=-1")
     assert answer.returncode == 2 and "'run.seed' is -1" in answer.stderr
 
 
 def test_a_missing_file_is_answered_with_a_sentence() -> None:
-    answer = job("evaluate.py", "--config", "jobs/configs/none.toml")
+    answer = job("jobs/evaluate.py", "--config", "jobs/configs/none.toml")
     assert answer.returncode == 2 and answer.stderr.startswith("no config file at jobs/configs/none.toml")
 
 
 def test_check_says_that_the_embedded_domain_can_start(tmp_path: Path) -> None:
     few = ["targets.cpus_per_actor=0.2", "preference.optimization.cpus_per_worker=0.2", "evaluation.cpus_per_actor=0.2"]
-    answer = job("train_cpo.py", "--check", f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}", *few)
+    answer = job("jobs/train_cpo.py", "--check", f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}", *few)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "1600 toy pictures will be drawn" in answer.stdout and "targets take up to" in answer.stdout
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
 def test_check_says_what_is_missing() -> None:
-    answer = job("train_cpo.py", "--check", "data.toy_pictures=0", "data.folder=nowhere", "targets.min_actors=1000000")
+    answer = job("jobs/train_cpo.py", "--check", "data.toy_pictures=0", "data.folder=nowhere", "targets.min_actors=1000000")
     assert answer.returncode == 1
     lines = answer.stdout.splitlines()
     assert [line for line in lines if line.startswith("missing") and "no folder nowhere" in line]
@@ -69,13 +69,13 @@ def test_check_says_what_is_missing() -> None:
 def _fail(kind: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     program = tmp_path / "job.py"
     program.write_text(
-        "from _cli import parser, run\n"
+        "from cpo_ray.command_line import parser, run\n"
         "from hierarchy import HierarchyError\n"
         "def job(config, arguments):\n"
         f"    raise {kind}\n"
         "raise SystemExit(run(parser('A job.'), job))\n"
     )
-    environment = {"PYTHONPATH": f"{ROOT / 'jobs'}:{ROOT}"}
+    environment = {"PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60)
 
 
@@ -89,3 +89,20 @@ def test_mistakes_of_users_are_sentences(kind: str, tmp_path: Path) -> None:
 def test_mistakes_of_ours_keep_their_traceback(kind: str, tmp_path: Path) -> None:
     answer = _fail(kind, tmp_path)
     assert answer.returncode == 1 and "Traceback" in answer.stderr
+
+
+def test_the_target_tool_takes_an_action() -> None:
+    answer = job("jobs/targets.py")
+    assert answer.returncode == 2 and "action" in answer.stderr
+    answer = job("jobs/targets.py", "list", "targets.folder=nowhere")
+    assert answer.returncode == 0 and "0 sets of shards, 0.00 GB in" in answer.stdout
+
+
+def test_a_sweep_says_what_it_would_run(tmp_path: Path) -> None:
+    few = [f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}"]
+    few += ["targets.cpus_per_actor=0.2", "evaluation.cpus_per_actor=0.05", "preference.optimization.cpus_per_worker=0.2"]
+    answer = job("tune/search_cpo.py", "--check", *few, "sweep.space={ omega = [1.0, 2.0], beta = [10.0, 100.0] }")
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert "sweep: 4 trials by search 'grid'" in answer.stdout
+    answer = job("tune/search_cpo.py", "--config", "jobs/configs/toy.toml", "--check")
+    assert answer.returncode == 2 and "has no [sweep] section" in answer.stderr

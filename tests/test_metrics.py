@@ -131,19 +131,15 @@ def pixels(*values: tuple[int, int]) -> list[NDArray[np.uint8]]:
 
 def test_an_evaluation_has_every_number_of_every_model(tree: Hierarchy) -> None:
     pictures = {"base": pixels((3, 1), (2, 1), (3, 1), (2, 0)), "after": pixels((1, 1), (0, 1), (1, 1), (0, 1))}
-    asked = [Labels(("light.modelling",), ("edge.clarity",))] * 4
-    result = evaluate_models(pictures, ["p"] * 4, OnePixelDomain(), tree, requested={"after": asked})
+    result = evaluate_models(pictures, ["p"] * 4, OnePixelDomain(), tree)
     base, after = result.models["base"], result.models["after"]
     assert base.negatives.mean == 2.5
-    assert base.change is base.iou_positive is None
+    assert base.change is None
     assert after.change is not None and (after.change.mean, after.change.low, after.change.high) == (-2, -2, -2)
     assert (base.content.mean, after.content.mean) == (0.75, 1.0)
     # Mean 0.5 away, variance 1/3 against none.
     assert after.distance == pytest.approx(0.25 + 1 / 3)
     assert after.by_root["edge"] == 0.5
-    # Positives asked: one, found: two or three. Negatives asked: one, found in half of the pictures.
-    assert after.iou_positive is not None and after.iou_positive.mean == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert after.iou_negative is not None and after.iou_negative.mean == 0.5
     assert json.loads(result.as_json())["models"]["after"]["labels"][0]["negative_ids"] == ["edge.clarity"]
 
 

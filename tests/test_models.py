@@ -1,42 +1,73 @@
-"""The SDXL family on a pipeline of the real architecture, saved and loaded by diffusers itself."""
+"""What every family promises, on pipelines of the real architectures, saved and loaded by diffusers itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
 from cpo_ray.models import family
-from cpo_ray.models.base import PictureSize
+from cpo_ray.models.base import Conditioning, PictureSize
 from cpo_ray.models.sdxl import SDXL
-from cpo_ray.models.tiny import clip_tokenizer, tiny_sdxl
+from cpo_ray.models.tiny import clip_tokenizer, t5_tokenizer, tiny_flux, tiny_sdxl
 
 CORPUS = ["red circle on green wall", "blue square over sea", "clear edges, muddy palette"]
+PROMPTS = ["red circle on green wall", "blue square"]
 SIZE = PictureSize(original=(512, 768), crop=(0, 64), target=(64, 64))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+def sdxl_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A folder that diffusers wrote: an ε-predicting SDXL with narrow layers."""
-    folder = tmp_path_factory.mktemp("base")
+    folder = tmp_path_factory.mktemp("sdxl")
     torch.manual_seed(0)
     tiny_sdxl(CORPUS, channels=(32, 64), vae_channels=(8, 16, 16), prediction_type="epsilon").save_pretrained(folder)
     return Model(family="sdxl", base=str(folder), resolution=64)
 
 
-def inputs(batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+@pytest.fixture(scope="module")
+def flux_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("flux")
+    torch.manual_seed(0)
+    tiny_flux(CORPUS).save_pretrained(folder)
+    return Model(family="flux", base=str(folder), resolution=64)
+
+
+@pytest.fixture(scope="module", params=["sdxl", "flux"])
+def model(request: pytest.FixtureRequest, sdxl_model: Model, flux_model: Model) -> Model:
+    return {"sdxl": sdxl_model, "flux": flux_model}[request.param]
+
+
+def inputs(model: Model, prompts: list[str] = PROMPTS) -> tuple[Tensor, Tensor, Conditioning]:
+    """x_t, timesteps and the conditioning of two samples."""
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(batch, 8, 16, 16, generator=generator), torch.tensor([3, 900][:batch])
+    timestep = torch.tensor([3, 900]) if model.family == "sdxl" else torch.tensor([0.1, 0.9])
+    encoders = family(model).load_encoders(model, torch.device("cpu"))
+    conditioning = encoders.encode_prompts(prompts) | encoders.micro_conditioning([SIZE] * len(prompts))
+    return torch.randn(2, 8, 16, 16, generator=generator), timestep, conditioning
 
 
-def test_our_forward_is_the_pipelines_own(model: Model) -> None:
+def changed_lora(model: Model, lora: Lora) -> tuple[nn.Module, list[str]]:
+    """A denoiser with an adapter that does something, and the adapter's parameters."""
+    denoiser = family(model).load_denoiser(model)
+    names = family(model).add_lora(denoiser, lora, seed=0)
+    generator = torch.Generator().manual_seed(2)
+    for name in names:
+        parameter = denoiser.get_parameter(name).data
+        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return denoiser, names
+
+
+def test_our_forward_is_the_pipelines_own(sdxl_model: Model) -> None:
     """What the pipeline hands its UNet while it samples is our conditioning for the same prompt and sizes."""
     sdxl = SDXL()
-    pipeline = sdxl.load_pipeline(model)
-    seen: dict[str, torch.Tensor] = {}
+    pipeline = sdxl.load_pipeline(sdxl_model)
+    seen: dict[str, Tensor] = {}
 
     def remember(_: object, arguments: tuple, keywords: dict) -> None:
         seen.update(x=arguments[0], t=arguments[1], states=keywords["encoder_hidden_states"], **keywords["added_cond_kwargs"])
@@ -45,7 +76,7 @@ def test_our_forward_is_the_pipelines_own(model: Model) -> None:
     pipeline.set_progress_bar_config(disable=True)
     pipeline("red circle on green wall", num_inference_steps=1, guidance_scale=1.0, original_size=SIZE.original,
              crops_coords_top_left=SIZE.crop, target_size=SIZE.target, output_type="latent")  # fmt: skip
-    encoders = sdxl.load_encoders(model, torch.device("cpu"))
+    encoders = sdxl.load_encoders(sdxl_model, torch.device("cpu"))
     conditioning = encoders.encode_prompts(["red circle on green wall"]) | encoders.micro_conditioning([SIZE])
     assert torch.equal(conditioning["time_ids"], torch.tensor([[512.0, 768, 0, 64, 64, 64]]))
     assert torch.equal(conditioning["time_ids"], seen["time_ids"].float())
@@ -53,14 +84,13 @@ def test_our_forward_is_the_pipelines_own(model: Model) -> None:
     torch.testing.assert_close(conditioning["pooled_prompt_embeds"], seen["text_embeds"])
 
 
-def test_latents_are_in_the_scaled_space_of_the_pipeline(model: Model) -> None:
-    sdxl = SDXL()
-    encoders = sdxl.load_encoders(model, torch.device("cpu"))
+def test_latents_are_in_the_space_that_the_pipeline_decodes(model: Model) -> None:
+    encoders, vae = family(model).load_encoders(model, torch.device("cpu")), family(model).load_pipeline(model).vae
     picture = torch.rand(1, 3, 64, 64) * 2 - 1
     latent = encoders.encode_pictures(picture)
-    mean = sdxl.load_pipeline(model).vae.encode(picture).latent_dist.mean
-    assert latent.shape == (1, 8, 16, 16)
-    torch.testing.assert_close(latent, mean * 0.18215)
+    mean = vae.encode(picture).latent_dist.mean
+    assert latent.shape == (1, 8, 16, 16) and not latent.requires_grad
+    torch.testing.assert_close(latent, mean * 0.18215 if model.family == "sdxl" else (mean - 0.1159) * 0.3611)
 
 
 @pytest.mark.parametrize("zeros", [True, False])
@@ -76,51 +106,88 @@ def test_null_condition_follows_the_base(tmp_path: Path, zeros: bool) -> None:
         assert tensor[1].abs().sum() > 0
 
 
+def test_a_denoiser_is_frozen_and_predicts_in_the_latents_shape(model: Model) -> None:
+    denoiser = family(model).load_denoiser(model)
+    assert not denoiser.training and not any(p.requires_grad for p in denoiser.parameters())
+    x_t, timestep, conditioning = inputs(model)
+    output = family(model).predict(denoiser, x_t, timestep, conditioning)
+    assert output.shape == x_t.shape
+    for one in range(2):  # nothing leaks from one sample to the other
+        alone = family(model).predict(
+            denoiser, x_t[one : one + 1], timestep[one : one + 1], {k: v[one : one + 1] for k, v in conditioning.items()}
+        )
+        torch.testing.assert_close(alone, output[one : one + 1], rtol=1e-4, atol=1e-5)
+
+
 def test_adapter_round_trip_keeps_alpha(model: Model, tmp_path: Path) -> None:
-    sdxl = family(model)
-    denoiser = sdxl.load_denoiser(model)
-    names = sdxl.add_lora(denoiser, Lora(rank=4, alpha=12.0), seed=0)
+    found, (x_t, timestep, conditioning) = family(model), inputs(model)
+    denoiser, names = changed_lora(model, Lora(rank=4, alpha=12.0))
     assert names and all(".lora_" in name for name in names)
     assert {n for n, p in denoiser.named_parameters() if p.requires_grad} == set(names)
-    generator = torch.Generator().manual_seed(2)
-    for name, parameter in denoiser.named_parameters():
-        if name in names:
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-    encoders = sdxl.load_encoders(model, torch.device("cpu"))
-    conditioning = encoders.encode_prompts(["red circle", "blue square"]) | encoders.micro_conditioning([SIZE, SIZE])
+
+    def output(changed: Any) -> Tensor:
+        return found.predict(changed, x_t, timestep, conditioning)
+
     with torch.no_grad():
-        x, t = inputs()
-        trained = sdxl.predict(denoiser, x, t, conditioning)
-        sdxl.save_adapter(denoiser, None, tmp_path)
-        base = sdxl.predict(sdxl.load_denoiser(model), x, t, conditioning)
-        merged = sdxl.load_denoiser(model, adapter=tmp_path)
-        piped = sdxl.load_pipeline(model, adapter=tmp_path).unet
+        trained, base = output(denoiser), output(found.load_denoiser(model))
+        found.save_adapter(denoiser, None, tmp_path)
+        merged, pipeline = found.load_denoiser(model, adapter=tmp_path), found.load_pipeline(model, adapter=tmp_path)
         assert (trained - base).abs().max() > 0.05
-        torch.testing.assert_close(sdxl.predict(merged, x, t, conditioning), trained, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(sdxl.predict(piped, x, t, conditioning), trained, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output(merged), trained, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output(pipeline.components[found.denoiser]), trained, rtol=1e-4, atol=1e-5)
     assert not [n for n, p in merged.named_parameters() if "lora" in n or p.requires_grad]
+
+
+def test_a_whole_denoiser_takes_the_bases_place_wherever_an_adapter_could(model: Model, tmp_path: Path) -> None:
+    found, fresh = family(model), family(model).load_denoiser(model)
+    state = {name: values + 0.01 for name, values in fresh.state_dict().items()}
+    found.save_denoiser(model, state, tmp_path)
+    for read in (found.load_denoiser(model, tmp_path), found.load_pipeline(model, tmp_path).components[found.denoiser]):
+        assert all(torch.equal(values, state[name]) for name, values in read.state_dict().items())
 
 
 def test_lora_starts_from_the_seed_alone(model: Model) -> None:
     states = []
     for noise in (1, 2):
         torch.manual_seed(noise)
-        denoiser = SDXL().load_denoiser(model)
-        names = SDXL().add_lora(denoiser, Lora(rank=2, alpha=2), seed=7)
+        denoiser = family(model).load_denoiser(model)
+        names = family(model).add_lora(denoiser, Lora(rank=2, alpha=2), seed=7)
         states.append([p.clone() for n, p in denoiser.named_parameters() if n in names])
     assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
 
 
-def test_unknown_lora_target_is_one_sentence(model: Model) -> None:
+def test_unknown_lora_targets_are_one_sentence(model: Model) -> None:
     with pytest.raises(ValueError, match=r"no layer of the denoiser is named like lora.targets = \['to_z'\]"):
-        SDXL().add_lora(SDXL().load_denoiser(model), Lora(targets=("to_z",)), seed=0)
+        family(model).add_lora(family(model).load_denoiser(model), Lora(targets=("to_z",)), seed=0)
 
 
-def test_schedule_is_the_bases_own(model: Model) -> None:
-    process = SDXL().load_process(model)
+def test_a_layer_that_cannot_be_exported_is_refused_before_training(flux_model: Model) -> None:
+    with pytest.raises(ValueError, match="'x_embedder', which has no name in the kohya and ComfyUI formats"):
+        family(flux_model).add_lora(family(flux_model).load_denoiser(flux_model), Lora(targets=("x_embedder",)), seed=0)
+
+
+def test_recomputed_activations_give_the_same_gradient_from_less_memory(model: Model) -> None:
+    gradients, kept = [], []
+    for recompute in (False, True):
+        denoiser, names = changed_lora(model, Lora(rank=2, alpha=2))
+        if recompute:
+            family(model).checkpoint_gradients(denoiser)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+            loss = family(model).predict(denoiser, *inputs(model)).square().mean()
+        loss.backward()
+        gradients.append([denoiser.get_parameter(name).grad for name in names])
+        kept.append(sum(sizes))
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, recomputed)
+    assert kept[1] < 0.7 * kept[0]
+
+
+def test_schedule_is_the_bases_own(sdxl_model: Model) -> None:
+    process = SDXL().load_process(sdxl_model)
     assert process.prediction_type == "epsilon"
     torch.testing.assert_close(
-        process.alphas_cumprod, StableDiffusionXLPipeline.from_pretrained(model.base).scheduler.alphas_cumprod
+        process.alphas_cumprod, StableDiffusionXLPipeline.from_pretrained(sdxl_model.base).scheduler.alphas_cumprod
     )
 
 
@@ -134,3 +201,10 @@ def test_tokenizer_has_whole_words_and_can_read_anything() -> None:
     ]
     unknown = tokenizer("zebra").input_ids[1:-1]
     assert len(unknown) > 1 and tokenizer.eos_token_id not in unknown
+
+
+def test_t5_tokenizer_has_whole_words_and_can_read_anything() -> None:
+    tokenizer = t5_tokenizer(CORPUS)
+    assert tokenizer.convert_ids_to_tokens(tokenizer("red circle").input_ids) == ["▁red", "▁circle", "</s>"]
+    unknown = tokenizer("zebra").input_ids
+    assert len(unknown) > 3 and tokenizer.unk_token_id not in unknown

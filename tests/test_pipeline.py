@@ -33,6 +33,7 @@ SHORT = (
     "evaluation.pictures=12",
     "evaluation.inference_steps=2",
     "evaluation.batch=6",
+    "evaluation.samples=3",
 )
 
 
@@ -73,6 +74,12 @@ def test_main_job_from_nothing_to_the_report(tmp_path: Path) -> None:
     assert curve[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "a model equal to the reference has a loss of ln 2"
     assert curve[0]["distance_to_reference"] < 1e-9
     assert len(read_ledger(run / "cpo_s")) == 5 * 8
+    pictures = sorted((run / "cpo_s" / "samples").iterdir())
+    assert [file.name for file in pictures] == [f"step-{step:08d}.png" for step in (2, 4, 5)]
+    assert len({file.read_bytes() for file in pictures}) == 3, "the weights move, and what they draw with them"
+    assert not any((run / "cpo_s" / "snapshots").iterdir())
+    shown = [file.name for file in (tmp_path / "mlartifacts").rglob("samples*.png")]
+    assert len(shown) == 4, "three of stage 2 and one of the expert are in MLflow"
 
     again = job("train_cpo.py", *arguments)
     assert again.returncode == 2

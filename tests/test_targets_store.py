@@ -27,6 +27,7 @@ INPUTS = FrozenInputs(
     texts="template 1",
     resolution=64,
     dtype="float32",
+    flow="logit-normal",
     seed=3,
     forward_batch=None,
 )
@@ -49,11 +50,11 @@ def store(tmp_path: Path) -> TargetStore:
 def test_every_input_changes_the_fingerprint() -> None:
     others: dict[str, Any] = {
         "kind": "supervised", "base": "x", "adapter": None, "dataset": "x", "hierarchy": "x", "texts": "x", "resolution": 128,
-        "dtype": "bfloat16", "seed": 4, "forward_batch": 8, "schema_version": 2,
+        "dtype": "bfloat16", "flow": "x", "seed": 4, "forward_batch": 8, "schema_version": 2,
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(FrozenInputs)}
     changed = {frozen_fingerprint(dataclasses.replace(INPUTS, **{name: value})) for name, value in others.items()}
-    assert len(changed | {frozen_fingerprint(INPUTS)}) == 12
+    assert len(changed | {frozen_fingerprint(INPUTS)}) == 13
 
 
 def test_a_folders_digest_is_of_names_and_contents_and_not_of_times_or_place(tmp_path: Path) -> None:

@@ -75,12 +75,16 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
     assert again.trained_steps == 0
     assert "nothing was left to train" in again.sentence
 
-    straight = train(replace(spec, run_id="straight", output=tmp_path / "straight"))
+    straight = train(replace(spec, run_id="straight", output=tmp_path / "straight", snapshots=True))
     assert straight.trained_steps == STEPS
     name = "pytorch_lora_weights.safetensors"
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
     assert any(tensor.any() for tensor in load_file(straight.adapter / name).values())
     assert resumed.metrics["loss"] == straight.metrics["loss"]
+    snapshots = sorted((tmp_path / "straight" / "snapshots").iterdir())
+    assert [folder.name for folder in snapshots] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    weights = [(folder / name).read_bytes() for folder in snapshots]
+    assert len(set(weights)) == 4 and weights[-1] == (straight.adapter / name).read_bytes()
 
 
 def test_numbers_that_explode_end_a_training_at_once(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from cpo_ray.config import Lora, Model, Optimization
-from cpo_ray.models.tiny import tiny_sdxl
+from cpo_ray.models.tiny import tiny_flux, tiny_sdxl
 from cpo_ray.plan import Item, Plan, counter_generator
 from cpo_ray.targets.store import TargetStore
 from cpo_ray.training.worker import TrainSpec
@@ -18,14 +18,30 @@ SHARD_SIZE = 4
 IDS = [f"picture-{number}" for number in range(10)]
 
 
-def write_base(folder: Path) -> Model:
+def write_base(folder: Path, family: Literal["sdxl", "flux"] = "sdxl") -> Model:
+    sizes: dict[str, Any] = {"vae_channels": (8, 16, 16), "text_width": TEXT_WIDTH, "latent_channels": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        pipeline = tiny_sdxl(
-            ["red circle"], channels=(32, 64), vae_channels=(8, 16, 16), text_width=TEXT_WIDTH, latent_channels=4, sample_size=8
-        )
+        if family == "flux":
+            pipeline = tiny_flux(["red circle"], **sizes)
+        else:
+            pipeline = tiny_sdxl(["red circle"], channels=(32, 64), sample_size=8, **sizes)
     pipeline.save_pretrained(folder)
-    return Model(family="sdxl", base=str(folder), resolution=32)
+    return Model(family=family, base=str(folder), resolution=32)
+
+
+def conditioning(family: str, batch: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
+    """Random conditioning as the family's encoders name it; FLUX's second text is shorter than its first."""
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, *shape, generator=generator)
+
+    if family == "flux":
+        text = normal(5, TEXT_WIDTH)
+        text[1:, 3:] = 0
+        return {"prompt_embeds": text, "pooled_prompt_embeds": normal(TEXT_WIDTH), "guidance": torch.ones(batch)}
+    sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * batch)
+    return {"prompt_embeds": normal(5, 2 * TEXT_WIDTH), "pooled_prompt_embeds": normal(TEXT_WIDTH), "time_ids": sizes}
 
 
 def make_spec(folder: Path, model: Model, *, optimization: dict[str, Any], steps: int = 4, **changes: Any) -> TrainSpec:
@@ -47,10 +63,10 @@ def make_spec(folder: Path, model: Model, *, optimization: dict[str, Any], steps
 
 def write_targets(spec: TrainSpec, first: int = 0, last: int | None = None) -> None:
     for items in spec.plan.shards(spec.shard_size)[first:last]:
-        spec.targets.write(items, _tensors(items), {})
+        spec.targets.write(items, _tensors(items, spec.model.family), {})
 
 
-def _tensors(items: tuple[Item, ...]) -> dict[str, torch.Tensor]:
+def _tensors(items: tuple[Item, ...], family: str) -> dict[str, torch.Tensor]:
     latents = {
         "x_t": torch.float16, "target": torch.float16, "reference": torch.float32, "null_minus_reference": torch.float16,
         "negative_minus_null": torch.float16, "positive_minus_null": torch.float16, "positive_minus_all": torch.float16,
@@ -60,10 +76,20 @@ def _tensors(items: tuple[Item, ...]) -> dict[str, torch.Tensor]:
         drawn = [counter_generator(0, *item, purpose).standard_normal(shape, dtype="float32") for item in items]
         return torch.stack([torch.from_numpy(values) for values in drawn])
 
-    return {
+    tensors = {
         **{name: normal(name, 4, 8, 8).to(dtype) for name, dtype in latents.items()},
-        "timestep": (normal("timestep").abs() * 300).long().clamp(max=999),
         "prompt_index": torch.arange(len(items)),
+    }
+    if family == "flux":  # texts of another length in every shard
+        length = 3 + items[0].draw + len(items)
+        return tensors | {
+            "timestep": torch.sigmoid(normal("timestep")),
+            "text.prompt_embeds": normal("prompt", length, TEXT_WIDTH).half(),
+            "text.pooled_prompt_embeds": normal("pooled", TEXT_WIDTH).half(),
+            "micro.guidance": torch.ones(len(items)),
+        }
+    return tensors | {
+        "timestep": (normal("timestep").abs() * 300).long().clamp(max=999),
         "text.prompt_embeds": normal("prompt", 5, 2 * TEXT_WIDTH).half(),
         "text.pooled_prompt_embeds": normal("pooled", TEXT_WIDTH).half(),
         "micro.time_ids": torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(len(items), 6).contiguous(),

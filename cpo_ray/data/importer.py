@@ -51,7 +51,7 @@ def import_folder(folder: Path, output: Path, tree: Hierarchy) -> ImportReport:
     run = _Import(folder.resolve(), tree)
     with staged(output) as stage:
         kept = stage_shards(run.rows(), stage)
-        _stage_quarantine(run.set_aside, stage)
+        stage_quarantine(run.set_aside, stage)
     return ImportReport(kept, len(run.set_aside), run.reasons)
 
 
@@ -73,7 +73,7 @@ class _Import:
                 source = f"{self.folder.name}/{METADATA}:{number}"
                 entry: dict[str, Any] = {}
                 try:
-                    entry = _parse(line)
+                    entry = parse_line(line)
                     yield self._row(entry, source, number)
                 except RowError as error:
                     self._set_aside(source, str(entry.get("id", entry.get("file_name", ""))), error.reasons)
@@ -92,7 +92,8 @@ class _Import:
         self.set_aside.append({key: text.encode("utf-8", "backslashreplace").decode() for key, text in row.items()})
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The JSON object in a line of metadata. Raises RowError."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -137,8 +138,8 @@ def _read(folder: Path, name: str) -> bytes:
     raise RowError([Reason("path leaves the folder", f"the path {name!r} leaves the imported folder; copy the picture into it")])
 
 
-def _stage_quarantine(rows: list[dict[str, str]], stage: Stage) -> None:
-    """Both forms of the quarantine, also when nothing is in it: then that is what they say."""
+def stage_quarantine(rows: list[dict[str, str]], stage: Stage) -> None:
+    """Write both forms of the quarantine, also when nothing is in it: then that is what they say."""
     with open(stage("quarantine.parquet"), "wb") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE), file)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -24,17 +24,21 @@ class RowError(ValueError):
         self.reasons = reasons
 
 
-def annotated_row(sample_id: str, image: bytes, labels: Labels, provenance: str, tree: Hierarchy) -> dict[str, Any]:
+def annotated_row(
+    sample_id: str, image: bytes, labels: Labels, provenance: str, tree: Hierarchy, size: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """The row of `schema.ANNOTATED` for one sample, its attribute ids put into hierarchy order.
 
-    Raises RowError where the id or the prompt is empty or no Unicode text, the labels are impossible under the tree, or the
+    `size` is (width, height) as `picture.decode` gave it, where that was done before; otherwise it is done here. Raises RowError where the id or the prompt is empty or no Unicode text, the labels are impossible under the tree, or the
     picture cannot be used (see `picture.decode`).
     """
     reasons = _text_reasons("id", sample_id) + _text_reasons("prompt", labels.prompt)
     sentences = tree.problems(labels.positive_ids, labels.negative_ids, labels.prompt)
     reasons += [Reason("impossible labels", sentence) for sentence in sentences]
+    width, height = size or (0, 0)
     try:
-        width, height = decode(image).size
+        if size is None:
+            width, height = decode(image).size
     except PictureError as error:
         reasons.append(Reason("unusable picture", str(error)))
     if reasons:

@@ -69,7 +69,7 @@ def line_chart(lines: Sequence[Line], description: str) -> Markup:
         lowest = max(y, lowest + 14)  # names of curves that end together are pushed apart
         style = f'class="name" style="fill:var({line.color})"'
         parts.append(f'<text {style} x="{width - right + 8}" y="{lowest + 4:.1f}">{escape(line.label)}</text>')
-    return _figure(width, height, description, parts)
+    return figure(width, height, description, parts)
 
 
 def bar_chart(groups: dict[str, dict[str, float]], colors: dict[str, str], description: str) -> Markup:
@@ -92,7 +92,7 @@ def bar_chart(groups: dict[str, dict[str, float]], colors: dict[str, str], descr
             y += bar
         y += gap
     parts.append(f'<line class="axis" x1="{left}" x2="{left}" y1="0" y2="{height - 10}"/>')
-    return _figure(width, height, description, parts)
+    return figure(width, height, description, parts)
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
@@ -137,7 +137,8 @@ def _tick(value: float) -> str:
     return f"{value:.3g}".replace("-", "\N{MINUS SIGN}") if abs(value) > 1e-12 else "0"
 
 
-def _figure(width: float, height: float, description: str, parts: Sequence[str]) -> Markup:
+def figure(width: float, height: float, description: str, parts: Sequence[str]) -> Markup:
+    """The whole chart; `description` is what somebody hears who cannot see it."""
     return Markup(
         f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" aria-label="{escape(description)}">'
         + "".join(parts)

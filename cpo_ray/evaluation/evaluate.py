@@ -14,7 +14,6 @@ from cpo_ray.evaluation.metrics import (
     Interval,
     bootstrap_interval,
     frechet_distance,
-    intersection_over_union,
     mean_by_attribute,
     mean_by_root,
     paired_difference,
@@ -75,9 +74,6 @@ class ModelResult:
     """Squared Fréchet distance to good pictures."""
     by_attribute: dict[str, float]
     by_root: dict[str, float]
-    iou_positive: Interval | None
-    """Agreement with the requested attributes; None where none were requested."""
-    iou_negative: Interval | None
     labels: tuple[Labels, ...]
 
 
@@ -100,20 +96,19 @@ def evaluate_models(
     tree: Hierarchy,
     *,
     base: str = "base",
-    requested: Mapping[str, Sequence[Labelled]] | None = None,
     seed: int = 0,
 ) -> EvaluationResult:
     """Measure every model's pictures; picture i of each was made from `prompts[i]`, the content alone, and the same noise.
 
-    `requested` names the models that were asked for attributes, and which.  `seed` is that of the bootstrap.  Raises ValueError
-    where the base is missing or a model has another number of pictures than there are prompts.
+    `seed` is that of the bootstrap.  Raises ValueError where the base is missing or a model has another number of pictures than
+    there are prompts.
     """
     if base not in pictures:
         raise ValueError(f"there are no pictures of the base {base!r} among {sorted(pictures)}; changes are counted from it")
     for name, made in pictures.items():
         if len(made) != len(prompts):
             raise ValueError(f"model {name!r} has {len(made)} pictures for {len(prompts)} prompts; there must be one for each")
-    asked, good = requested or {}, domain.good_features(prompts)
+    good = domain.good_features(prompts)
     found = {name: _labels(domain.annotate(made, prompts)) for name, made in pictures.items()}
     counts = {name: [len(label.negative_ids) for label in labels] for name, labels in found.items()}
     models = {}
@@ -126,8 +121,6 @@ def evaluate_models(
             distance=frechet_distance(domain.features(made), good),
             by_attribute=mean_by_attribute(negatives, tree),
             by_root=mean_by_root(negatives, tree),
-            iou_positive=_agreement(asked[name], found[name], "positive_ids", seed) if name in asked else None,
-            iou_negative=_agreement(asked[name], found[name], "negative_ids", seed) if name in asked else None,
             labels=found[name],
         )
     return EvaluationResult(base, models)
@@ -165,8 +158,3 @@ def format_number(value: float) -> str:
 
 def _labels(annotations: Iterable[Labelled]) -> tuple[Labels, ...]:
     return tuple(Labels(tuple(a.positive_ids), tuple(a.negative_ids)) for a in annotations)
-
-
-def _agreement(asked: Sequence[Labelled], found: Sequence[Labelled], side: str, seed: int) -> Interval:
-    pairs = zip(asked, found, strict=True)
-    return bootstrap_interval([intersection_over_union(getattr(a, side), getattr(f, side)) for a, f in pairs], seed)

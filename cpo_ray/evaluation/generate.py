@@ -6,7 +6,7 @@ neither on the number of actors nor on which of them drew it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from ray.util import ActorPool
 
-from cpo_ray.config import Evaluation, Model
+from cpo_ray.config import Config, Evaluation, Model
 from cpo_ray.models import family
 
 Picture = NDArray[np.uint8]
@@ -51,6 +51,23 @@ class GenerationJob:
             group = [i for i, text in enumerate(self.negative_prompts) if bool(text) == has_negative]
             for start in range(0, len(group), self.batch):
                 yield tuple(group[start : start + self.batch])
+
+
+def generation_job(
+    config: Config, adapter: Path | None, prompts: Sequence[str], seeds: Sequence[int], negative: Sequence[str] = ()
+) -> GenerationJob:
+    """Pictures as the configuration's evaluation draws them."""
+    settings = config.evaluation
+    return GenerationJob(
+        model=config.model,
+        adapter=adapter,
+        prompts=tuple(prompts),
+        seeds=tuple(seeds),
+        negative_prompts=tuple(negative) or ("",) * len(prompts),
+        inference_steps=settings.inference_steps,
+        guidance_scale=settings.guidance_scale,
+        batch=settings.batch,
+    )
 
 
 def generate_batch(
@@ -93,8 +110,13 @@ def generate(job: GenerationJob, settings: Evaluation) -> list[Picture]:
     return generate_many({"model": job}, settings)["model"]
 
 
-def generate_many(jobs: Mapping[str, GenerationJob], settings: Evaluation) -> dict[str, list[Picture]]:
-    """The pictures of several models in one pool, whose actors start, and import their libraries, once."""
+def generate_many(
+    jobs: Mapping[str, GenerationJob], settings: Evaluation, on_progress: Callable[[int, int], None] | None = None
+) -> dict[str, list[Picture]]:
+    """The pictures of several models in one pool, whose actors start, and import their libraries, once.
+
+    `on_progress` is told (pictures there, all pictures) after each batch.
+    """
     tasks = [(name, indices) for name, job in jobs.items() for indices in job.batches()]
     # A restarted actor loads what its next task names, so that a lost node costs one batch and no picture.
     remote = ray.remote(PictureActor).options(
@@ -106,10 +128,19 @@ def generate_many(jobs: Mapping[str, GenerationJob], settings: Evaluation) -> di
         pictures: dict[str, dict[int, Picture]] = {name: {} for name in jobs}
         for (name, indices), batch in zip(tasks, made, strict=True):
             pictures[name].update(zip(indices, batch, strict=True))
+            if on_progress is not None:
+                on_progress(sum(map(len, pictures.values())), sum(len(job.prompts) for job in jobs.values()))
     finally:
         for actor in actors:
             ray.kill(actor)
     return {name: [found[i] for i in range(len(found))] for name, found in pictures.items()}
+
+
+def grid(pictures: Sequence[Picture], columns: int) -> Picture:
+    """Pictures of one size side by side, (rows·H, columns·W, 3); a last row that is not full is filled with white."""
+    rows = [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
+    rows[-1] += [np.full_like(pictures[0], 255)] * (columns - len(rows[-1]))
+    return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
 
 
 class PictureActor:

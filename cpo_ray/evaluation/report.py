@@ -20,6 +20,7 @@ from PIL import Image
 
 from cpo_ray.evaluation import charts
 from cpo_ray.evaluation.evaluate import EvaluationResult, ModelResult, format_interval, format_number
+from cpo_ray.evaluation.obedience import CONFIGURATIONS, Obedience
 from hierarchy import Hierarchy
 
 SERIES = tuple(f"--series-{i}" for i in range(7))  # colors of the style sheet
@@ -42,6 +43,8 @@ class Report:
     result: EvaluationResult | None = None
     curves: Mapping[str, Path] = field(default_factory=dict)
     """By objective, its metrics.jsonl: one object per optimizer step with step, win, lose and distance_to_reference."""
+    obedience: Obedience | None = None
+    """What the gate before stage 2 measured of the expert."""
     settings: str = ""
     """The resolved configuration as TOML."""
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -91,6 +94,7 @@ def render(report: Report) -> str:
         grid=_grid(report),
         curves=[_curve_charts(name, read_curves(path)) for name, path in report.curves.items()],
         bars=_bars(report, colors),
+        configurations=CONFIGURATIONS,
         attributes=[a for a in report.tree.attributes.values() if a.negative is not None],
     )
 

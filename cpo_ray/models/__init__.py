@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from cpo_ray.config import Model
 from cpo_ray.models.base import Family
+
+#: Architecture, which is also its module's name here → the pipeline class that diffusers writes for it.
+PIPELINES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
 
 
 def family(model: Model) -> Family:
     """The architecture that a model section names; imported only when asked for, since each import takes seconds."""
-    from cpo_ray.models.sdxl import SDXL
-
-    return {"sdxl": SDXL}[model.family]()
+    found: Family = import_module(f"cpo_ray.models.{model.family}").FAMILY
+    return found

@@ -58,11 +58,16 @@ class Family(Protocol):
     """One architecture."""
 
     name: str
+    denoiser: str
+    """The denoiser's folder in a pipeline that diffusers saved."""
 
     def load_encoders(self, model: Model, device: torch.device) -> Encoders: ...
 
     def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
-        """The denoiser alone on the CPU; an adapter is merged into its weights. Frozen, in evaluation mode."""
+        """The denoiser alone on the CPU, frozen, in evaluation mode.
+
+        `adapter` is an export of ours: a LoRA is merged into the weights, a whole denoiser takes their place.
+        """
 
     def load_process(self, model: Model) -> DiffusionProcess:
         """The base's own noise schedule and prediction space."""
@@ -73,8 +78,17 @@ class Family(Protocol):
     def add_lora(self, denoiser: nn.Module, lora: Lora, seed: int) -> list[str]:
         """Add a trainable adapter, initialised from the seed alone; returns the names of its parameters."""
 
+    def checkpoint_gradients(self, denoiser: nn.Module) -> None:
+        """Have every block compute its activations again in the backward pass instead of keeping them."""
+
     def save_adapter(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
         """Write the adapter in diffusers' format with its metadata (rank, alpha). `state` holds gathered weights under ZeRO-3."""
 
+    def save_other_formats(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
+        """Write the same adapter as `kohya.safetensors` and `comfyui.safetensors`, under the names of the original code."""
+
+    def save_denoiser(self, model: Model, state: dict[str, Tensor], folder: Path) -> None:
+        """Write a whole trained denoiser, float32, below `folder` as it lies in a diffusers pipeline."""
+
     def load_pipeline(self, model: Model, adapter: Path | None = None) -> Any:
-        """The whole diffusers pipeline for generation, with the adapter if one is given."""
+        """The whole diffusers pipeline for generation, with what `adapter` holds as in `load_denoiser`."""

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
-import json
+import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from cpo_ray.config import ConfigError, Lora, Model
+from cpo_ray.config import Model
 from cpo_ray.diffusion import DiscreteProcess
-from cpo_ray.models.base import DTYPES, Conditioning, PictureSize, base_source
-
-ADAPTER = "default"
+from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_source
+from cpo_ray.models.lora_formats import Place
+from cpo_ray.models.on_diffusers import DiffusersFamily
 
 
 class SDXLEncoders:
@@ -59,24 +55,16 @@ class SDXLEncoders:
         return max(len(t(text, truncation=False, verbose=False).input_ids) for t in tokenizers)
 
 
-class SDXL:
+class SDXL(DiffusersFamily):
     """`Family` of Stable Diffusion XL and its fine-tunes."""
 
     name = "sdxl"
+    denoiser = "unet"
+    denoiser_class = UNet2DConditionModel
+    pipeline_class = StableDiffusionXLPipeline
 
     def load_encoders(self, model: Model, device: torch.device) -> SDXLEncoders:
         return SDXLEncoders(model, device)
-
-    def load_denoiser(self, model: Model, adapter: Path | None = None) -> UNet2DConditionModel:
-        unet = UNet2DConditionModel.from_pretrained(
-            base_source(model), subfolder="unet", revision=model.revision, dtype=DTYPES[model.dtype], use_safetensors=True
-        )
-        if adapter is not None:
-            state, metadata = StableDiffusionXLPipeline.lora_state_dict(adapter, return_lora_metadata=True)[::2]
-            unet.load_lora_adapter(state, prefix="unet", metadata=metadata)
-            unet.fuse_lora()
-            unet.unload_lora()
-        return unet.eval().requires_grad_(False)
 
     def load_process(self, model: Model) -> DiscreteProcess:
         scheduler = DDPMScheduler.from_pretrained(base_source(model), subfolder="scheduler", revision=model.revision)
@@ -87,57 +75,39 @@ class SDXL:
         text = conditioning["prompt_embeds"].to(x_t.dtype)
         return denoiser(x_t, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
 
-    def add_lora(self, denoiser: nn.Module, lora: Lora, seed: int) -> list[str]:
-        # The generator's state before and after is not ours: only the seed decides the initial weights.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True)
-            mixin: Any = denoiser  # diffusers mixes peft's methods into its models
-            try:
-                mixin.add_adapter(config, adapter_name=ADAPTER)
-            except ValueError as error:
-                names = list(lora.targets)
-                raise ConfigError(f"no layer of the denoiser is named like lora.targets = {names}: {error}") from None
-        names = []
-        for name, parameter in denoiser.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-                names.append(name)
-        return names
-
-    def save_adapter(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
-        layers = get_peft_model_state_dict(denoiser, state_dict=state, adapter_name=ADAPTER)
-        StableDiffusionXLPipeline.save_lora_weights(
-            folder,
-            unet_lora_layers={k: v.detach().cpu().contiguous() for k, v in layers.items()},
-            unet_lora_adapter_metadata=_metadata(denoiser),
-        )
-        _sort_metadata(folder / "pytorch_lora_weights.safetensors")
-
-    def load_pipeline(self, model: Model, adapter: Path | None = None) -> StableDiffusionXLPipeline:
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            base_source(model), revision=model.revision, dtype=DTYPES[model.dtype], use_safetensors=True
-        )
-        if adapter is not None:
-            pipeline.load_lora_weights(adapter)
-        return pipeline
+    def original_place(self, config: Any, module: str) -> Place:
+        return Place(_original_path(config, module), (module,))
 
 
-def _metadata(denoiser: Any) -> dict[str, Any]:
-    """What a loader needs beside the weights; without it lora_alpha is lost and the reloaded adapter silently wrong."""
-    config = denoiser.peft_config[ADAPTER].to_dict()
-    known = inspect.signature(LoraConfig).parameters
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items() if k in known}
-    return {k: v for k, v in plain.items() if isinstance(v, str | int | float | bool | list)}
+def _original_path(config: Any, module: str) -> str:
+    """The original code numbers what goes down and up without blocks, each entry a list: resnet, attention, sampler."""
+    if not (match := _IN_BLOCK.fullmatch(module)):
+        return _OUTSIDE_BLOCKS[module]
+    side, block, kind, number, layer = match.groups(default="0")
+    index, last = int(number), config.layers_per_block
+    if kind == "resnets":
+        layer = _RESNET[layer]
+    if side == "mid":
+        return f"middle_block.{1 if kind == 'attentions' else 2 * index}.{layer}"
+    first = int(block) * (last + 1)
+    if side == "down":
+        if kind == "downsamplers":
+            return f"input_blocks.{first + last + 1}.0.op"
+        return f"input_blocks.{first + index + 1}.{int(kind == 'attentions')}.{layer}"
+    if kind == "upsamplers":
+        return f"output_blocks.{first + last}.{2 if 'CrossAttn' in config.up_block_types[int(block)] else 1}.conv"
+    return f"output_blocks.{first + index}.{int(kind == 'attentions')}.{layer}"
 
 
-def _sort_metadata(file: Path) -> None:
-    """Put the header's metadata in order: safetensors writes it in a random one, and equal adapters must be equal files."""
-    data = file.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+_IN_BLOCK = re.compile(r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+_RESNET = {"conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+_OUTSIDE_BLOCKS = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+
+FAMILY: Family = SDXL()

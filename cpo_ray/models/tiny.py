@@ -10,9 +10,25 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 END = "<|endoftext|>"
 START = "<|startoftext|>"
@@ -48,6 +64,15 @@ def clip_tokenizer(corpus: Iterable[str], max_length: int, vocabulary_size: int 
     return built
 
 
+def t5_tokenizer(corpus: Iterable[str], max_length: int = 512) -> T5Tokenizer:
+    """A T5 unigram tokenizer over the words of a corpus; other words fall into their letters."""
+    words = sorted({word for text in corpus for word in text.lower().split()})
+    letters = sorted({letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz,"))
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
+    pieces += [(f"▁{word}", -5.0) for word in words if len(word) > 1] + [(letter, -8.0) for letter in letters]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=max_length)
+
+
 def text_encoder(
     tokenizer: CLIPTokenizer, width: int, layers: int, *, projection: bool
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
@@ -67,9 +92,10 @@ def text_encoder(
     return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
 
 
-def tiny_vae(channels: tuple[int, ...] = (16, 32, 64), latent_channels: int = 8) -> AutoencoderKL:
-    """An autoencoder of down-sampling factor 2 ** (len(channels) - 1)."""
+def tiny_vae(channels: tuple[int, ...] = (16, 32, 64), latent_channels: int = 8, **latent_space: float) -> AutoencoderKL:
+    """An autoencoder of down-sampling factor 2 ** (len(channels) - 1); `latent_space` has its scaling_factor and shift_factor."""
     return AutoencoderKL(
+        **latent_space,
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
@@ -136,4 +162,55 @@ def tiny_sdxl(
         scheduler=scheduler,
         force_zeros_for_empty_prompt=False,
         add_watermarker=False,
+    )
+
+
+def tiny_flux(
+    corpus: Iterable[str],
+    *,
+    max_length: int = 48,
+    text_width: int = 32,
+    heads: int = 2,
+    layers: int = 1,
+    single_layers: int = 2,
+    vae_channels: tuple[int, ...] = (8, 16, 16),
+    latent_channels: int = 8,
+    guidance_embeds: bool = True,
+) -> FluxPipeline:
+    """A randomly initialised `FluxPipeline`: transformer, CLIP and T5 encoders with tokenizers, VAE, scheduler.
+
+    `guidance_embeds` as in FLUX.1-dev; without them it is like FLUX.1-schnell.
+    """
+    corpus = list(corpus)
+    tokenizer, tokenizer_2 = clip_tokenizer(corpus, max_length), t5_tokenizer(corpus)
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * latent_channels,
+        num_layers=layers,
+        num_single_layers=single_layers,
+        attention_head_dim=16,
+        num_attention_heads=heads,
+        joint_attention_dim=text_width,
+        pooled_projection_dim=text_width,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 6, 6),
+    )
+    t5 = T5Config(
+        vocab_size=len(tokenizer_2),
+        d_model=text_width,
+        d_kv=text_width // 4,
+        d_ff=2 * text_width,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer_2.pad_token_id,
+        eos_token_id=tokenizer_2.eos_token_id,
+    )
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=tiny_vae(vae_channels, latent_channels, scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoder=text_encoder(tokenizer, text_width, 2, projection=False),
+        tokenizer=tokenizer,
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=tokenizer_2,
+        transformer=transformer,
     )

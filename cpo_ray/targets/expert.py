@@ -21,12 +21,9 @@ from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES, Conditioning, PictureSize, base_source
 from cpo_ray.objectives import ExpertDifferences
 from cpo_ray.plan import Item, counter_generator
-from cpo_ray.prompts import ConditionTexts, Labels, condition_texts, stage_one_text
+from cpo_ray.prompts import TEMPLATE_VERSION, ConditionTexts, Labels, condition_texts, stage_one_text
 from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint
 from hierarchy import load_hierarchy
-
-#: Raise it with every change of `cpo_ray.prompts` that changes a text, so that old shards are not taken for new ones.
-PROMPT_TEMPLATE_VERSION = 1
 
 _BASE_SUFFIXES = (".safetensors", ".json", ".txt")  # weights, configs and tokenizers of a pipeline folder
 
@@ -79,9 +76,10 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
         adapter=None if spec.adapter is None else content_digest(spec.adapter),
         dataset=_dataset_fingerprint(spec.dataset, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)),
         hierarchy=load_hierarchy(spec.hierarchy).content_hash,
-        texts=f"template {PROMPT_TEMPLATE_VERSION}, {'content' if spec.mixture is None else spec.mixture.model_dump_json()}",
+        texts=f"template {TEMPLATE_VERSION}, {'content' if spec.mixture is None else spec.mixture.model_dump_json()}",
         resolution=spec.model.resolution,
         dtype=spec.model.dtype,
+        flow=spec.model.flow.model_dump_json(),
         seed=spec.seed,
         forward_batch=spec.forward_batch,
     )

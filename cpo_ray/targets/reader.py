@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cpo_ray.models.base import Conditioning
 from cpo_ray.objectives import ExpertDifferences
@@ -66,7 +67,13 @@ class TargetReader:
         a damaged one.
         """
         samples = [self._sample(item) for item in batch.items]
-        stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+        # A shard's texts are as long as its longest; rows of zeros are how families write that there is no token.
+        stacked = {
+            name: pad_sequence([sample[name] for sample in samples], batch_first=True)
+            if name.startswith("text.")
+            else torch.stack([sample[name] for sample in samples])
+            for name in samples[0]
+        }
         present = [name for name in _DIFFERENCES if name in stacked]
         target = stacked.get("target")
         return TargetBatch(

@@ -1,6 +1,7 @@
 """Target shards on disk: immutable safetensors files, addressed by all that decides their bytes.
 
     <folder>/<fingerprint>/about.json                    what the fingerprint stands for
+    <folder>/.locks/<fingerprint>                        locked while a run uses the shards
     <folder>/<fingerprint>/<shard digest>.safetensors    the tensors of `schema.TARGET_TENSORS` for a list of items
 
 Whoever asks for a shard that is there saves its computation: a live, a cached, a resumed and a swept run differ in nothing else.
@@ -9,11 +10,13 @@ Whoever asks for a shard that is there saves its computation: a live, a cached, 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +48,7 @@ class FrozenInputs:
 
     base: digest of a local folder's weights, or hub id and revision. adapter: digest of the expert's weights.
     texts: the version of the prompt template, and the condition mixture where the texts are drawn from one.
+    flow: how a rectified-flow family draws times and is told its text and guidance.
     """
 
     kind: Kind
@@ -55,6 +59,7 @@ class FrozenInputs:
     texts: str
     resolution: int
     dtype: str
+    flow: str
     seed: int
     forward_batch: int | None
     schema_version: int = SCHEMA_VERSION
@@ -111,6 +116,19 @@ class TargetStore:
     def failure_marker(self, run_id: str) -> Path:
         """The file by which a run's producer tells waiting readers that it has failed, and why."""
         return self.root / f"failed-{run_id}.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by whoever uses the shards, and touched by it; outside of `root`, which may be deleted."""
+        return self.folder / ".locks" / self.fingerprint
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the shards from being pruned while the block runs; any number of processes may. A process that dies lets go."""
+        self.lock_file.parent.mkdir(parents=True, exist_ok=True)
+        with self.lock_file.open("w") as lock:  # opened for writing, which sets the time of the last use
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            yield
 
     def write_about(self, inputs: FrozenInputs) -> None:
         """Write down, for people, what the fingerprint stands for."""

@@ -41,6 +41,20 @@ def make_dataset(folder: Path, count: int, seed: int, tree: Hierarchy) -> Annota
     return AnnotatedDataset.open(folder)
 
 
+def draw_pictures(folder: Path, count: int, seed: int) -> None:
+    """Write the same pictures as PNG files with a metadata.jsonl of their prompts, as a user's unlabelled ones would lie there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, contents = np.random.default_rng(seed), contents_of("train")
+    lines = []
+    for number in range(count):
+        scene = sample_scene(generator, negative_probability=0.5, contents=contents)
+        name = f"{scene.content.prompt.replace(' ', '-')}-{number:05d}.png"
+        (folder / name).write_bytes(_png(render(scene)))
+        lines.append(json.dumps({"file_name": name, "prompt": scene.content.prompt}) + "\n")
+    # It comes last: where it stands, the pictures do.
+    (folder / "metadata.jsonl").write_text("".join(lines))
+
+
 def _rows(count: int, seed: int, tree: Hierarchy) -> Iterator[dict[str, Any]]:
     generator, contents = np.random.default_rng(seed), contents_of("train")
     for number in range(count):

@@ -18,6 +18,7 @@ if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
+from deepspeed.utils import safe_get_full_fp32_param
 
 from cpo_ray.config import Optimization
 
@@ -42,9 +43,11 @@ class Engine:
         self.accumulation = accumulation
         self.world_size = distributed.get_world_size()
         self._frozen_excluded = optimization.parameters == "lora"
-        self._partitioned = optimization.zero_stage == 3
+        self._stage = optimization.zero_stage
+        self._bfloat16 = bfloat16
         self._plain = optimization.zero_stage == 0 and not bfloat16
         self._parameters = trained
+        offload = {"offload_optimizer": {"device": "cpu"}} if optimization.offload_optimizer else {}
         self._deepspeed, *_ = deepspeed.initialize(
             model=denoiser,
             model_parameters=trained,
@@ -53,12 +56,17 @@ class Engine:
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
                 "gradient_clipping": optimization.gradient_clip,
-                "zero_optimization": {"stage": optimization.zero_stage},
+                "zero_optimization": {"stage": optimization.zero_stage, **offload},
                 "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own is compiled on the spot; torch's is there
                 "bf16": {"enabled": bfloat16},
                 "steps_per_print": None,
             },
         )
+
+        if bfloat16 and optimization.zero_stage == 0:
+            # Here DeepSpeed takes a step without gradients to allocate the state, which Adam's bias correction would count.
+            self._deepspeed.optimizer.optimizer.state.clear()
 
     @property
     def model(self) -> nn.Module:
@@ -106,10 +114,30 @@ class Engine:
             raise ValueError(f"{folder} holds no checkpoint of this training; delete it to start from the one before")
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained parameters by name, whole, float32 on the CPU, on every rank. Collective."""
-        names = {name: parameter for name, parameter in self.denoiser.named_parameters() if parameter.requires_grad}
-        with deepspeed.zero.GatheredParameters(list(names.values()), enabled=self._partitioned):
-            return {name: parameter.detach().float().cpu().clone() for name, parameter in names.items()}
+        """The trained parameters by name, whole, float32 on the CPU, on rank 0; nothing on the others. Collective.
+
+        Where the model computes in bfloat16 these are the optimizer's copies, which have what rounding took from the weights.
+        """
+        state = {}
+        for name, parameter in self.denoiser.named_parameters():
+            if parameter.requires_grad:
+                # One at a time: no GPU has to hold a whole model beside its own part.
+                whole = self._master(parameter) if self._bfloat16 else self._gathered(parameter)
+                if distributed.get_rank() == 0:
+                    state[name] = whole.float().cpu().clone()
+        return state
+
+    def _gathered(self, parameter: nn.Parameter) -> Tensor:
+        with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
+            return parameter.detach().clone()
+
+    def _master(self, parameter: nn.Parameter) -> Tensor:
+        """The float32 copy of a bfloat16 parameter."""
+        if self._stage == 0:
+            (masters,) = self._deepspeed.optimizer.fp32_groups
+            return next(master for own, master in zip(self._parameters, masters, strict=True) if own is parameter).detach()
+        master: Tensor = safe_get_full_fp32_param(parameter)
+        return master
 
 
 def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cpo_ray.config import Optimization
 from cpo_ray.training.ledger import check_ledger, read_ledger, write_text
-from cpo_ray.training.worker import ADAPTER, TrainSpec, WorkerResult, train_loop
+from cpo_ray.training.worker import ADAPTER, METRICS, TrainSpec, WorkerResult, train_loop
 
 _SETTINGS = "training.json"
 _RESULT = "result.json"
 _KEPT_CHECKPOINTS = 2
+_LOOK_EVERY_SECONDS = 2.0
 
 
 class TrainingError(ValueError):
@@ -45,9 +49,10 @@ class TrainResult:
         return f"trained {self.trained_steps} of {self.steps} steps; the weights are in {self.adapter}"
 
 
-def train(spec: TrainSpec) -> TrainResult:
+def train(spec: TrainSpec, on_progress: Callable[[int, int], None] | None = None) -> TrainResult:
     """Run a training to its end, or with `resume` go on where it stopped; needs a connected Ray.
 
+    `on_progress` is told (finished steps, all steps) every few seconds, from a thread of its own.
     Raises TrainingError when the output folder holds another training, the cluster is too small or the workers fail too often,
     TrainingHealthError when the numbers go wrong, and ExportError when the written weights are not the trained ones.
     """
@@ -58,7 +63,8 @@ def train(spec: TrainSpec) -> TrainResult:
         return TrainResult(spec.output / ADAPTER, done["steps"], 0, done["metrics"], done["ledger_problem"])
     check_resources(spec.optimization)
     write_text(spec.output / _SETTINGS, json.dumps(_settings(spec), indent=2))
-    worker = _fit(spec)
+    with _told_of_steps(spec, on_progress):
+        worker = _fit(spec)
     if worker.failure is not None:
         raise worker.failure
     result = TrainResult(
@@ -85,6 +91,32 @@ def check_resources(optimization: Optimization) -> None:
             )
 
 
+@contextmanager
+def _told_of_steps(spec: TrainSpec, on_progress: Callable[[int, int], None] | None) -> Iterator[None]:
+    """Count the lines that rank 0 writes, one a step; nothing has to travel for people to see how far it is."""
+    if on_progress is None:
+        yield
+        return
+    ended, file = threading.Event(), spec.output / METRICS
+
+    def follow(tell: Callable[[int, int], None]) -> None:
+        last = None
+        while not ended.wait(_LOOK_EVERY_SECONDS):
+            done = file.read_bytes().count(b"\n") if file.exists() else 0
+            if done != last and done < spec.plan.steps:
+                tell(done, spec.plan.steps)
+            last = done
+
+    thread = threading.Thread(target=follow, args=(on_progress,), name="steps", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    on_progress(spec.plan.steps, spec.plan.steps)
+
+
 def _check_output(spec: TrainSpec) -> None:
     """Compare with what was started in the output folder before."""
     record, settings = spec.output / _SETTINGS, _settings(spec)
@@ -104,7 +136,7 @@ def _check_output(spec: TrainSpec) -> None:
 
 def _settings(spec: TrainSpec) -> dict[str, Any]:
     """All that a resume may not change; how often to save or to retry it may."""
-    free = {"steps", "epochs", "cpus_per_worker", "checkpoint_every", "max_failures", "spike_factor"}
+    free = {"steps", "epochs", "cpus_per_worker", "checkpoint_every", "max_failures", "spike_factor", "gradient_checkpointing"}
     sections = {
         "model": spec.model.model_dump(mode="json"),
         "lora": spec.lora.model_dump(mode="json"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -24,15 +25,17 @@ from cpo_ray.models.base import DTYPES
 from cpo_ray.objectives import FrozenOutputs, ObjectiveParameters, get_objective
 from cpo_ray.plan import Batch, Plan
 from cpo_ray.targets.reader import TargetBatch, TargetReader
-from cpo_ray.targets.store import TargetStore
+from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.training.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
 from cpo_ray.training.engine import Engine, learning_rate_at
-from cpo_ray.training.export import ExportError, Probe, export_adapter, probe_output
+from cpo_ray.training.export import ExportError, Probe, export_adapter, probe_output, write_weights
 from cpo_ray.training.health import HealthWatch, TrainingHealthError
 from cpo_ray.training.ledger import Entry, drop_after, write_segment, write_text
 
 ADAPTER = "adapter"
 METRICS = "metrics.jsonl"
+SNAPSHOTS = "snapshots"
+HELD_OUT = "held_out.json"
 _PROBE_SAMPLES = 2
 
 
@@ -73,6 +76,12 @@ class TrainSpec:
     beta: float = 5000.0
     card: Mapping[str, str] = field(default_factory=dict)
     tracking: Tracking | None = None
+    snapshots: bool = False
+    """Leave the weights of every checkpoint below `snapshots/` too, for whoever draws with them and removes them."""
+    shards: tuple[Items, ...] = ()
+    """The shards that hold the items, where they are not those of the plan alone: the trials of a sweep share theirs."""
+    held_out: Plan | None = None
+    """Its first step is computed at every snapshot and never trained on; the metrics lie beside the weights."""
     resume: bool = False
 
 
@@ -95,7 +104,8 @@ class Trainer:
         self.family = family(spec.model)
         self.objective = get_objective(spec.objective)
         self.parameters = ObjectiveParameters(beta=spec.beta)
-        self.reader = TargetReader(spec.targets, spec.plan.shards(spec.shard_size), spec.timeout_seconds, spec.run_id)
+        shards = spec.shards or spec.plan.shards(spec.shard_size)
+        self.reader = TargetReader(spec.targets, shards, spec.timeout_seconds, spec.run_id)
         self.trained: list[Entry] = []
         optimization = spec.optimization
         denoiser = self.family.load_denoiser(spec.model)
@@ -103,6 +113,8 @@ class Trainer:
             self.family.add_lora(denoiser, spec.lora, spec.seed)
         else:
             denoiser.requires_grad_(True)
+        if optimization.gradient_checkpointing:
+            self.family.checkpoint_gradients(denoiser)
         # A micro-batch larger than a rank's share would be filled up with padding.
         self.micro_batch = min(optimization.micro_batch, math.ceil(spec.plan.global_batch / self.world_size))
         self.engine = Engine(
@@ -129,8 +141,7 @@ class Trainer:
             # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over the planned items.
             scale = self.engine.accumulation * self.world_size / planned
             self.engine.backward((weights * losses).sum() * scale)
-            for name, values in metrics.items():
-                totals[name] = totals.get(name, torch.zeros((), device=losses.device)) + (weights * values).sum()
+            _add(totals, metrics, weights)
             self.trained += [(step, item) for item, weight in zip(targets.items, targets.weights, strict=True) if weight > 0]
         learning_rate = learning_rate_at(step, self.spec.plan.steps, self.spec.optimization)
         gradient_norm = self.engine.step(learning_rate)
@@ -141,6 +152,18 @@ class Trainer:
             "seconds_waited_for_targets": self._slowest(self.reader.waited_seconds - waited),
             "samples_per_second": planned / self._slowest(time.perf_counter() - started),
         }
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """The objective's metrics on the held-out items, means over all of them and ranks."""
+        plan = self.spec.held_out
+        assert plan is not None
+        totals: dict[str, Tensor] = {}
+        for batch in plan.rank_microbatches(0, self.rank, self.world_size, self.micro_batch):
+            targets = self.reader.batch(batch)
+            losses, metrics = self._losses(targets)
+            _add(totals, metrics, targets.weights.to(losses.device))
+        return self._means(totals, len(plan.step(0).planned))
 
     def export(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write the trained weights, on rank 0, and compare what they do. Raises ExportError there."""
@@ -154,6 +177,19 @@ class Trainer:
             export_adapter(
                 self.family, self.engine.denoiser, state, spec.model, folder, card, probe, spec.optimization.parameters
             )
+
+    def snapshot(self, folder: Path) -> None:
+        """Write the trained weights as they are now, on rank 0; whoever sees `folder` sees all of it."""
+        held_out = {} if self.spec.held_out is None else self.held_out()
+        state = self.engine.trained_state()
+        if self.rank == 0:
+            partial = folder.with_name(f".{folder.name}.partial")
+            for left_over in (partial, folder):
+                shutil.rmtree(left_over, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_weights(self.family, self.engine.denoiser, state, self.spec.model, partial, self.spec.optimization.parameters)
+            (partial / HELD_OUT).write_text(json.dumps(held_out))
+            partial.rename(folder)
 
     def _losses(self, targets: TargetBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics per sample, (B,)."""
@@ -208,12 +244,19 @@ def train_loop(config: dict[str, Any]) -> WorkerResult:
                 write_segment(spec.output, state.step, step + 1, trainer.rank, trainer.trained)
                 trainer.trained.clear()
                 state = TrainingState(step + 1, tuple(watch.norms), metrics)
+                if spec.snapshots:  # before the checkpoint counts: a resume from it would not write the snapshot any more
+                    trainer.snapshot(snapshot_folder(spec, step + 1))
                 save_checkpoint(trainer.engine, state)
     try:
         trainer.export(spec.output / ADAPTER, metrics)
     except ExportError as error:
         return WorkerResult(first, steps, metrics, error)
     return WorkerResult(first, steps, metrics)
+
+
+def snapshot_folder(spec: TrainSpec, step: int) -> Path:
+    """Where the weights after `step` steps are left."""
+    return spec.output / SNAPSHOTS / f"step-{step:08d}"
 
 
 def model_card(spec: TrainSpec, metrics: Mapping[str, float]) -> dict[str, str]:
@@ -265,6 +308,12 @@ def _health_error(problem: str) -> TrainingHealthError:
     return TrainingHealthError(
         f"training stopped: {problem}; {last}; try a smaller learning_rate, or for a preference objective a smaller beta or omega"
     )
+
+
+def _add(totals: dict[str, Tensor], metrics: Mapping[str, Tensor], weights: Tensor) -> None:
+    """Add up metrics (B,) with their weights (B,)."""
+    for name, values in metrics.items():
+        totals[name] = totals.get(name, torch.zeros((), device=weights.device)) + (weights * values).sum()
 
 
 def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:

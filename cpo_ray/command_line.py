@@ -9,36 +9,66 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from cpo_ray.config import Config, ConfigError, load
+from cpo_ray.config import Config, ConfigError, Settings, load_as
 
-CONFIGS = Path(__file__).parent / "configs"
+if TYPE_CHECKING:
+    from cpo_ray.checks import Finding
+
+Check = Callable[[Config], "Sequence[Finding]"]
+
+CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 OURS = ("cpo_ray", "hierarchy")
 
 
-def parser(description: str, *, resumable: bool = False) -> argparse.ArgumentParser:
-    """The arguments that every job takes; a job may add its own."""
+def parser(
+    description: str,
+    *,
+    resumable: bool = False,
+    checkable: bool = True,
+    config: Path = CONFIGS / "toy.toml",
+    actions: Sequence[str] = (),
+) -> argparse.ArgumentParser:
+    """The arguments that every job takes; a job may add its own, and `actions` of which the first argument names one."""
     line = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if actions:
+        line.add_argument("action", choices=actions)
     line.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the file, such as run.seed=1")
-    line.add_argument("--config", type=Path, default=CONFIGS / "toy.toml", metavar="FILE", help="default: the embedded domain")
-    line.add_argument("--check", action="store_true", help="say what is missing for this configuration, and stop")
+    line.add_argument("--config", type=Path, default=config, metavar="FILE", help="default: the embedded domain")
+    line.set_defaults(check=False)
+    if checkable:
+        line.add_argument("--check", action="store_true", help="say what is missing for this configuration, and stop")
     if resumable:
         line.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
     return line
 
 
-def run(line: argparse.ArgumentParser, job: Callable[[Config, argparse.Namespace], object]) -> int:
-    """Parse, validate, then do the job or check what it needs; returns the exit code."""
+def run(line: argparse.ArgumentParser, job: Callable[[Config, argparse.Namespace], object], check: Check | None = None) -> int:
+    """Parse, validate, then do the job or check what it needs; returns the exit code.
+
+    `check` says what --check finds, where a job needs more than `cpo_ray.checks` looks at.
+    """
+    return run_as(Config, line, job, check)
+
+
+def run_as(
+    schema: type[Settings],
+    line: argparse.ArgumentParser,
+    job: Callable[[Settings, argparse.Namespace], object],
+    check: Callable[[Settings], Sequence[Finding]] | None = None,
+) -> int:
+    """`run` for a job whose configuration has another form."""
     arguments = line.parse_intermixed_args()
     try:
-        config = load(arguments.config, arguments.overrides)
+        config = load_as(schema, arguments.config, arguments.overrides)
     except ConfigError as error:
         return _say(error, 2)
     try:
         if arguments.check:
-            return _check(config)
+            return _check(config, check)
         job(config, arguments)
     except ConfigError as error:
         return _say(error, 2)
@@ -55,10 +85,10 @@ def run(line: argparse.ArgumentParser, job: Callable[[Config, argparse.Namespace
     return 0
 
 
-def _check(config: Config) -> int:
-    from cpo_ray.checks import check
+def _check(config: Any, check: Callable[[Any], Sequence[Finding]] | None) -> int:
+    from cpo_ray import checks
 
-    findings = check(config)
+    findings = (check or checks.check)(config)
     for finding in findings:
         print(f"{finding.verdict:8}{finding.sentence}")
     return 1 if any(finding.verdict == "missing" for finding in findings) else 0

@@ -1,0 +1,101 @@
+"""What a run of the annotation did, counted as it goes on, and how it is told."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cpo_ray.annotation.annotator import Effort, Outcome
+from cpo_ray.annotation.settings import AnnotationConfig
+
+
+@dataclass
+class Report:
+    """Pictures listed, annotated and set aside (by kind of reason), what was asked, and what of the answers was dropped."""
+
+    config: AnnotationConfig
+    pictures: int
+    dry_run: bool
+    annotated: int = 0
+    set_aside: Counter[str] = field(default_factory=Counter)
+    dropped: Counter[str] = field(default_factory=Counter)
+    effort: Effort = field(default_factory=Effort)
+    seconds: float = 0.0
+
+    def count(self, outcome: Outcome) -> None:
+        """Take one more picture into account."""
+        if outcome.problem:
+            self.set_aside[outcome.kind] += 1
+        else:
+            self.annotated += 1
+        self.dropped.update(outcome.dropped)
+        self.effort.add(outcome.effort)
+
+    @property
+    def done(self) -> int:
+        """Pictures whose outcome is known."""
+        return self.annotated + self.set_aside.total()
+
+    @property
+    def cost(self) -> float:
+        """In the currency of the endpoint's prices; 0 where none are given."""
+        prices = self.config.endpoint
+        if prices is None:
+            return 0.0
+        return (self.effort.tokens_in * prices.price_in + self.effort.tokens_out * prices.price_out) / 1e6
+
+    @property
+    def note(self) -> str:
+        """What the progress line says beside the pictures."""
+        parts = [f"{self.effort.asked / max(self.seconds, 1e-9):.1f} questions/s", self._tokens]
+        return ", ".join([*parts, f"{self.set_aside.total()} set aside"])
+
+    @property
+    def _tokens(self) -> str:
+        price = f" ({self.cost:.2f})" if self.cost else ""
+        return f"{_short(self.effort.tokens_in + self.effort.tokens_out)} tokens{price}"
+
+    def summary(self) -> str:
+        """The counts as a few lines for a terminal."""
+        effort, aside = self.effort, self.set_aside
+        reasons = f" ({', '.join(f'{kind}: {count}' for kind, count in aside.most_common())})" if aside else ""
+        if self.dry_run:
+            return (
+                f"{self.pictures} pictures: {self.annotated} can be annotated, {aside.total()} cannot{reasons}\n"
+                f"{effort.asked} questions to ask, {effort.known} answered already\n"
+                f"about {_short(effort.tokens_in)} tokens in and {_short(effort.tokens_out)} out"
+                + (f", which cost about {self.cost:.2f}" if self.cost else "")
+            )
+        lines = [
+            f"{self.annotated} pictures annotated, {aside.total()} set aside{reasons}",
+            f"{effort.asked} questions asked, {effort.known} answered before; "
+            f"{effort.calls} calls, {effort.calls - effort.asked} of them retries; {self._tokens}",
+        ]
+        if self.dropped:
+            lines.append("left out of the answers: " + ", ".join(f"{kind} {n}" for kind, n in self.dropped.most_common()))
+        if aside:
+            lines.append(f"{self.config.annotation.output / 'quarantine.jsonl'} says why, picture by picture")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The counts for other programs."""
+        counts: dict[str, Any] = {
+            "pictures": self.pictures,
+            "annotated": self.annotated,
+            "set_aside": dict(self.set_aside),
+            "dropped": dict(self.dropped),
+            **asdict(self.effort),
+            "cost": self.cost,
+            "seconds": round(self.seconds, 1),
+        }
+        return json.dumps(counts, indent=1) + "\n"
+
+
+def _short(number: int) -> str:
+    """12345 as 12.3k."""
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.1f}{name}"
+    return str(number)

@@ -1,0 +1,104 @@
+"""From outcomes to annotated shards: a folder that `jobs/train_sft.py` takes as it is, replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.annotation.annotator import Outcome
+from cpo_ray.annotation.pictures import picture_digest
+from cpo_ray.annotation.questions import PROMPT_VERSION
+from cpo_ray.annotation.report import Report
+from cpo_ray.annotation.settings import AnnotationConfig
+from cpo_ray.annotation.sources import Entry, Listing, SetAside, read
+from cpo_ray.data.importer import stage_quarantine
+from cpo_ray.data.picture import PictureError
+from cpo_ray.data.shards import SHARDS, DataError, stage_shards, staged
+from cpo_ray.data.validate import RowError, annotated_row
+from cpo_ray.prompts import Labels
+from hierarchy import Hierarchy
+
+ABOUT = "annotation.json"
+CHUNK = 64
+
+
+def check_output(folder: Path, pictures: Path) -> None:
+    """Raises DataError where the folder holds annotated shards that are not ours to replace, or is among the pictures."""
+    if folder.resolve().is_relative_to(pictures.resolve()):
+        raise DataError(
+            f"annotation.output {folder} lies in pictures.path, where the next run would take it for pictures; move it"
+        )
+    if any(folder.glob(SHARDS)) and not (folder / ABOUT).exists():
+        raise DataError(f"{folder} holds annotated shards of another origin; choose another annotation.output")
+
+
+def write_results(
+    config: AnnotationConfig, tree: Hierarchy, listing: Listing, outcomes: Mapping[str, Outcome], report: Report
+) -> None:
+    """Write shards, the quarantine, the judgements behind the labels, and what they were made with.
+
+    Order and bytes follow from the pictures and the answers alone, whoever asked when. A stop halfway leaves the old folder, or
+    none, and never half a one: the answers are kept elsewhere.
+    """
+    output = config.annotation.output.absolute()
+    fresh, old = (output.with_name(f".{output.name}.{state}") for state in ("new", "old"))
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    set_aside = list(listing.set_aside)
+    with staged(fresh) as stage:
+        stage(ABOUT).write_text(json.dumps(_about(config, tree), indent=1) + "\n")
+        with open(stage("judgements.jsonl"), "w", encoding="utf-8") as judgements:
+            stage_shards(_rows(config, tree, listing, outcomes, set_aside, judgements), stage)
+        rows = [{"source": s.source, "id": s.id, "reason": s.reason} for s in set_aside]
+        stage_quarantine(rows, stage)
+        stage("report.json").write_text(report.to_json())
+    if output.exists():
+        os.replace(output, old)
+    os.replace(fresh, output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _rows(
+    config: AnnotationConfig,
+    tree: Hierarchy,
+    listing: Listing,
+    outcomes: Mapping[str, Outcome],
+    set_aside: list[SetAside],
+    judgements: Any,
+) -> Iterator[dict[str, Any]]:
+    """The annotated rows in the order of the source; notes the others in `set_aside` and writes a line of judgements for each."""
+    about = {"back_end": config.identity["back_end"], "model": config.identity["model"], "prompt_version": PROMPT_VERSION}
+    for start in range(0, len(listing.entries), CHUNK):
+        good: list[Entry] = []
+        for entry in listing.entries[start : start + CHUNK]:
+            outcome = outcomes[entry.id]
+            if outcome.problem:
+                set_aside.append(SetAside(entry.source, entry.id, outcome.kind, outcome.problem))
+            else:
+                good.append(entry)
+        for entry, data in zip(good, read(good), strict=True):
+            outcome = outcomes[entry.id]
+            try:
+                if isinstance(data, PictureError) or picture_digest(data) != outcome.digest:
+                    raise PictureError("the file changed while it was annotated; start again")
+                labels = Labels(outcome.prompt, tuple(outcome.positive_ids), tuple(outcome.negative_ids))
+                provenance = json.dumps({"source": entry.source, **about}, ensure_ascii=False)
+                yield annotated_row(entry.id, data, labels, provenance, tree, (outcome.width, outcome.height))
+            except (PictureError, RowError) as error:
+                reason = str(error).replace("\n", "; ")
+                set_aside.append(SetAside(entry.source, entry.id, "no valid row", reason))
+                continue
+            judgements.write(json.dumps({"id": entry.id, "roots": outcome.judgements}) + "\n")
+
+
+def _about(config: AnnotationConfig, tree: Hierarchy) -> dict[str, Any]:
+    return {
+        "hierarchy": f"{tree.name} {tree.version}",
+        "hierarchy_hash": tree.content_hash,
+        "prompt_version": PROMPT_VERSION,
+        **config.identity,
+    }

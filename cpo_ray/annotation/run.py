@@ -1,0 +1,243 @@
+"""The whole annotation on Ray Data: list → read and decode (tasks) → ask (actor pool) → annotated shards.
+
+Between these only names and outcomes travel; what was answered lies in the answer files as soon as it is known.  So a run can be
+stopped at any point, and the next one goes on from there by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+import warnings
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
+
+from cpo_ray.annotation.annotator import Annotator, Effort, Outcome
+from cpo_ray.annotation.backend import BackEnd, BackEndUnusable, open_back_end
+from cpo_ray.annotation.cache import Answers
+from cpo_ray.annotation.pictures import Picture, picture_digest, prepare
+from cpo_ray.annotation.report import Report
+from cpo_ray.annotation.results import check_output, write_results
+from cpo_ray.annotation.settings import AnnotationConfig
+from cpo_ray.annotation.sources import Entry, Listing, list_pictures, read
+from cpo_ray.data.picture import PictureError
+from cpo_ray.toy.dataset import draw_pictures
+from hierarchy import Hierarchy, load_hierarchy
+
+Result = TypeVar("Result")
+Progress = Callable[[Report], None]
+
+BLOCK = 16
+#: A driver keeps track of so many blocks easily; more pictures make larger ones.
+MOST_BLOCKS = 4096
+#: Blocks in work on one actor at a time: while the last answers of one are awaited, the next one's questions are under way.
+BLOCKS_PER_ACTOR = 4
+_PICTURES = pa.schema(
+    [
+        pa.field("unusable", pa.string()),
+        *(pa.field(name, pa.list_(pa.string())) for name in ("id", "prompt", "digest", "media_type")),
+        pa.field("seen", pa.list_(pa.large_binary())),
+        *(pa.field(name, pa.list_(pa.list_(pa.int32(), 2))) for name in ("size", "seen_size")),
+    ]
+)
+_COLUMNS = ("id", "prompt", "digest", "seen", "media_type", "size", "seen_size")
+
+
+class AnnotationError(RuntimeError):
+    """The run cannot go on; one sentence that says why. What was answered is kept."""
+
+
+def annotate(
+    config: AnnotationConfig,
+    *,
+    limit: int | None = None,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    on_progress: Progress | None = None,
+) -> Report:
+    """Annotate the first `limit` pictures, or all, and write `annotation.output` anew; needs a Ray that is connected.
+
+    A dry run asks and writes nothing: the report holds what a run would ask, the tokens estimated.
+    Raises AnnotationError, DataError and HierarchyError.
+    """
+    started = time.monotonic()
+    tree = load_hierarchy(config.annotation.hierarchy)
+    check_output(config.annotation.output, config.pictures.path)
+    listing = listed(config, limit)
+    report = Report(config, len(listing.entries), dry_run)
+    outcomes: dict[str, Outcome] = {}
+    in_vain = 0
+    for outcome in _outcomes(_for_workers(config), listing.entries, dry_run, retry_failed):
+        outcomes[outcome.id] = outcome
+        report.count(outcome)
+        if outcome.effort.asked:
+            in_vain = in_vain + 1 if outcome.effort.failed == outcome.effort.asked else 0
+        report.seconds = time.monotonic() - started
+        if on_progress is not None:
+            on_progress(report)
+        if in_vain >= config.annotation.stop_after and not dry_run:
+            raise AnnotationError(
+                f"the last {in_vain} pictures got no answer, lastly: {outcome.problem}; when the back end is well again, start "
+                "the same command with --retry-failed"
+            )
+    if not dry_run:
+        write_results(config, tree, listing, outcomes, report)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def listed(config: AnnotationConfig, limit: int | None) -> Listing:
+    """The pictures to annotate; the embedded domain draws its own where there are none."""
+    pictures = config.pictures
+    if pictures.toy_pictures and not (pictures.path / "metadata.jsonl").exists():
+        draw_pictures(pictures.path, pictures.toy_pictures, seed=0)
+    listing = list_pictures(pictures)
+    listing.entries = listing.entries[:limit]
+    return listing
+
+
+class AnnotatingActor:
+    """One member of the pool. Its constructor takes settings only: a key is read where it is used, and travels nowhere."""
+
+    def __init__(self, config: AnnotationConfig, dry_run: bool, retry_failed: bool) -> None:
+        self._config, self._dry_run, self._retry_failed = config, dry_run, retry_failed
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="back end", daemon=True).start()
+        self._unusable = ""
+        try:
+            self._annotator = self._on_loop(self._open())
+        except BackEndUnusable as error:
+            # Raised here, it would be a dead actor, which Ray makes anew again and again.
+            self._unusable = str(error)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One block of pictures in, one row of outcomes out. Ray calls it for several blocks at the same time."""
+        (row,) = rows.to_pylist()
+        outcomes = [Outcome(**unusable) for unusable in json.loads(row["unusable"])]
+        pictures = [_picture(fields) for fields in zip(*(row[name] for name in _COLUMNS), strict=True)]
+        stop = self._unusable
+        if not stop:
+            try:
+                outcomes += self._on_loop(self._all(pictures))
+            except BackEndUnusable as error:
+                stop = str(error)
+            except OSError as error:
+                stop = f"an answer cannot be kept in {self._config.annotation.answers}: {error.strerror}"
+        return pa.table({"stop": [stop], "outcomes": [json.dumps([asdict(outcome) for outcome in outcomes])]})
+
+    async def _open(self) -> Annotator:
+        settings = self._config.annotation
+        tree = load_hierarchy(settings.hierarchy)
+        answers = Answers(settings.answers, self._config.identity)
+        back_end = None if self._dry_run else open_back_end(self._config)
+        return annotator(self._config, tree, back_end, answers, self._retry_failed)
+
+    async def _all(self, pictures: list[Picture]) -> list[Outcome]:
+        if self._dry_run:
+            return [self._annotator.expect(picture) for picture in pictures]
+        return list(await asyncio.gather(*(self._annotator.annotate(picture) for picture in pictures)))
+
+    def _on_loop(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def annotator(
+    config: AnnotationConfig, tree: Hierarchy, back_end: BackEnd | None, answers: Answers, retry_failed: bool
+) -> Annotator:
+    """The annotator of a configuration; without a back end it can only say what it would ask."""
+    settings = config.annotation
+    return Annotator(
+        tree, back_end, answers, tries=settings.tries, write_prompts=settings.write_prompts, retry_failed=retry_failed
+    )
+
+
+def prepare_block(rows: pa.Table, config: AnnotationConfig) -> pa.Table:
+    """Read and decode the pictures of one row of entries; what is no picture goes on as an outcome that says so."""
+    entries = [Entry(**entry) for entry in json.loads(rows["entries"][0].as_py())]
+    pictures, unusable = [], []
+    for entry, data in zip(entries, read(entries), strict=True):
+        try:
+            if isinstance(data, PictureError):
+                raise data
+            pictures.append(prepare(entry.id, entry.prompt, data, config.annotation.side, config.annotation.format))
+        except PictureError as error:
+            digest = picture_digest(data) if isinstance(data, bytes) else ""
+            unusable.append(asdict(Outcome(entry.id, digest, kind="unusable picture", problem=str(error))))
+    columns = {name: [[getattr(picture, name) for picture in pictures]] for name in _COLUMNS}
+    return pa.table({"unusable": [json.dumps(unusable)], **columns}, schema=_PICTURES)
+
+
+def _outcomes(config: AnnotationConfig, entries: Sequence[Entry], dry_run: bool, retry_failed: bool) -> Iterator[Outcome]:
+    """What becomes of each picture, as it is known. Raises AnnotationError."""
+    if not entries:
+        return
+    try:
+        for batch in _dataset(config, entries, dry_run, retry_failed).iter_batches(
+            batch_size=1, batch_format="pyarrow", prefetch_batches=0
+        ):
+            for row in batch.to_pylist():
+                if row["stop"]:
+                    raise AnnotationError(row["stop"])
+                for fields in json.loads(row["outcomes"]):
+                    yield Outcome(**{**fields, "effort": Effort(**fields["effort"])})
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        raise AnnotationError(f"a worker of the annotation failed: {cause}") from error
+
+
+def _dataset(config: AnnotationConfig, entries: Sequence[Entry], dry_run: bool, retry_failed: bool) -> Dataset:
+    size = max(BLOCK, -(-len(entries) // MOST_BLOCKS))
+    blocks = [entries[start : start + size] for start in range(0, len(entries), size)]
+    rows = [{"entries": json.dumps([asdict(entry) for entry in block])} for block in blocks]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset.context.enable_progress_bars = False
+    settings = config.annotation
+    prepared = dataset.map_batches(prepare_block, fn_args=(config,), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    with warnings.catch_warnings():
+        # Deprecated since Ray 2.60, which has no other way yet to say how often an actor is restarted.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return prepared.map_batches(
+            AnnotatingActor,
+            fn_constructor_args=(config, dry_run, retry_failed),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                size=1 if dry_run else settings.actors,  # one sees which pictures are there twice
+                max_concurrent_calls_per_actor=BLOCKS_PER_ACTOR,
+                max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR + 1,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=settings.cpus_per_actor,
+            num_gpus=0 if dry_run else settings.gpus_per_actor,
+            ray_remote_args_fn=_bounded_retries,
+        )
+
+
+def _bounded_retries() -> dict[str, int]:
+    """Without these bounds a block that kills its actor is tried for ever."""
+    return {"max_restarts": 4, "max_task_retries": 1}
+
+
+def _picture(fields: tuple[Any, ...]) -> Picture:
+    sample_id, prompt, digest, seen, media_type, size, seen_size = fields
+    return Picture(sample_id, prompt, digest, seen, media_type, tuple(size), tuple(seen_size))
+
+
+def _for_workers(config: AnnotationConfig) -> AnnotationConfig:
+    """The settings as another process must see them: its working folder is not the driver's."""
+    settings = config.annotation
+    paths = {"answers": settings.answers.absolute(), "hierarchy": settings.hierarchy.absolute()}
+    update: dict[str, Any] = {"annotation": settings.model_copy(update=paths)}
+    if config.local is not None and Path(config.local.model).is_dir():
+        update["local"] = config.local.model_copy(update={"model": str(Path(config.local.model).absolute())})
+    return config.model_copy(update=update)

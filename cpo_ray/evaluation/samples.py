@@ -1,0 +1,102 @@
+"""Pictures while a training runs: the same prompts and noise at every checkpoint, so that people see what the loss does not tell.
+
+The trainer holds nothing that could draw.  It leaves its weights as snapshots; the driver watches for them, has a Ray task draw
+with each, shows the grid in MLflow and takes the snapshot away.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import ray
+from PIL import Image
+from ray.exceptions import RayError
+
+from cpo_ray.config import Config, Evaluation
+from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.evaluation.generate import GenerationJob, Picture, PictureActor, generation_job, grid
+from cpo_ray.evaluation.obedience import LONG
+from cpo_ray.prompts import condition_texts
+from cpo_ray.tracking import RunTracker
+from hierarchy import Hierarchy
+
+#: Neither the gate's nor the evaluation's noise.
+SAMPLE_SEED = 60_000
+LOOK_EVERY_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class SampleWatch:
+    """Draws with every snapshot that appears in a folder, until the block ends and the last of them is drawn.
+
+    The grids lie in `pictures`, one PNG per snapshot, named like it.  A failed drawing is a warning: no training ends for it.
+    """
+
+    def __init__(self, snapshots: Path, pictures: Path, job: GenerationJob, settings: Evaluation, tracker: RunTracker) -> None:
+        self._snapshots, self._pictures, self._job, self._tracker = snapshots, pictures, job, tracker
+        self._draw = ray.remote(_draw).options(num_cpus=settings.cpus_per_sample, num_gpus=settings.gpus_per_actor, max_retries=1)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="samples", daemon=True)
+
+    def __enter__(self) -> SampleWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ended.set()
+        if error is None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        ended = False
+        while not ended:
+            ended = self._ended.wait(LOOK_EVERY_SECONDS)  # one more look after the end
+            for snapshot in sorted(self._snapshots.glob("step-*")):
+                self._show(snapshot)
+
+    def _show(self, snapshot: Path) -> None:
+        file = self._pictures / f"{snapshot.name}.png"
+        try:
+            made = ray.get(self._draw.remote(replace(self._job, adapter=snapshot)))
+        except RayError as error:
+            logger.warning("no sample pictures of %s (%s); training goes on", snapshot.name, str(error).strip().splitlines()[-1])
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grid(made, 4)).save(file)
+            self._tracker.log_pictures("samples", file, int(snapshot.name.removeprefix("step-")))
+        shutil.rmtree(snapshot)
+
+
+@contextmanager
+def sample_watch(
+    config: Config, dataset: AnnotatedDataset, tree: Hierarchy, snapshots: Path, tracker: RunTracker, attributes: bool
+) -> Iterator[None]:
+    """Draw with the snapshots of a training, for prompts of validation pictures; the grids go to `samples/` beside them.
+
+    With `attributes` the prompts name what is good and bad about those pictures, as the expert is used to.  Does nothing where
+    `evaluation.samples` is 0.
+    """
+    if not (count := config.evaluation.samples):
+        yield
+        return
+    ids = dataset.split("validation") or dataset.ids
+    labels = [dataset.labels(ids[i % len(ids)]) for i in range(count)]
+    prompts = [condition_texts(label, tree, lambda _: 0, LONG)[0].all if attributes else label.prompt for label in labels]
+    job = generation_job(config, None, prompts, range(SAMPLE_SEED, SAMPLE_SEED + count))
+    with SampleWatch(snapshots, snapshots.with_name("samples"), job, config.evaluation, tracker):
+        yield
+
+
+def _draw(job: GenerationJob) -> list[Picture]:
+    """A task, not an actor: it takes its CPUs or GPU for a moment only."""
+    artist = PictureActor()
+    made = {i: picture for indices in job.batches() for i, picture in zip(indices, artist.draw(job, indices), strict=True)}
+    return [made[i] for i in range(len(made))]

@@ -1,0 +1,189 @@
+"""Decoding that can only write an answer of the asked form: a JSON object of free texts and of lists of given ids.
+
+The form is a walk over characters; a token is allowed where all its characters are.  Ids repeat in no list.  It covers what our
+questions ask for and no more of JSON Schema, and needs nothing beside the tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, PreTrainedTokenizerBase
+
+#: Longest free text in characters, give or take the token that goes beyond it.
+MAX_TEXT = 400
+
+
+class Place(NamedTuple):
+    """Where in a form a text has come to: the part, what of it is written, and the ids that a list holds already."""
+
+    part: int
+    written: str = ""
+    used: frozenset[str] = frozenset()
+
+
+class Form:
+    """The form that a JSON Schema describes: an object whose properties are texts and arrays with an `enum` of ids.
+
+    Raises ValueError for any other schema.
+    """
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        # Fixed texts, and between them what may be filled in: None for a free text, the ids for a list.
+        self.parts: list[str | tuple[str, ...] | None] = []
+        opening = "{"
+        for name, kind in schema["properties"].items():
+            if kind["type"] == "string":
+                self.parts += [f'{opening}{json.dumps(name)}: "', None]
+                opening = '", '
+            elif kind["type"] == "array" and kind["items"].get("type") == "string":
+                self.parts += [f"{opening}{json.dumps(name)}: [", tuple(json.dumps(i) for i in kind["items"].get("enum", ()))]
+                opening = "], "
+            else:
+                raise ValueError(
+                    f"the property {name!r} is of type {kind['type']!r}; constrained answers hold texts and lists of ids"
+                )
+        self.parts.append(opening.removesuffix(", ") + "}")
+
+    def next_characters(self, place: Place) -> set[str] | None:
+        """What may come next; None for any character of a text, and the empty set at the end."""
+        if place.part == len(self.parts):
+            return set()
+        part = self.parts[place.part]
+        if isinstance(part, str):
+            return {part[len(place.written)]}
+        if part is None:
+            return None if len(place.written) < MAX_TEXT else {'"'}
+        ways = {item[len(place.written)] for item in self._items(part, place) if item.startswith(place.written)}
+        return ways if place.written else ways | {"]"}
+
+    def step(self, place: Place, character: str) -> Place | None:
+        """Where a character leads; None where it may not come."""
+        if place.part == len(self.parts):
+            return None
+        part = self.parts[place.part]
+        written = place.written + character
+        if isinstance(part, str):
+            if not part.startswith(written):
+                return None
+            return Place(place.part + 1) if written == part else Place(place.part, written)
+        if part is None:
+            if character == '"':
+                return self._leave(place, character)
+            return Place(place.part, written) if character.isprintable() and character != "\\" else None
+        if not place.written and character == "]":
+            return self._leave(place, character)
+        for item in self._items(part, place):
+            if item == written:
+                return Place(place.part, "", place.used | {item.removeprefix(", ")})
+            if item.startswith(written):
+                return Place(place.part, written, place.used)
+        return None
+
+    def _leave(self, place: Place, character: str) -> Place | None:
+        """The fixed text after a slot begins with the character that ends it."""
+        return self.step(Place(place.part + 1), character)
+
+    @staticmethod
+    def _items(ids: Iterable[str], place: Place) -> list[str]:
+        separator = ", " if place.used else ""
+        return [f"{separator}{item}" for item in ids if item not in place.used]
+
+
+@dataclass
+class _Node:
+    """A node of the vocabulary's tree: the tokens that end here, and how they go on."""
+
+    tokens: list[int] = field(default_factory=list)
+    children: dict[str, _Node] = field(default_factory=dict)
+
+
+class Vocabulary:
+    """The texts of a tokenizer's tokens, as a tree. Tokens that are parts of a character, or special, are left out."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.end: int = tokenizer.eos_token_id
+        self.texts = _token_texts(tokenizer)
+        self._root = _Node()
+        for token, text in self.texts.items():
+            node = self._root
+            for character in text:
+                node = node.children.setdefault(character, _Node())
+            node.tokens.append(token)
+        self._wide: dict[tuple[Any, ...], Tensor] = {}
+
+    def allowed(self, form: Form, place: Place) -> Tensor:
+        """Ids of the tokens that may come at a place, (N,) int64: the end token alone where the form is complete."""
+        if place.part == len(form.parts):
+            return torch.tensor([self.end])
+        if form.next_characters(place) is not None:
+            return torch.tensor(self._walk(form, place))
+        # Inside a free text nearly all tokens may come, and what may does not depend on the text so far.
+        follows = tuple(map(str, form.parts[place.part + 1 : place.part + 3]))
+        if follows not in self._wide:
+            self._wide[follows] = torch.tensor(self._walk(form, Place(place.part)))
+        return self._wide[follows]
+
+    def _walk(self, form: Form, place: Place) -> list[int]:
+        found: list[int] = []
+        open_places = [(self._root, place)]
+        while open_places:
+            node, at = open_places.pop()
+            found += node.tokens
+            characters = form.next_characters(at)
+            for character in node.children if characters is None else characters & node.children.keys():
+                following = form.step(at, character)
+                if following is not None:
+                    open_places.append((node.children[character], following))
+        return found
+
+
+class ConstrainedAnswers(LogitsProcessor):
+    """Keeps each row of a batch within its own form. Make a new one for every `generate`."""
+
+    def __init__(self, vocabulary: Vocabulary, schemas: Sequence[dict[str, Any]]) -> None:
+        self._vocabulary = vocabulary
+        self._forms = [Form(schema) for schema in schemas]
+        self._places = [Place(0)] * len(schemas)
+        self._texts = [""] * len(schemas)
+        self._length: int | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """What each row has written, but for its last token: that was not seen."""
+        return list(self._texts)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """(B, L) int64 and (B, V) float: scores of tokens that may not come become minus infinity."""
+        if self._length is not None:
+            for row, token in enumerate(input_ids[:, -1].tolist()):
+                self._advance(row, token)
+        self._length = input_ids.shape[1]
+        allowed = torch.full_like(scores, float("-inf"))
+        for row, (form, place) in enumerate(zip(self._forms, self._places, strict=True)):
+            tokens = self._vocabulary.allowed(form, place).to(scores.device)
+            allowed[row, tokens] = scores[row, tokens]
+        return allowed
+
+    def _advance(self, row: int, token: int) -> None:
+        for character in self._vocabulary.texts.get(token, ""):
+            following = self._forms[row].step(self._places[row], character)
+            assert following is not None, f"token {token} was not allowed"
+            self._places[row] = following
+            self._texts[row] += character
+
+
+def _token_texts(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Token → what it writes in the middle of a text; alone, some tokenizers would drop its leading blank."""
+    anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
+    before = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    ordinary = [token for token in range(len(tokenizer)) if token not in special]
+    texts = tokenizer.batch_decode([[*anchor, token] for token in ordinary], clean_up_tokenization_spaces=False)
+    pairs = ((token, text.removeprefix(before)) for token, text in zip(ordinary, texts, strict=True) if text.startswith(before))
+    return {token: text for token, text in pairs if text and "\ufffd" not in text}

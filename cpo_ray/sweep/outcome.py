@@ -1,0 +1,103 @@
+"""The end of a sweep: the table, the files, the report, and what MLflow is told."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from cpo_ray.config import dump
+from cpo_ray.evaluation.generate import Picture
+from cpo_ray.pipeline import Run
+from cpo_ray.sweep.measure import read_pictures, shown_indices, validation_prompts
+from cpo_ray.sweep.records import read_rungs, read_trials, rung_file
+from cpo_ray.sweep.report import SweepReport, write_sweep_report
+from cpo_ray.sweep.results import Row, Scores, best_config, make_rows, rule, scores, table, write_parquet
+from cpo_ray.sweep.settings import Sweep
+from cpo_ray.targets.producer import ProductionReport
+from cpo_ray.tracking import git_commit, ui_command
+
+#: Folder of what was measured of the base, in the form of a trial's.
+BASE = "base"
+#: The alias that always points to the adapter of a sweep's best trial.
+ALIAS = "best"
+#: More columns of pictures than this cannot be compared at a glance.
+MOST_COLUMNS = 9
+
+
+def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
+    """Read what the trials left, choose, write results.parquet, report.html and best.toml, and tell MLflow and the user."""
+    measured = rungs[0].measured if (rungs := read_rungs(run.folder / BASE)) else None
+    base = None if measured is None else scores(measured, None)
+    trials = [(trial, read_rungs(trial.folder(run.folder))) for trial in read_trials(run.folder)]
+    rows = make_rows(run.config, trials, measured)
+    files = [run.folder / name for name in ("results.parquet", "report.html", "best.toml")]
+    write_parquet(rows, base, files[0])
+    write_sweep_report(_report(run, sweep, rows, base, targets), files[1])
+    best = next((row for row in rows if row.best), None)
+    if best is None:
+        files.pop()
+    else:
+        files[2].write_text(dump(best_config(run.config, best, run.adapter)))
+    for file in files:
+        run.tracker.log_report(file)
+    _tell_mlflow(run, rows, best)
+    print(f"\n{table(rows, base)}\n")
+    left = sum(row.trial.status in ("running", "failed") for row in rows)
+    if left:
+        print(f"{left} trials did not come to their end; --resume goes on with them")
+    print(
+        f"expert        {targets.expert_forwards} forwards in this call; {targets.already_there} target shards were there before"
+    )
+    print(f"results       {files[0]}\nreport        {files[1]}")
+    if best is not None:
+        print(f"best          {best.label} ({rule(sweep)})\n              jobs/train_cpo.py --config {files[2]}")
+    print(f"MLflow store  {run.tracker.uri}\nopen it with  {ui_command(run.tracker.uri)}")
+
+
+def _tell_mlflow(run: Run, rows: Sequence[Row], best: Row | None) -> None:
+    for row in rows:
+        replace(run.tracker, run_id=row.trial.mlflow_run_id).tag("best", str(row.best).lower())
+    if best is not None:
+        replace(run.tracker, run_id=best.trial.mlflow_run_id).register(f"{run.config.run.name}-adapter", ALIAS)
+        if best.scores is not None:
+            with run.tracker.start() as logger:
+                found = {name: getattr(best.scores, name).mean for name in ("negatives", "content", "distance")}
+                logger.log(0, {f"best/{name}": value for name, value in found.items()})
+    run.tracker.finish()
+
+
+def _report(run: Run, sweep: Sweep, rows: Sequence[Row], base: Scores | None, targets: ProductionReport) -> SweepReport:
+    prompts = validation_prompts(run.config, run.dataset, sweep.pictures)
+    facts = {
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": git_commit(),
+        "data": run.dataset.fingerprint,
+        "hierarchy": f"{run.tree.name} {run.tree.version}, {run.tree.content_hash}",
+        "expert forwards": f"{targets.expert_forwards} in the last call; {targets.already_there} target shards were there before",
+        "packages": ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "ray", "deepspeed", "optuna")),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    return SweepReport(
+        title=f"Sweep {run.config.run.name}",
+        rows=rows,
+        base=base,
+        space=sweep.space,
+        rule=rule(sweep),
+        prompts=[prompts[i] for i in shown_indices(len(prompts))],
+        pictures=_pictures(run.folder, rows),
+        facts=facts,
+        settings=dump(run.config),
+    )
+
+
+def _pictures(folder: Path, rows: Sequence[Row]) -> dict[str, list[Picture]]:
+    """The base and the trials by their parameters, ω first; where there are too many, the front's and then others in order."""
+    drawn = [row for row in rows if rung_file(row.trial.folder(folder), row.step).with_suffix("").is_dir()]
+    kept = sorted(sorted(drawn, key=lambda row: not row.on_front)[: MOST_COLUMNS - 1], key=drawn.index)
+    columns = {row.label: rung_file(row.trial.folder(folder), row.step).with_suffix("") for row in kept}
+    base = rung_file(folder / BASE, 0).with_suffix("")
+    return {label: read_pictures(made) for label, made in ({"base": base} | columns).items() if made.is_dir()}

@@ -1,0 +1,131 @@
+"""What is known of a trial, as files in its folder: a killed sweep goes on from them, and results are read from them.
+
+trials/<id>/trial.json                  the point, how it stands, its MLflow run
+trials/<id>/rungs/step-00000040.json    what was measured after 40 steps
+trials/<id>/rungs/step-00000040/        pictures of that rung, for the report
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cpo_ray.evaluation.metrics import Interval
+from cpo_ray.sweep.space import Point, trial_id
+from cpo_ray.training.ledger import write_text
+
+#: "running" also is what a killed trial leaves. A "stopped" one fell behind, a "diverged" one was ended by its own numbers:
+#: both are results, and are not run again. "failed" crashed as often as it may, and has another chance with --resume.
+Status = Literal["running", "finished", "stopped", "diverged", "failed"]
+SETTLED: tuple[Status, ...] = ("finished", "stopped", "diverged")
+TRIALS = "trials"
+_RECORD = "trial.json"
+_RUNGS = "rungs"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The validation pictures of one model: per picture its number of negatives and whether its content is right.
+
+    distance: squared Fréchet distance of all of them to good pictures, with the interval over pictures.
+    """
+
+    negatives: tuple[int, ...]
+    content: tuple[bool, ...]
+    distance: Interval
+
+    @property
+    def mean_negatives(self) -> float:
+        """#A_neg."""
+        return sum(self.negatives) / len(self.negatives)
+
+    @property
+    def mean_content(self) -> float:
+        return sum(self.content) / len(self.content)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One look at a trial after `step` steps; without a domain that measures, `measured` is None.
+
+    held_out: the objective's own metrics on targets of validation pictures.
+    """
+
+    step: int
+    held_out: dict[str, float]
+    measured: Measured | None
+
+    def metrics(self) -> dict[str, float]:
+        """By name, as MLflow and the search see them."""
+        found = {f"held_out/{name}": value for name, value in self.held_out.items()}
+        if self.measured is not None:
+            found |= {
+                "negatives": self.measured.mean_negatives,
+                "content": self.measured.mean_content,
+                "distance": self.measured.distance.mean,
+            }
+        return found
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A point and how its training stands. `sentence` says what ended it, where that was not its end."""
+
+    point: Point
+    status: Status = "running"
+    sentence: str = ""
+    mlflow_run_id: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def id(self) -> str:
+        return trial_id(self.point)
+
+    def folder(self, sweep: Path) -> Path:
+        return sweep / TRIALS / self.id
+
+    def ended(self, status: Status, sentence: str = "") -> Trial:
+        return replace(self, status=status, sentence=sentence)
+
+    def save(self, sweep: Path) -> None:
+        """Write it below the sweep's folder."""
+        write_text(self.folder(sweep) / _RECORD, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_trial(folder: Path) -> Trial | None:
+    """What `save` left in a trial's folder, or None."""
+    file = folder / _RECORD
+    return Trial(**json.loads(file.read_text())) if file.exists() else None
+
+
+def read_trials(sweep: Path) -> Iterator[Trial]:
+    """All trials of a sweep that were ever begun."""
+    for folder in sorted((sweep / TRIALS).glob("*")):
+        trial = read_trial(folder)
+        if trial is not None:
+            yield trial
+
+
+def rung_file(trial: Path, step: int) -> Path:
+    """Where a rung of a trial is kept; its pictures lie in a folder of the same stem."""
+    return trial / _RUNGS / f"step-{step:08d}.json"
+
+
+def save_rung(trial: Path, rung: Rung) -> None:
+    """Write a rung into its trial's folder."""
+    write_text(rung_file(trial, rung.step), json.dumps(asdict(rung)) + "\n")
+
+
+def read_rungs(trial: Path) -> list[Rung]:
+    """The rungs of a trial's folder, in order."""
+    return [_rung(json.loads(file.read_text())) for file in sorted((trial / _RUNGS).glob("step-*.json"))]
+
+
+def _rung(values: dict[str, Any]) -> Rung:
+    measured = values["measured"]
+    if measured is not None:
+        measured = Measured(tuple(measured["negatives"]), tuple(measured["content"]), Interval(**measured["distance"]))
+    return Rung(values["step"], values["held_out"], measured)

@@ -1,0 +1,142 @@
+"""The report of a sweep: one HTML file that holds its own style, charts and pictures, and needs no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from cpo_ray.evaluation import report as run_report
+from cpo_ray.evaluation.evaluate import format_interval, format_number
+from cpo_ray.evaluation.generate import Picture
+from cpo_ray.evaluation.metrics import Interval
+from cpo_ray.sweep.charts import Dot, curve_chart, front_chart, parallel_chart
+from cpo_ray.sweep.results import Row, Scores
+from cpo_ray.sweep.settings import Axis, Space
+
+MEASURES = {"negatives": "#A_neg", "distance": "distance to good pictures", "content": "content right"}
+NAMES = {
+    "omega": "ω_w = ω_l",
+    "omega_win": "ω_w",
+    "omega_lose": "ω_l",
+    "beta": "β",
+    "learning_rate": "learning rate",
+    "proportion": "share of the pictures",
+}
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What the report of a sweep shows; `rule` says in words how the best was chosen."""
+
+    title: str
+    rows: Sequence[Row]
+    base: Scores | None
+    space: Space
+    rule: str
+    prompts: Sequence[str]
+    """Of the pictures that are shown."""
+    pictures: Mapping[str, Sequence[Picture]]
+    """By label, in the order of the columns: the base, then trials by ω; picture i shows prompts[i]."""
+    facts: Mapping[str, str]
+    settings: str
+
+
+def write_sweep_report(report: SweepReport, file: Path) -> Path:
+    """Write the report whole or not at all and return its path."""
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, Path(run_report.__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"interval": format_interval, "number": format_number}
+    measured = [row for row in report.rows if row.scores is not None]
+    text = environment.get_template("sweep.html").render(
+        report=report,
+        measured=measured,
+        best=next((row for row in report.rows if row.best), None),
+        curves=_curves(measured, report) if measured else [],
+        front=_front(measured, report.base) if measured else None,
+        parallel=_parallel(measured, report.space) if len(measured) > 1 else None,
+        grid=_grid(report),
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+    return file
+
+
+def _curves(rows: Sequence[Row], report: SweepReport) -> list[tuple[str, list[Markup]]]:
+    """For every searched number the three measures over it; only lists of values are joined by a line."""
+    found = []
+    for name, axis in report.space.axes.items():
+        charts = []
+        for measure, heading in MEASURES.items():
+            dots = [_dot(row, _value(row, name), _score(row.scores, measure)) for row in rows]
+            base = None if report.base is None else _score(report.base, measure)
+            names = (NAMES[name], heading)
+            charts.append(curve_chart(dots, base, names, joined=bool(axis.values), log=_by_magnitude(axis)))
+        found.append((NAMES[name], charts))
+    return found
+
+
+def _front(rows: Sequence[Row], base: Scores | None) -> Markup:
+    dots = [_dot(row, _score(row.scores, "distance"), _score(row.scores, "negatives")) for row in rows]
+    start = None if base is None else Dot("base", base.distance, base.negatives)
+    return front_chart(dots, start, (MEASURES["distance"], MEASURES["negatives"]))
+
+
+def _parallel(rows: Sequence[Row], space: Space) -> Markup:
+    lines = {NAMES[name]: [_value(row, name).mean for row in rows] for name in space.axes}
+    if space.objective:
+        objectives = [str(name) for name in space.objective]
+        lines[" / ".join(objectives)] = [float(objectives.index(str(row.trial.point["objective"]))) for row in rows]
+    lines |= {MEASURES[measure]: [_score(row.scores, measure).mean for row in rows] for measure in MEASURES}
+    log = {NAMES[name] for name, axis in space.axes.items() if _by_magnitude(axis)}
+    return parallel_chart(lines, [_kind(row) for row in rows], [row.label for row in rows], log)
+
+
+def _grid(report: SweepReport) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": prompt,
+            "cells": [
+                {"label": label, "image": run_report.data_uri(made[i]), "pixelated": max(made[i].shape) <= 128}
+                for label, made in report.pictures.items()
+            ],
+        }
+        for i, prompt in enumerate(report.prompts)
+    ]
+
+
+def _dot(row: Row, x: Interval, y: Interval) -> Dot:
+    return Dot(row.label, x, y, row.best, row.on_front)
+
+
+def _by_magnitude(axis: Axis) -> bool:
+    """Values that lie orders of magnitude apart would crowd at one end of an even axis."""
+    return axis.log or (axis.least > 0 and axis.largest / axis.least >= 30)
+
+
+def _kind(row: Row) -> str:
+    return "best" if row.best else "front" if row.on_front else "other"
+
+
+def _value(row: Row, name: str) -> Interval:
+    """A searched number as the place it takes on an axis."""
+    value = float(row.trial.point[name])
+    return Interval(value, value, value)
+
+
+def _score(scores: Scores | None, measure: str) -> Interval:
+    assert scores is not None
+    found: Interval = getattr(scores, measure)
+    return found

@@ -1,0 +1,131 @@
+"""The sweep, step by step: one expert, one set of targets, many trials, one choice.
+
+    expert θ1 ─► targets of all trials, computed once ─► Ray Tune: trials beside each other ─► front, choice, best.toml, report
+
+What a finished trial leaves in its folder is all that a resumed sweep needs to know of it; Tune's own files are never read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cpo_ray.checks import Finding, available, check
+from cpo_ray.config import Config, ConfigError
+from cpo_ray.evaluation.generate import Picture
+from cpo_ray.evaluation.stage import domain_of
+from cpo_ray.pipeline import Run, check_obedience, expert_spec, open_run, told, train_expert
+from cpo_ray.session import ProgressLine, connect
+from cpo_ray.sweep.items import sweep_items
+from cpo_ray.sweep.measure import Measurer, save_pictures, validation_prompts
+from cpo_ray.sweep.outcome import BASE, conclude
+from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
+from cpo_ray.sweep.records import Measured, Rung, read_rungs, rung_file, save_rung
+from cpo_ray.sweep.settings import Sweep
+from cpo_ray.sweep.space import listed_points
+from cpo_ray.sweep.trial import Bench
+from cpo_ray.sweep.tuner import run_trials
+from cpo_ray.targets.expert import target_store
+from cpo_ray.targets.producer import ProductionReport, produce
+from cpo_ray.tracking import resolve_uri
+
+
+def search(config: Config, resume: bool = False) -> ProductionReport:
+    """Run every trial of the configuration's sweep that is left, then choose and report; returns what the targets took.
+
+    Raises ConfigError, before anything starts, for a sweep that is not described, cannot be measured or cannot be placed.
+    """
+    sweep = _section(config)
+    connect()
+    machines = _machines()
+    if problem := refusal(machines, demand(config)):
+        raise ConfigError(problem)
+    at_once = trials_at_once(machines, demand(config), sweep.max_concurrent or 10**6)
+    run = _everywhere(open_run(config, resume))
+    train_expert(run)
+    check_obedience(run)
+    frozen = expert_spec(run.config, run.adapter)
+    targets = target_store(frozen, run.config.targets.folder)
+    shards, held_out = sweep_items(run.config, sweep, run.dataset.ids)
+    with targets.in_use():
+        report = produce(frozen, shards, run.config.targets, ProgressLine(run.config.run.name).counter("targets"))
+        run.say(told(report))
+        measurers = _measurers(run, sweep)
+        try:
+            base = None if read_rungs(run.folder / BASE) else measurers[0].measure.remote(None)
+            run_trials(Bench(run, sweep.rungs, targets, shards, held_out, measurers), sweep, at_once)
+            if base is not None:
+                _save_base(run, *ray.get(base))
+        finally:
+            for measurer in measurers:
+                ray.kill(measurer)
+    conclude(run, sweep, report)
+    return report
+
+
+def findings(config: Config) -> list[Finding]:
+    """What `--check` says: everything that a run needs, and whether a trial fits."""
+    sweep, found = _section(config), check(config)
+    if any(finding.verdict == "missing" for finding in found):
+        return found
+    _, cpus, gpus = available()
+    if problem := refusal([Room(cpus, gpus)], demand(config)):
+        return [*found, Finding("missing", problem)]
+    at_once = trials_at_once([Room(cpus, gpus)], demand(config), sweep.max_concurrent or 10**6)
+    count = len(listed_points(sweep, config.run.seed)) if sweep.search in ("grid", "random") else sweep.trials
+    return [*found, Finding("ok", f"sweep: {count} trials by search {sweep.search!r}, {at_once} at once")]
+
+
+def _section(config: Config) -> Sweep:
+    """Raises ConfigError for a configuration that describes no sweep, or one that cannot be judged."""
+    sweep = config.sweep
+    if sweep is None:
+        raise ConfigError("the configuration has no [sweep] section; jobs/configs/toy_sweep.toml has a complete one")
+    measured = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
+    if measured and domain_of(config) is None:
+        raise ConfigError(
+            f"search {sweep.search!r} with scheduler {sweep.scheduler!r} goes by measured pictures, and nothing here can measure "
+            f'those of {config.model.base!r}; use search = "grid" or "random" with scheduler = "none" and look at the pictures'
+        )
+    return sweep
+
+
+def _machines() -> list[Room]:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Room(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in nodes]
+
+
+def _everywhere(run: Run) -> Run:
+    """The run with absolute paths: a trial's process does not work in the driver's folder."""
+    config = run.config
+    base = Path(config.model.base)
+    uri = resolve_uri(config.tracking, config.run.output) if config.tracking.uri else None
+    updates: dict[str, dict[str, Any]] = {
+        "run": {"output": config.run.output.absolute()},
+        "model": {"base": str(base.absolute()) if base.is_dir() else config.model.base},
+        "data": {"folder": config.data.folder.absolute(), "hierarchy": config.data.hierarchy.absolute()},
+        "expert": {"adapter": config.expert.adapter and config.expert.adapter.absolute()},
+        "targets": {"folder": config.targets.folder.absolute()},
+        "tracking": {"uri": uri},
+    }
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in updates.items()}
+    return replace(run, config=config.model_copy(update=sections))
+
+
+def _measurers(run: Run, sweep: Sweep) -> tuple[Any, ...]:
+    """The actors that draw and measure, placed before any trial takes the room; a restarted one loads what it needs again."""
+    evaluation = run.config.evaluation
+    prompts = validation_prompts(run.config, run.dataset, sweep.pictures)
+    remote = ray.remote(Measurer).options(
+        num_cpus=evaluation.cpus_per_actor, num_gpus=evaluation.gpus_per_actor, max_restarts=2, max_task_retries=2
+    )
+    return tuple(remote.remote(run.config, prompts) for _ in range(evaluation.actors))
+
+
+def _save_base(run: Run, measured: Measured | None, pictures: list[Picture]) -> None:
+    """Keep what the trials are compared with."""
+    save_pictures(pictures, rung_file(run.folder / BASE, 0).with_suffix(""))
+    save_rung(run.folder / BASE, Rung(0, {}, measured))

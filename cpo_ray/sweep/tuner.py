@@ -1,0 +1,177 @@
+"""Ray Tune around the trials: who decides on points, who stops trials, and what is written down when one ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from cpo_ray.evaluation.evaluate import format_number
+from cpo_ray.pipeline import Run
+from cpo_ray.sweep.placement import DRIVER_CPUS
+from cpo_ray.sweep.records import SETTLED, Trial, read_rungs, read_trial, read_trials
+from cpo_ray.sweep.settings import Axis, Space, Sweep
+from cpo_ray.sweep.space import Point, label, listed_points, trial_id
+from cpo_ray.sweep.trial import Bench, run_trial
+from cpo_ray.tracking import Status as RunStatus
+
+#: What a search makes smaller; a scheduler and a search for one objective go by the first.
+OBJECTIVES = ("negatives", "distance")
+#: Optuna's own default; before as many results, TPE draws at random.
+_RANDOM_STARTS = 10
+_STUDY = "sweep"
+
+
+def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
+    """Run the points that are left, as many at once as fit; returns when they have ended or the time is over.
+
+    A trial that fails is written down as failed, and the others go on.
+    """
+    run = bench.run
+    settled = [trial for trial in read_trials(run.folder) if trial.status in SETTLED]
+    space, searcher, left = _points_left(run, sweep, settled)
+    run.say(f"{left} trials to run, {min(at_once, left)} at once; {len(settled)} are known already")
+    if left <= 0:
+        return
+    # Tune's own tables and log files say nothing that our lines and MLflow do not.
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    deadline = None if sweep.minutes is None else time.monotonic() + 60 * sweep.minutes
+    trainable = tune.with_resources(tune.with_parameters(run_trial, bench=bench), {"CPU": DRIVER_CPUS})
+    tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            num_samples=left if searcher else 1,
+            search_alg=searcher,
+            scheduler=scheduler(sweep),
+            max_concurrent_trials=at_once,
+            time_budget_s=None if sweep.minutes is None else 60 * sweep.minutes,
+            # A process that is used again saves its imports; one whose trial was stopped cannot be.
+            reuse_actors=sweep.scheduler == "none",
+        ),
+        run_config=tune.RunConfig(
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",  # a new one each time: our records are what is resumed
+            storage_path=str(run.folder / "tune"),
+            failure_config=tune.FailureConfig(max_failures=sweep.retries),
+            callbacks=[_Witness(run, deadline)],
+            verbose=0,
+        ),
+    ).fit()
+
+
+def _points_left(run: Run, sweep: Sweep, settled: Sequence[Trial]) -> tuple[dict[str, Any], OptunaSearch | None, int]:
+    """(the points as Tune goes through them, or else who suggests them, how many trials are left)."""
+    seed = run.config.run.seed
+    if sweep.search in ("grid", "random"):
+        known = {trial.id for trial in settled}
+        points = [point for point in listed_points(sweep, seed) if trial_id(point) not in known]
+        return {"point": tune.grid_search(points)}, None, len(points)
+    assert sweep.trials is not None
+    told = [(trial.point, values) for trial in settled if (values := _values(run, trial))]
+    return {}, optuna_search(sweep, seed, told), sweep.trials - len(settled)
+
+
+def scheduler(sweep: Sweep) -> TrialScheduler:
+    """Who stops trials, by the number of the rung they have reached."""
+    if sweep.scheduler == "asha":
+        return ASHAScheduler(
+            time_attr="rung",
+            metric=OBJECTIVES[0],
+            mode="min",
+            max_t=sweep.rungs + 1,  # a trial that comes so far ends by itself
+            grace_period=sweep.grace_rungs,
+            reduction_factor=2,
+        )
+    if sweep.scheduler == "median":
+        return MedianStoppingRule(time_attr="rung", metric=OBJECTIVES[0], mode="min", grace_period=sweep.grace_rungs)
+    return FIFOScheduler()
+
+
+def optuna_search(sweep: Sweep, seed: int, told: Sequence[tuple[Point, Sequence[float]]]) -> OptunaSearch:
+    """TPE that knows the (negatives, distance) of earlier trials; both count in a search for two objectives."""
+    several = sweep.search == "multi_objective"
+    directions = ["minimize"] * (len(OBJECTIVES) if several else 1)
+    space, storage = distributions(sweep.space), optuna.storages.InMemoryStorage()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
+    for point, values in told:
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=space, values=list(values)[: len(directions)]))
+    # With the seed alone, a resumed sweep would draw its first points once more.
+    starts = min(_RANDOM_STARTS, max(2, (sweep.trials or 0) // 3))
+    sampler = optuna.samplers.TPESampler(seed=seed + len(told), n_startup_trials=starts)
+    metric, mode = (list(OBJECTIVES), ["min"] * len(OBJECTIVES)) if several else (OBJECTIVES[0], "min")
+    return OptunaSearch(space, metric=metric, mode=mode, sampler=sampler, study_name=_STUDY, storage=storage)
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The space as Optuna knows it."""
+    found = {name: _distribution(axis) for name, axis in space.axes.items()}
+    return found | ({"objective": CategoricalDistribution(space.objective)} if space.objective else {})
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    if axis.values:
+        return CategoricalDistribution(axis.values)
+    return FloatDistribution(axis.least, axis.largest, log=axis.log)
+
+
+def _values(run: Run, trial: Trial) -> tuple[float, float] | None:
+    """What is known of a trial's objectives; None for one that diverged before it was measured."""
+    rungs = read_rungs(trial.folder(run.folder))
+    measured = rungs[-1].measured if rungs else None
+    return None if measured is None or trial.status == "diverged" else (measured.mean_negatives, measured.distance.mean)
+
+
+class _Witness(tune.Callback):
+    """Says how each trial stands, and writes down those that could not do so themselves: stopped, crashed, out of time."""
+
+    def __init__(self, run: Run, deadline: float | None) -> None:
+        self._run, self._deadline = run, deadline
+
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Mapping[str, Any], **_: Any
+    ) -> None:
+        measured = ", ".join(f"{name} {format_number(result[name])}" for name in (*OBJECTIVES, "content") if name in result)
+        self._run.say(f"{label(_point(trial))}: step {result['step']}{': ' if measured else ''}{measured}")
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        record = self._record(trial)
+        if record.status != "running":
+            return
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._end(record, "KILLED")  # stays as it is: it goes on with --resume
+        else:
+            self._run.say(f"{label(record.point)}: stopped, since it fell behind")
+            self._end(record.ended("stopped", "it fell behind the others"), "FINISHED")
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:
+        record = self._record(trial)
+        if record.status != "diverged":
+            error = trial.get_error()
+            record = record.ended("failed", str(error).strip().splitlines()[-1] if error else "it crashed")
+        self._run.say(f"{label(record.point)}: {record.status}: {record.sentence}")
+        self._end(record, "FAILED")
+
+    def _record(self, trial: TuneTrial) -> Trial:
+        fresh = Trial(_point(trial))
+        return read_trial(fresh.folder(self._run.folder)) or fresh
+
+    def _end(self, record: Trial, status: RunStatus) -> None:
+        record.save(self._run.folder)
+        replace(self._run.tracker, run_id=record.mlflow_run_id).finish(status)
+
+
+def _point(trial: TuneTrial) -> Point:
+    point: Point = trial.config.get("point", trial.config)
+    return point

@@ -1,0 +1,28 @@
+"""A sweep over stage 2 (ω, β, learning rate, objective, share of the data): many trials on targets that are computed once."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from cpo_ray.command_line import CONFIGS, parser, run
+from cpo_ray.config import Config
+
+if TYPE_CHECKING:
+    from cpo_ray.checks import Finding
+
+
+def search(config: Config, arguments: Namespace) -> None:
+    from cpo_ray.sweep.search import search
+
+    search(config, resume=arguments.resume)
+
+
+def check(config: Config) -> list[Finding]:
+    from cpo_ray.sweep.search import findings
+
+    return findings(config)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(parser(str(__doc__), resumable=True, config=CONFIGS / "toy_sweep.toml"), search, check))
