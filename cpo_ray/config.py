@@ -109,7 +109,7 @@ class Optimization(Section):
     max_failures: int = Field(default=1, ge=0)
     """How often a crashed worker group is restarted from its last checkpoint."""
     spike_factor: PositiveFloat = 20.0
-    """Training stops when the gradient norm exceeds this many times its running median; NaN always stops it."""
+    """Training stops when the gradient norm exceeds this many times its running median and is clipped; NaN always stops it."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Optimization:

@@ -68,13 +68,15 @@ def test_flags_that_let_data_run_code_are_refused() -> None:
 
 
 def test_the_size_of_the_targets() -> None:
-    # 10 steps of 32 over 100 pictures: 320 items, all distinct with 4 draws. One latent is 4 x 128 x 128; per value six
-    # float16 tensors and one float32, so 16 bytes. No text encoder is found here.
-    vae = {"block_out_channels": [1, 1, 1, 1], "latent_channels": 4}
-    config = toy("model.base=nowhere", "model.resolution=1024", "preference.optimization.steps=10")
-    assert checks._targets_size(config, vae, pictures=100) == 320 * 4 * 128 * 128 * 16
-    one_draw = toy("model.base=nowhere", "model.resolution=1024", "preference.optimization.steps=10", "targets.draws=1")
-    assert checks._targets_size(one_draw, vae, pictures=100) == 100 * 4 * 128 * 128 * 16
+    # 10 steps of 32 over 100 pictures: 320 items, all distinct with 4 draws. A latent is 8 x 16 x 16; per value six float16
+    # tensors and one float32, so 16 bytes, and 2 for each value of the prompt's conditions.
+    config = toy("preference.optimization.steps=10")
+    latent, text = checks.row_sizes(config) or (0, 0)
+    assert latent == 8 * 16 * 16 and text > 0
+    assert checks._targets_size(config, pictures=100) == 320 * (16 * latent + 2 * text)
+    one_draw = toy("preference.optimization.steps=10", "targets.draws=1")
+    assert checks._targets_size(one_draw, pictures=100) == 100 * (16 * latent + 2 * text)
+    assert checks.row_sizes(toy("model.base=nowhere")) is None
 
 
 def test_a_text_is_as_long_as_its_encoder_reads() -> None:

@@ -67,18 +67,26 @@ def test_a_half_written_segment_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_not_finite_is_a_problem_at_any_step() -> None:
-    watch = HealthWatch(spike_factor=20)
+    watch = HealthWatch(spike_factor=20, gradient_clip=0)
     assert watch.problem(0, 0.7, 2.0) is None
     assert watch.problem(1, math.nan, 2.0) == "the loss of step 1 is nan (median of the gradient norm so far: 2)"
     assert watch.problem(1, 0.7, math.inf) == "the gradient norm of step 1 is inf (median of the gradient norm so far: 2)"
 
 
 def test_a_spike_is_one_only_after_the_first_steps_and_a_resume_remembers_them() -> None:
-    watch = HealthWatch(spike_factor=10)
+    watch = HealthWatch(spike_factor=10, gradient_clip=1)
     for step in range(SETTLED - 1):
         assert watch.problem(step, 0.7, 1.0 + step % 3) is None  # median 2
     assert watch.problem(19, 0.7, 500.0) is None, "nothing is settled yet"
     assert watch.problem(20, 0.7, 19.9) is None
     sentence = "the gradient norm of step 21 is 20.1, more than 10 times its running median of 2"
     assert watch.problem(21, 0.7, 20.1) == sentence
-    assert HealthWatch(10, list(watch.norms)).problem(21, 0.7, 20.1) == sentence
+    assert HealthWatch(10, 1, list(watch.norms)).problem(21, 0.7, 20.1) == sentence
+
+
+def test_a_gradient_that_clipping_lets_pass_is_no_spike() -> None:
+    watch = HealthWatch(spike_factor=10, gradient_clip=1)
+    for step in range(SETTLED):
+        assert watch.problem(step, 0.1, 5e-4) is None
+    assert watch.problem(20, 0.1, 0.9) is None
+    assert watch.problem(21, 0.1, 1.1) is not None

@@ -228,7 +228,7 @@ def train_loop(config: dict[str, Any]) -> WorkerResult:
     torch.set_num_threads(max(1, int(spec.optimization.cpus_per_worker)))
     trainer = Trainer(spec)
     state = restore_checkpoint(trainer.engine)
-    watch = HealthWatch(spec.optimization.spike_factor, state.gradient_norms)
+    watch = HealthWatch(spec.optimization.spike_factor, spec.optimization.gradient_clip, state.gradient_norms)
     first, metrics, steps = state.step, state.metrics or {}, spec.plan.steps
     with ExitStack() as stack:
         loggers = _loggers(spec, first, stack) if trainer.rank == 0 else []
