@@ -76,7 +76,7 @@ def test_a_point_changes_what_it_names_and_nothing_else() -> None:
         "proportion": 0.25,
     }
     free = parameters(point_config(start, {"omega_lose": 3.0}))
-    assert (free["omega_win"], free["omega_lose"]) == (2.0, 3.0)
+    assert (free["omega_win"], free["omega_lose"]) == (1.0, 3.0)
     changed = set(dump(point_config(start, {"beta": 7.0})).splitlines()) ^ set(dump(start).splitlines())
     assert changed == {"beta = 7.0", "beta = 1000.0"}
 

@@ -103,13 +103,14 @@ def test_use_counts_from_the_last_run_and_not_from_the_writing(tmp_path: Path) -
 
 
 def test_what_a_run_needs_is_known_before_its_pictures_are_drawn(tmp_path: Path) -> None:
-    config = load(TOY, [f"data.folder={tmp_path / 'data'}", f"run.output={tmp_path}", f"targets.folder={tmp_path / 'targets'}"])
-    stage_1, stage_2 = target_tool.needs(config)
-    assert (stage_1.samples, stage_1.shards, stage_1.there) == (240 * 32, 120, None)
-    assert (stage_2.samples, stage_2.shards, stage_2.there) == (150 * 32, 75, None)
+    steps = ["expert.optimization.steps=24", "preference.optimization.steps=20"]
+    places = [f"data.folder={tmp_path / 'data'}", f"run.output={tmp_path}", f"targets.folder={tmp_path / 'targets'}"]
+    stage_1, stage_2 = target_tool.needs(load(TOY, [*steps, *places]))
+    assert (stage_1.samples, stage_1.shards, stage_1.there) == (24 * 32, 12, None)
+    assert (stage_2.samples, stage_2.shards, stage_2.there) == (20 * 32, 10, None)
     # Of one latent, stage 1 stores two float16 tensors, stage 2 six of them and one of float32.
     assert stage_1.bytes is not None and stage_2.bytes is not None
     latents = 8 * 16 * 16
     assert stage_2.bytes / stage_2.samples - stage_1.bytes / stage_1.samples == 12 * latents
-    sweep = load(TOY.with_name("toy_sweep.toml"), [f"data.folder={tmp_path / 'data'}", f"run.output={tmp_path}"])
-    assert target_tool.needs(sweep)[1].samples == 120 * 32 + 64
+    sweep = load(TOY.with_name("toy_sweep.toml"), [*steps, *places, "sweep.held_out=16"])
+    assert target_tool.needs(sweep)[1].samples == 20 * 32 + 16

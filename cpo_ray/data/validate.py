@@ -29,7 +29,8 @@ def annotated_row(
 ) -> dict[str, Any]:
     """The row of `schema.ANNOTATED` for one sample, its attribute ids put into hierarchy order.
 
-    `size` is (width, height) as `picture.decode` gave it, where that was done before; otherwise it is done here. Raises RowError where the id or the prompt is empty or no Unicode text, the labels are impossible under the tree, or the
+    `size` is (width, height) as `picture.decode` gave it, where that was done before; otherwise it is done here.
+    Raises RowError where the id or the prompt is empty or no Unicode text, the labels are impossible under the tree, or the
     picture cannot be used (see `picture.decode`).
     """
     reasons = _text_reasons("id", sample_id) + _text_reasons("prompt", labels.prompt)

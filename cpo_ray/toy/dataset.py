@@ -42,7 +42,7 @@ def make_dataset(folder: Path, count: int, seed: int, tree: Hierarchy) -> Annota
 
 
 def draw_pictures(folder: Path, count: int, seed: int) -> None:
-    """Write the same pictures as PNG files with a metadata.jsonl of their prompts, as a user's unlabelled ones would lie there."""
+    """Write the same pictures as PNG files with a metadata.jsonl of their prompts, as a user's own would lie there."""
     folder.mkdir(parents=True, exist_ok=True)
     generator, contents = np.random.default_rng(seed), contents_of("train")
     lines = []
