@@ -67,6 +67,8 @@ def train(spec: TrainSpec, on_progress: Callable[[int, int], None] | None = None
         worker = _fit(spec)
     if worker.failure is not None:
         raise worker.failure
+    if on_progress is not None:
+        on_progress(spec.plan.steps, spec.plan.steps)
     result = TrainResult(
         adapter=spec.output / ADAPTER,
         steps=worker.last_step,
@@ -114,7 +116,6 @@ def _told_of_steps(spec: TrainSpec, on_progress: Callable[[int, int], None] | No
     finally:
         ended.set()
         thread.join()
-    on_progress(spec.plan.steps, spec.plan.steps)
 
 
 def _check_output(spec: TrainSpec) -> None:
