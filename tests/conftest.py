@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from cpo_ray.targets.expert import ExpertSpec
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """One real Ray of two CPUs for all tests that need one; the folder is short because socket paths may not be long."""
+    """A real Ray of two CPUs for the tests of one module, so that no other test finds itself in a cluster.
+
+    Its folder is short because socket paths may not be long.
+    """
     import ray
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")

@@ -192,6 +192,17 @@ def test_tpe_with_a_scheduler_searches_what_was_asked_and_goes_on_from_its_resul
     assert json.loads((found[0].folder(folder / "searched") / "trial.json").read_text())["mlflow_run_id"]
 
 
+def test_when_the_time_is_over_nothing_goes_on_and_the_trials_stay_open(first: Path, folder: Path) -> None:
+    long = ("preference.optimization.steps=5000", "sweep.minutes=0.7", "sweep.space={ omega = [1.0, 2.0, 3.0] }")
+    search(config(folder, "short", *long))
+    assert {trial.status for trial in trials(folder, "short")} <= {"running"}
+    assert not (folder / "short" / "best.toml").exists()
+    deadline = time.monotonic() + 60
+    while [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]:
+        assert time.monotonic() < deadline, "a stopped trial's training goes on"
+        time.sleep(0.5)
+
+
 def test_a_sweep_that_does_not_fit_is_refused_before_anything_starts(folder: Path, ray_session: None) -> None:
     described = config(folder, "large", "preference.optimization.workers=3")
     with pytest.raises(ConfigError, match=r"there are 2 CPUs, so 0\.7 CPUs are missing; lower preference\.optimization\.workers"):
