@@ -30,6 +30,7 @@ def test_flux_from_pictures_to_the_report(tmp_path: Path, flux_expert_spec: Expe
         "data.hierarchy": flux_expert_spec.hierarchy,
         "targets.folder": tmp_path / "targets",
         "targets.shard_size": 4,
+        "preference.lora.targets": '["to_q", "to_k", "to_v", "to_out.0"]',
         "preference.optimization.gradient_checkpointing": "true",
         "preference.lora.rank": 8,
         "preference.lora.alpha": 0.8,
