@@ -22,10 +22,10 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # On CPU, keeping freed memory instead of asking the kernel for it anew halves the time of a training step,
 # and processes with one thread each beat one process with many.
-demo sweep: export MALLOC_MMAP_MAX_ := 0
-demo sweep: export MALLOC_TRIM_THRESHOLD_ := 2000000000
-demo sweep: export MALLOC_TOP_PAD_ := 268435456
-demo sweep: export OMP_NUM_THREADS := 1
+demo sweep test: export MALLOC_MMAP_MAX_ := 0
+demo sweep test: export MALLOC_TRIM_THRESHOLD_ := 2000000000
+demo sweep test: export MALLOC_TOP_PAD_ := 268435456
+demo sweep test: export OMP_NUM_THREADS := 1
 demo: $(STAMP)
 	$(BIN)/python jobs/train_cpo.py --resume
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -65,6 +66,16 @@ def config(folder: Path, name: str, *overrides: str) -> Config:
 
 def trials(folder: Path, name: str) -> list[Trial]:
     return list(read_trials(folder / name))
+
+
+def processes(name: str) -> list[psutil.Process]:
+    """Ray's processes of that name; one that ends while it is looked at is none."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +168,9 @@ def test_a_trial_that_dies_is_started_again_and_the_others_go_on(first: Path, fo
     def kill_one() -> None:
         while not list((folder / "crashed").glob("trials/*/rungs/step-*.json")):
             time.sleep(0.2)
-        drivers = [p for p in psutil.Process().children(recursive=True) if "ImplicitFunc" in " ".join(p.cmdline())]
-        drivers[0].kill()
-        killed.append(drivers[0].pid)
+        driver = processes("ImplicitFunc")[0]
+        driver.kill()
+        killed.append(driver.pid)
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
@@ -198,7 +209,7 @@ def test_when_the_time_is_over_nothing_goes_on_and_the_trials_stay_open(first: P
     assert {trial.status for trial in trials(folder, "short")} <= {"running"}
     assert not (folder / "short" / "best.toml").exists()
     deadline = time.monotonic() + 60
-    while [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]:
+    while processes("RayTrainWorker"):
         assert time.monotonic() < deadline, "a stopped trial's training goes on"
         time.sleep(0.5)
 
