@@ -46,6 +46,7 @@ def main() -> None:
                     "targets.min_actors=1",
                     "targets.max_actors=1",
                     "expert.optimization.steps=2",
+                    "expert.optimization.warmup_steps=0",
                     f"preference.optimization.steps={options.steps}",
                     "preference.optimization.workers=1",
                     "evaluation.samples=0",

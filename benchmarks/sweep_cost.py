@@ -97,7 +97,7 @@ def main() -> None:
 def compare(folder: Path, steps: int, counts: list[int]) -> dict[str, dict[str, dict[str, float]]]:
     """By k, the ratios of sweep to runs and what they are made of."""
     meter, most = Meter(), counts[-1]
-    train_sft(settings(folder, "expert", steps, "expert.optimization.steps=2"))
+    train_sft(settings(folder, "expert", steps, "expert.optimization.steps=2", "expert.optimization.warmup_steps=0"))
     expert = f"expert.adapter={folder / 'expert' / 'expert' / 'adapter'}"
     runs: list[Spent] = []
     for number, omega in enumerate(omegas(most)):
