@@ -167,7 +167,7 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
         fn_args=(spec.dataset,),
         batch_size=1,
         batch_format="pyarrow",
-        compute=TaskPoolStrategy(size=targets.max_actors),
+        compute=TaskPoolStrategy(size=min(targets.max_actors, len(rows))),
         num_cpus=0.1,  # it waits for the disk more than it computes, and must not take the CPUs of actors and trainers
     )
     with warnings.catch_warnings():
