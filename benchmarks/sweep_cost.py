@@ -132,7 +132,12 @@ def settings(folder: Path, name: str, steps: int, *more: str) -> Config:
     """A run or a sweep with targets of its own, as little else as can be."""
     few = ["data.toy_pictures=700", "evaluation.inference_steps=1", "sweep.pictures=2", "sweep.rungs=1", "sweep.held_out=16"]
     places = [f"run.output={folder}", f"data.folder={folder / 'data'}", f"targets.folder={folder / f'targets-{name}'}"]
-    base = [f"run.name={name}", f"model.base={TOY_BASE}", f"preference.optimization.steps={steps}"]
+    base = [
+        f"run.name={name}",
+        f"model.base={TOY_BASE}",
+        f"preference.optimization.steps={steps}",
+        "preference.optimization.learning_rate=1e-5",
+    ]  # at which no ω diverges; what a step costs is the same
     return load(CONFIG, [*few, *places, *base, *more])
 
 
