@@ -136,8 +136,8 @@ def settings(folder: Path, name: str, steps: int, *more: str) -> Config:
         f"run.name={name}",
         f"model.base={TOY_BASE}",
         f"preference.optimization.steps={steps}",
-        "preference.optimization.learning_rate=1e-5",
-    ]  # at which no ω diverges; what a step costs is the same
+        "preference.optimization.learning_rate=1e-5",  # at which no ω diverges; what a step costs is the same
+    ]
     return load(CONFIG, [*few, *places, *base, *more])
 
 
