@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -94,7 +95,13 @@ def scheduler(sweep: Sweep) -> TrialScheduler:
             reduction_factor=2,
         )
     if sweep.scheduler == "median":
-        return MedianStoppingRule(time_attr="rung", metric=OBJECTIVES[0], mode="min", grace_period=sweep.grace_rungs)
+        return MedianStoppingRule(
+            time_attr="rung",
+            metric=OBJECTIVES[0],
+            mode="min",
+            grace_period=sweep.grace_rungs,
+            min_time_slice=sys.maxsize,  # it would stop a trial to let others catch up, at the cost of another start
+        )
     return FIFOScheduler()
 
 
