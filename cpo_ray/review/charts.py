@@ -17,7 +17,8 @@ def heat_map(names: Sequence[str], values: NDArray[np.float64], description: str
 
     `names` stand at the rows and, as numbers, at the columns; cells that are NaN stay empty.
     """
-    cell, left, top = 24, 230, 8
+    cell, top = 24, 8
+    left = 50 + 7 * max(map(len, names))
     size = cell * len(names)
     parts = []
     for row, name in enumerate(names):
@@ -36,4 +37,6 @@ def heat_map(names: Sequence[str], values: NDArray[np.float64], description: str
                 f'style="fill:var({color});fill-opacity:{max(abs(value), 0.04):.2f}">'
                 f"<title>{escape(name)}, {escape(names[column])}: {value:.2f}</title></rect>"
             )
-    return figure(left + size + 8, top + size + 26, description, parts)
+    width = left + size + 8
+    # As large as the others' type asks for, however few rows there are.
+    return Markup(f'<div style="width:{width}px">{figure(width, top + size + 26, description, parts)}</div>')

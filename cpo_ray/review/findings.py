@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,8 +17,9 @@ from cpo_ray.review import statistics
 from cpo_ray.review.judgements import Verdicts, signed_ids
 from hierarchy import Attribute, Hierarchy
 
-#: Labels that fewer pictures have say nothing of what goes together.
-FEWEST = 3
+#: Labels that fewer pictures have, or a smaller share of them, say nothing of what goes together.
+FEWEST = 5
+RAREST = 0.02
 #: Most frequent labels that are compared in pairs.
 PAIRED = 200
 
@@ -102,14 +103,23 @@ def votes_of(reviews: Iterable[Verdicts]) -> PictureVotes:
 def trust_by_root(reviews: Iterable[Verdicts], tree: Hierarchy) -> list[Trust]:
     """One row per root, and a last one of all labels."""
     votes = votes_of(reviews)
-    roots = [trust(root.label, votes, lambda signed, root=root: _root(signed, tree) == root.id) for root in tree.roots]
-    return [*roots, trust("all", votes)]
+    by_root: dict[str, list[list[Votes]]] = {root.id: [] for root in tree.roots}
+    for of in votes.values():
+        pieces: dict[str, list[Votes]] = {}
+        for signed, vote in of.items():
+            pieces.setdefault(tree.attribute(signed[1:]).root_id, []).append(vote)
+        for root_id, piece in pieces.items():
+            by_root[root_id].append(piece)
+    return [*(trust(root.label, by_root[root.id]) for root in tree.roots), trust("all", by_picture(votes))]
 
 
-def trust(name: str, votes: PictureVotes, belongs: Callable[[str], bool] = lambda signed: True) -> Trust:
-    """The row of the labels that belong to it."""
-    pictures = [[vote for signed, vote in of.items() if belongs(signed)] for of in votes.values()]
-    pictures = [of for of in pictures if of]
+def by_picture(votes: PictureVotes) -> list[list[Votes]]:
+    """The votes alone, a list per picture."""
+    return [list(of.values()) for of in votes.values()]
+
+
+def trust(name: str, pictures: Sequence[Sequence[Votes]]) -> Trust:
+    """The row of these votes on labels, a list of them per picture."""
     confirmed = [sum(vote.confirmed for vote in of) for of in pictures]
     rejected = [sum(vote.rejected for vote in of) for of in pictures]
     unsure = sum(vote.unsure for of in pictures for vote in of)
@@ -147,7 +157,8 @@ def frequencies(dataset: AnnotatedDataset) -> Counter[str]:
 def cooccurrence(dataset: AnnotatedDataset, tree: Hierarchy, most: int = 24, pairs: int = 16) -> Cooccurrence | None:
     """Which labels go together and which apart; None where fewer than two labels are frequent enough."""
     counts = frequencies(dataset)
-    frequent = [signed for signed, count in counts.most_common(PAIRED) if FEWEST <= count < len(dataset.ids)]
+    fewest, pictures = max(FEWEST, RAREST * len(dataset.ids)), len(dataset.ids)
+    frequent = [signed for signed, count in counts.most_common(PAIRED) if fewest <= count < pictures]
     if len(frequent) < 2:
         return None
     given = np.array([[signed in held for signed in frequent] for held in map(set, _all_labels(dataset))])
@@ -210,7 +221,3 @@ def _likeness(name: str, labels: Sequence[tuple[Labels, Labels]], attributes: Se
 
 def _all_labels(dataset: AnnotatedDataset) -> list[tuple[str, ...]]:
     return [signed_ids(dataset.labels(sample)) for sample in dataset.ids]
-
-
-def _root(signed: str, tree: Hierarchy) -> str:
-    return tree.attribute(signed[1:]).root_id

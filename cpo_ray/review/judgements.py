@@ -76,8 +76,18 @@ def read_judgements(file: Path, dataset: AnnotatedDataset, tree: Hierarchy) -> V
             raise ReviewError(
                 f"{where} {fault}; give the hierarchy and the annotations that were reviewed, or another review.judgements"
             )
-        verdicts.setdefault(judgement.sample, {})[signed] = judgement.verdict
-    return {sample: held for sample, of in verdicts.items() if (held := {s: v for s, v in of.items() if v != "open"})}
+        _take(verdicts, judgement.sample, signed, judgement.verdict)
+    return verdicts
+
+
+def _take(verdicts: Verdicts, sample: str, signed: str, verdict: Verdict) -> None:
+    held = verdicts.setdefault(sample, {})
+    if verdict == "open":
+        held.pop(signed, None)
+    else:
+        held[signed] = verdict
+    if not held:
+        del verdicts[sample]
 
 
 def _fault(judgement: Judgement, known: set[str], dataset: AnnotatedDataset, tree: Hierarchy) -> str:
@@ -127,8 +137,8 @@ class JudgementFile:
         except OSError:
             os.ftruncate(self._file, size)
             raise
-        held = {**self.verdicts.get(sample, {}), **verdicts}
-        self.verdicts[sample] = {signed: verdict for signed, verdict in held.items() if verdict != "open"}
+        for signed, verdict in verdicts.items():
+            _take(self.verdicts, sample, signed, verdict)
 
     def close(self) -> None:
         """Let another process have the file."""

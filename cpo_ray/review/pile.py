@@ -84,6 +84,10 @@ class Pile:
         self._kept.append(sample, verdicts)
         return self._is_finished(sample)
 
+    def close(self) -> None:
+        """Let another process have the reviewer's file."""
+        self._kept.close()
+
     def _label(self, signed: str, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
         attribute = self._tree.attribute(signed[1:])
         nodes = {node.id: node.label for node in self._tree.root(attribute.root_id).nodes()}

@@ -28,10 +28,10 @@ from cpo_ray.review.judgements import ReviewError, Verdicts, read_judgements
 from cpo_ray.review.settings import ReviewSettings
 from hierarchy import Hierarchy, load_hierarchy
 
-THUMBNAIL = 132
+THUMBNAIL = 104
 #: Pictures per rejected label, and rejected labels with pictures; all others are named.
 PICTURES = 6
-ILLUSTRATED = 30
+ILLUSTRATED = 12
 CHUNK = 32
 
 
@@ -82,14 +82,12 @@ def summary(reviewed: Reviewed) -> str:
             (t.name, *map(str, t.votes), _interval(t.accuracy), "–" if t.raw is None else f"{t.raw:.2f}", _interval(t.alpha))
             for t in reviewed.trust
         ]
-        names = ", ".join(reviewed.reviews)
-        tables.append(
-            f"{_pictures(reviewed)} of {len(reviewed.dataset.ids)} pictures reviewed by {names}\n\n{_table(head, rows)}"
-        )
+        progress = f"{_pictures(reviewed)} of {len(reviewed.dataset.ids)} pictures reviewed by {', '.join(reviewed.reviews)}"
+        tables.append(f"{progress}\n\n{_table(head, rows)}")
     if reviewed.likeness:
-        head = ("root", "overlap [95 %]", "kappa [95 %]")
-        rows = [(one.name, _interval(one.overlap), _interval(one.kappa)) for one in reviewed.likeness]
-        tables.append(f"the same {reviewed.common} pictures in {reviewed.against}\n\n{_table(head, rows)}")
+        alike = [(one.name, _interval(one.overlap), _interval(one.kappa)) for one in reviewed.likeness]
+        likeness = _table(("root", "overlap [95 %]", "kappa [95 %]"), alike)
+        tables.append(f"the same {reviewed.common} pictures in {reviewed.against}\n\n{likeness}")
     return "\n\n".join(tables)
 
 
@@ -104,7 +102,7 @@ def render(reviewed: Reviewed) -> str:
     )
     environment.filters |= {"interval": format_interval, "phrase": reviewed.tree.phrase, "sign": _sign}
     rejected = findings.rejected_labels(reviewed.reviews.values())
-    reviewers = [findings.trust(name, findings.votes_of([verdicts])) for name, verdicts in reviewed.reviews.items()]
+    own = {name: findings.by_picture(findings.votes_of([verdicts])) for name, verdicts in reviewed.reviews.items()}
     together = findings.cooccurrence(reviewed.dataset, reviewed.tree)
     heat = None
     if together is not None:
@@ -117,16 +115,16 @@ def render(reviewed: Reviewed) -> str:
         reviewed=reviewed,
         pictures=_pictures(reviewed),
         marks=_marks([t.accuracy for t in reviewed.trust]),
-        reviewers=reviewers if len(reviewers) > 1 else [],
-        rejected=rejected,
-        thumbnails=_thumbnails(reviewed.dataset, rejected),
+        reviewers=[findings.trust(name, votes) for name, votes in own.items()] if len(own) > 1 else [],
+        rejected=_illustrated(reviewed.dataset, rejected),
         counts=counts,
         bars=_bars(reviewed, counts),
         together=together,
         heat=heat,
         overlaps=_marks([one.overlap for one in reviewed.likeness]),
         facts=_facts(reviewed),
-        settings={"pictures": PICTURES, "thumbnail": THUMBNAIL},
+        illustrated=ILLUSTRATED,
+        thumbnail=THUMBNAIL,
     )
 
 
@@ -138,7 +136,8 @@ def _write(text: str, path: Path) -> None:
 
 
 def _pictures(reviewed: Reviewed) -> int:
-    return len({sample for verdicts in reviewed.reviews.values() for sample in verdicts})
+    """How many pictures anybody judged a label of."""
+    return len(findings.votes_of(reviewed.reviews.values()))
 
 
 def _marks(intervals: Sequence[Any]) -> list[Markup]:
@@ -152,15 +151,25 @@ def _marks(intervals: Sequence[Any]) -> list[Markup]:
 
 def _bars(reviewed: Reviewed, counts: Mapping[str, int]) -> Markup:
     pictures = len(reviewed.dataset.ids)
+    signs = {"positive": "+", "negative": "-"}
     groups = {
-        root.label: {
-            name: sum(counts[f"{sign}{a.id}"] for a in root.walk()) / pictures
-            for name, sign in (("positive", "+"), ("negative", "-"))
-        }
+        root.label: {side: sum(counts[sign + a.id] for a in root.walk()) / pictures for side, sign in signs.items()}
         for root in reviewed.tree.roots
     }
     words = "Mean number of positive and negative labels of a picture below each root; the table below has every label"
     return charts.bar_chart(groups, {"positive": "--good", "negative": "--bad"}, words)
+
+
+def _illustrated(dataset: AnnotatedDataset, rejected: Sequence[Rejected]) -> list[dict[str, Any]]:
+    """Each rejected label with the pictures that are shown at it (id, votes, image) and the ids of all others."""
+    thumbnails = _thumbnails(dataset, rejected)
+    found = []
+    for place, label in enumerate(rejected):
+        first = list(label.pictures)[: PICTURES if place < ILLUSTRATED else 0]
+        shown = {sample: (label.pictures[sample], thumbnails[sample]) for sample in first if sample in thumbnails}
+        others = [sample for sample in label.pictures if sample not in shown]
+        found.append({"label": label, "shown": shown, "others": others})
+    return found
 
 
 def _thumbnails(dataset: AnnotatedDataset, rejected: Sequence[Rejected]) -> dict[str, str]:
@@ -211,10 +220,5 @@ def _interval(interval: Any) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in (head, *rows)
-    )
+    form = "  ".join(f"{{:{'<' if place == 0 else '>'}{width}}}" for place, width in enumerate(widths))
+    return "\n".join(form.format(*row) for row in (head, *rows))

@@ -92,8 +92,10 @@ def over_pictures(counts: NDArray[np.float64], statistic: Statistic, seed: int =
     if math.isnan(value):
         return None
     generator = np.random.default_rng(seed)
-    drawn = np.stack([table[generator.integers(len(table), size=len(table))].sum(axis=0) for _ in range(RESAMPLES)])
-    values = statistic(drawn)
+    chances = np.full(len(table), 1 / len(table))
+    # A few resamples at a time: how often each picture is drawn in all of them would be gigabytes for a large review.
+    drawn = [generator.multinomial(len(table), chances, size=RESAMPLES // 20) @ table for _ in range(20)]
+    values = statistic(np.concatenate(drawn))
     low, high = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
     return Interval(value, float(low), float(high))
 
