@@ -15,7 +15,7 @@ from cpo_ray.review.settings import ReviewConfig, is_loopback
 
 def review(config: ReviewConfig, arguments: Namespace) -> None:
     settings = config.review
-    if arguments.report:
+    if arguments.report or arguments.against:
         from cpo_ray.review.report import report
 
         print(report(settings, arguments.against))
@@ -43,5 +43,7 @@ if __name__ == "__main__":
     line.add_argument("--reviewer", default=name, metavar="NAME", help=f"who judges; reviewers do not see each other ({name})")
     line.add_argument("--sample", type=positive, metavar="N", help="N pictures, the same for every reviewer; default: all")
     line.add_argument("--report", action="store_true", help="write report.html beside the judgements and print its table")
-    line.add_argument("--against", type=Path, metavar="FOLDER", help="report: shards of another back end over the same pictures")
+    line.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="report, with shards of another back end over the same pictures"
+    )
     raise SystemExit(run_as(ReviewConfig, line, review))

@@ -45,7 +45,7 @@ class Reviewer:
         self.driver.find_elements(By.CSS_SELECTOR, ".label")[label].find_element(By.CLASS_NAME, button).click()
 
     def until(self, seen: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, 20, poll_frequency=0.03).until(lambda _: seen())
+        WebDriverWait(self.driver, 60, poll_frequency=0.03).until(lambda _: seen())
 
     def text(self, name: str) -> str:
         return self.driver.find_element(By.ID, name).text
@@ -111,6 +111,10 @@ def test_a_review_by_keys_goes_on_after_a_reload_and_others_see_nothing_of_it(re
         reviewer.until(lambda: reviewer.verdicts()[:4] == ["confirmed", "rejected", "unsure", "open"])
         reviewer.until(lambda: tree.phrase(first[3]) in reviewer.current())
         assert on_disk(review, "ann") == {ids[0]: {first[0]: "confirmed", first[1]: "rejected", first[2]: "unsure"}}
+
+        other = tree.attribute(first[5][1:])
+        ActionChains(reviewer.driver).move_to_element(reviewer.driver.find_elements(By.CLASS_NAME, "label")[5]).perform()
+        assert other.definition in reviewer.text("about") and tree.phrase(first[3]) in reviewer.current()
 
         reviewer.press(" ")
         assert reviewer.shows("large") and reviewer.driver.execute_script("return whole.naturalWidth") > 0

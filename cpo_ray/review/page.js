@@ -162,7 +162,7 @@ function showLabels() {
 
 function side(root, name, title) {
   const rows = root[name].map((label) => row(label, name));
-  return make("div", { class: `side ${name}` }, make("h3", {}, title), ...(rows.length ? rows : [make("p", { class: "nothing" }, "none")]));
+  return make("div", { class: `side ${name}${rows.length ? "" : " empty"}` }, make("h3", {}, title), ...(rows.length ? rows : [make("p", { class: "nothing" }, "none")]));
 }
 
 function row(label, name) {
@@ -219,6 +219,7 @@ function drawBar() {
   at("progress").value = done;
   at("count").textContent = `${done} of ${review.finished.length} finished`;
   at("place").textContent = shown ? `Picture ${shown.number + 1}` : "";
+  at("pages").hidden = !shown;
   at("previous").disabled = !shown || shown.number === 0;
   at("next").disabled = !shown || shown.number + 1 === review.finished.length;
   document.title = shown ? `Picture ${shown.number + 1} of ${review.finished.length} · Review` : "Review";
@@ -281,8 +282,7 @@ async function start() {
     return;
   }
   const first = review.finished.indexOf(false);
-  if (first < 0) finish();
-  else go(first);
+  return first < 0 ? finish() : go(first);
 }
 
 addEventListener("keydown", press);
