@@ -9,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo sweep test check ui
+.PHONY: demo sweep test browser check ui
 .DEFAULT_GOAL := demo
 
 # torch is named with its version: pip then takes the build of the index in use and not the newest one with CUDA packages.
@@ -32,8 +32,15 @@ demo: $(STAMP)
 sweep: $(STAMP)
 	$(BIN)/python tune/search_cpo.py --resume
 
-test: $(STAMP)
+test: $(STAMP) browser
 	$(BIN)/python -m pytest
+
+# The page of a review is tested in a real one.
+browser:
+	@if command -v chromedriver && { command -v chromium || command -v google-chrome; }; then :; \
+	elif command -v apt-get && [ "$$(id -u)" = 0 ]; then \
+	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; \
+	else echo "the tests drive a browser: install chromium and chromedriver (on Debian: chromium chromium-driver)" >&2; exit 1; fi >/dev/null
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,13 +19,14 @@ FENCES = {
     "diffusers": MODELS,
     "transformers": MODELS,
     "peft": MODELS,
-    "aiohttp": ("cpo_ray/annotation/endpoint.py",),
+    "aiohttp": ("cpo_ray/annotation/endpoint.py", "cpo_ray/review/server.py"),
 }
 #: These stay light: no torch, no ray, wherever in the file the import stands.
 LIGHT = (
     "cpo_ray/section.py",
     "cpo_ray/sweep/settings.py",
     "cpo_ray/annotation/settings.py",
+    "cpo_ray/review/settings.py",
     "cpo_ray/config.py",
     "cpo_ray/command_line.py",
     "cpo_ray/schema.py",
@@ -44,7 +45,7 @@ LAYERS = (
     ("cpo_ray.data", "cpo_ray.targets", "cpo_ray.evaluation", "cpo_ray.annotation", "cpo_ray.tracking", "cpo_ray.toy"),
     ("cpo_ray.training",),
     ("cpo_ray.pipeline", "cpo_ray.session", "cpo_ray.checks"),
-    ("cpo_ray.sweep", "cpo_ray.target_tool", "cpo_ray.command_line"),
+    ("cpo_ray.sweep", "cpo_ray.target_tool", "cpo_ray.review", "cpo_ray.command_line"),
     ("jobs", "tune"),
 )
 

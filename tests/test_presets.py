@@ -14,7 +14,9 @@ from cpo_ray.config import Config, Optimization, load
 from cpo_ray.training.worker import Trainer, TrainSpec
 
 CONFIGS = [
-    path for path in sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml")) if "annotate" not in path.stem
+    path
+    for path in sorted((Path(__file__).parents[1] / "jobs" / "configs").glob("*.toml"))
+    if not path.stem.startswith(("annotate", "review"))
 ]
 
 pytestmark = pytest.mark.slow

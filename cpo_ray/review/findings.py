@@ -1,0 +1,223 @@
+"""What a review found: how far the labels, the reviewers and two back ends can be trusted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.evaluation.metrics import Interval, bootstrap_interval, intersection_over_union
+from cpo_ray.prompts import Labels
+from cpo_ray.review import statistics
+from cpo_ray.review.judgements import Verdicts, signed_ids
+from hierarchy import Attribute, Hierarchy
+
+#: Labels that fewer pictures have, or a smaller share of them, say nothing of what goes together.
+FEWEST = 5
+RAREST = 0.02
+#: Most frequent labels that are compared in pairs.
+PAIRED = 200
+
+
+class Votes(NamedTuple):
+    """How many reviewers said what of one label."""
+
+    confirmed: int
+    rejected: int
+    unsure: int
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Judgements on the labels of a root, of a reviewer, or of all.
+
+    `accuracy` is the share confirmed of those confirmed or rejected (the paper's Table S23); `raw` and `alpha` are of the labels
+    that several reviewers judged, None where there are none or nothing can be said.
+    """
+
+    name: str
+    votes: Votes
+    accuracy: Interval | None
+    raw: float | None
+    alpha: Interval | None
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A label with the pictures in which it was rejected, those with the most rejections first."""
+
+    signed_id: str
+    votes: Votes
+    pictures: Mapping[str, Votes]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two labels: how many pictures have both, how many would if they had nothing to do with each other, and φ."""
+
+    labels: tuple[str, str]
+    both: int
+    expected: float
+    phi: float
+
+
+@dataclass(frozen=True)
+class Cooccurrence:
+    """φ (L, L) of the most frequent labels, and the pairs of different attributes that are furthest from chance."""
+
+    labels: Sequence[str]
+    phi: NDArray[np.float64]
+    pairs: Sequence[Pair]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike two back ends label the same pictures, for one root or all: mean overlap and Cohen's κ."""
+
+    name: str
+    overlap: Interval | None
+    kappa: Interval | None
+
+
+PictureVotes = dict[str, dict[str, Votes]]
+
+
+def votes_of(reviews: Iterable[Verdicts]) -> PictureVotes:
+    """Picture → signed id → votes of all reviews together."""
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for verdicts in reviews:
+        for sample, given in verdicts.items():
+            for signed, verdict in given.items():
+                counts.setdefault(sample, {}).setdefault(signed, Counter())[verdict] += 1
+    return {
+        sample: {signed: Votes(c["confirmed"], c["rejected"], c["unsure"]) for signed, c in of.items()}
+        for sample, of in counts.items()
+    }
+
+
+def trust_by_root(reviews: Iterable[Verdicts], tree: Hierarchy) -> list[Trust]:
+    """One row per root, and a last one of all labels."""
+    votes = votes_of(reviews)
+    by_root: dict[str, list[list[Votes]]] = {root.id: [] for root in tree.roots}
+    for of in votes.values():
+        pieces: dict[str, list[Votes]] = {}
+        for signed, vote in of.items():
+            pieces.setdefault(tree.attribute(signed[1:]).root_id, []).append(vote)
+        for root_id, piece in pieces.items():
+            by_root[root_id].append(piece)
+    return [*(trust(root.label, by_root[root.id]) for root in tree.roots), trust("all", by_picture(votes))]
+
+
+def by_picture(votes: PictureVotes) -> list[list[Votes]]:
+    """The votes alone, a list per picture."""
+    return [list(of.values()) for of in votes.values()]
+
+
+def trust(name: str, pictures: Sequence[Sequence[Votes]]) -> Trust:
+    """The row of these votes on labels, a list of them per picture."""
+    confirmed = [sum(vote.confirmed for vote in of) for of in pictures]
+    rejected = [sum(vote.rejected for vote in of) for of in pictures]
+    unsure = sum(vote.unsure for of in pictures for vote in of)
+    pairs = np.array(
+        [statistics.coincidences([v.confirmed for v in of], [v.rejected for v in of]).sum(axis=0) for of in pictures]
+    ).reshape(-1, 3)
+    return Trust(
+        name,
+        Votes(sum(confirmed), sum(rejected), unsure),
+        statistics.wilson_interval(confirmed, np.add(confirmed, rejected)),
+        float(statistics.raw_agreement(pairs.sum(axis=0))) if pairs.any() else None,
+        statistics.over_pictures(pairs, statistics.krippendorff_alpha),
+    )
+
+
+def rejected_labels(reviews: Iterable[Verdicts]) -> list[Rejected]:
+    """Every label that was rejected anywhere, the most often rejected first."""
+    by_label: dict[str, dict[str, Votes]] = {}
+    for sample, of in votes_of(reviews).items():
+        for signed, vote in of.items():
+            by_label.setdefault(signed, {})[sample] = vote
+    found = []
+    for signed, of in by_label.items():
+        where = {sample: vote for sample, vote in sorted(of.items(), key=lambda item: -item[1].rejected) if vote.rejected}
+        if where:
+            found.append(Rejected(signed, Votes(*map(sum, zip(*of.values(), strict=True))), where))
+    return sorted(found, key=lambda label: (-label.votes.rejected, label.signed_id))
+
+
+def frequencies(dataset: AnnotatedDataset) -> Counter[str]:
+    """Signed id → pictures that have it."""
+    return Counter(signed for sample in dataset.ids for signed in signed_ids(dataset.labels(sample)))
+
+
+def cooccurrence(dataset: AnnotatedDataset, tree: Hierarchy, most: int = 24, pairs: int = 16) -> Cooccurrence | None:
+    """Which labels go together and which apart; None where fewer than two labels are frequent enough."""
+    counts = frequencies(dataset)
+    fewest, pictures = max(FEWEST, RAREST * len(dataset.ids)), len(dataset.ids)
+    frequent = [signed for signed, count in counts.most_common(PAIRED) if fewest <= count < pictures]
+    if len(frequent) < 2:
+        return None
+    given = np.array([[signed in held for signed in frequent] for held in map(set, _all_labels(dataset))])
+    phi = statistics.correlation(given)
+    found = [
+        Pair(
+            (frequent[i], frequent[j]),
+            int((given[:, i] & given[:, j]).sum()),
+            counts[frequent[i]] * counts[frequent[j]] / len(given),
+            float(phi[i, j]),
+        )
+        for i, j in _furthest(phi, frequent, pairs)
+    ]
+    order = {signed: place for place, signed in enumerate(s for a in tree.attributes.values() for s in a.poles)}
+    shown = sorted(range(min(most, len(frequent))), key=lambda i: order[frequent[i]])
+    return Cooccurrence([frequent[i] for i in shown], phi[np.ix_(shown, shown)], found)
+
+
+def _furthest(phi: NDArray[np.float64], labels: Sequence[str], count: int) -> list[tuple[int, int]]:
+    """The places of the pairs furthest from chance, without the two poles of one attribute, which exclude each other."""
+    rows, columns = np.triu_indices(len(labels), 1)
+    names = np.array([signed[1:] for signed in labels])
+    apart = names[rows] != names[columns]
+    rows, columns = rows[apart], columns[apart]
+    best = np.argsort(-np.abs(phi[rows, columns]), kind="stable")[:count]
+    return [(int(rows[i]), int(columns[i])) for i in best]
+
+
+def likeness_by_root(first: AnnotatedDataset, second: AnnotatedDataset, tree: Hierarchy) -> tuple[int, list[Likeness]]:
+    """How many pictures both data sets have, and a row per root and one of all labels over these.
+
+    Overlap is the labels both give by those either gives, over the pictures where either gives any; κ is over all labels that the
+    content prompt of the first allows.  Raises DataError where no picture is in both, or one is of another size.
+    """
+    others = set(second.ids)
+    common = [sample for sample in first.ids if sample in others]
+    if not common:
+        raise DataError(f"no picture of {first.folder} is in {second.folder}; give annotations of the same pictures")
+    for sample in common:
+        if first.size(sample) != second.size(sample):
+            raise DataError(f"{sample!r} is another picture in {second.folder} than in {first.folder}: their sizes differ")
+    labels = [(first.labels(sample), second.labels(sample)) for sample in common]
+    rows = [_likeness(root.label, labels, list(root.walk())) for root in tree.roots]
+    return len(common), [*rows, _likeness("all", labels, list(tree.attributes.values()))]
+
+
+def _likeness(name: str, labels: Sequence[tuple[Labels, Labels]], attributes: Sequence[Attribute]) -> Likeness:
+    overlaps, counts = [], []
+    known = {signed for attribute in attributes for signed in attribute.poles}
+    conditional = [attribute for attribute in attributes if attribute.prompt_has_any]
+    for one, other in labels:
+        a, b = known & set(signed_ids(one)), known & set(signed_ids(other))
+        barred = sum(len(attribute.poles) for attribute in conditional if not attribute.applies_to(one.prompt))
+        counts.append([len(a & b), len(a - b), len(b - a), max(len(known) - barred - len(a | b), 0)])
+        if a | b:
+            overlaps.append(intersection_over_union(a, b))
+    overlap = bootstrap_interval(overlaps, seed=0) if overlaps else None
+    return Likeness(name, overlap, statistics.over_pictures(np.array(counts, dtype=np.float64), statistics.cohen_kappa))
+
+
+def _all_labels(dataset: AnnotatedDataset) -> list[tuple[str, ...]]:
+    return [signed_ids(dataset.labels(sample)) for sample in dataset.ids]

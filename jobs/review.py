@@ -1,0 +1,49 @@
+"""A page on this machine where an expert confirms or rejects the labels of annotated shards; with --report, what came of it.
+
+Every judgement is on disk as soon as the page shows it. A review that was stopped goes on when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import os
+from argparse import ArgumentTypeError, Namespace
+from pathlib import Path
+
+from cpo_ray.command_line import CONFIGS, parser, run_as
+from cpo_ray.review.settings import ReviewConfig, is_loopback
+
+
+def review(config: ReviewConfig, arguments: Namespace) -> None:
+    settings = config.review
+    if arguments.report or arguments.against:
+        from cpo_ray.review.report import report
+
+        print(report(settings, arguments.against))
+        return
+    from cpo_ray.review.pile import open_pile
+    from cpo_ray.review.server import serve
+
+    pile = open_pile(settings, arguments.reviewer, arguments.sample)
+    print(pile.sentence())
+    if not is_loopback(settings.host):
+        print("What is sent can be read on the way; safer is a tunnel to 127.0.0.1, as of ssh -L.")
+    print("Open this address in a browser; Ctrl+C ends the review:")
+    serve(pile, settings.host, settings.port)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ArgumentTypeError(f"{text!r} is no number of pictures; give 1 or more")
+    return int(text)
+
+
+if __name__ == "__main__":
+    line = parser(str(__doc__), checkable=False, config=CONFIGS / "review_toy.toml")
+    name = os.environ.get("USER") or "expert"
+    line.add_argument("--reviewer", default=name, metavar="NAME", help=f"who judges; reviewers do not see each other ({name})")
+    line.add_argument("--sample", type=positive, metavar="N", help="N pictures, the same for every reviewer; default: all")
+    line.add_argument("--report", action="store_true", help="write report.html beside the judgements and print its table")
+    line.add_argument(
+        "--against", type=Path, metavar="FOLDER", help="report, with shards of another back end over the same pictures"
+    )
+    raise SystemExit(run_as(ReviewConfig, line, review))
