@@ -40,7 +40,7 @@ browser:
 	@if command -v chromedriver && { command -v chromium || command -v google-chrome; }; then :; \
 	elif command -v apt-get && [ "$$(id -u)" = 0 ]; then \
 	  apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium chromium-driver; \
-	else echo "the tests drive a browser: install chromium and chromedriver (on Debian: chromium chromium-driver)" >&2; exit 1; fi >/dev/null
+	else echo "the tests drive a browser: install chromium and chromedriver (on Debian: chromium chromium-driver)" >&2; fi >/dev/null
 
 check: $(STAMP)
 	$(BIN)/ruff check .
