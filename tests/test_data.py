@@ -98,10 +98,10 @@ def test_the_limit_of_pixels_is_ours_and_not_that_of_the_library() -> None:
 def test_fit_crops_the_centre_and_keeps_the_sizes() -> None:
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, 16:48] = np.asarray(noise(1, 32))
-    square, size = fit(Image.fromarray(pixels), 32)
+    square, size = fit(Image.fromarray(pixels), (32, 32))
     np.testing.assert_array_equal(square, pixels[:, 16:48])
     assert size == PictureSize(original=(32, 64), crop=(0, 16), target=(32, 32))
-    square, size = fit(Image.new("RGB", (100, 300), (10, 200, 30)), 64)
+    square, size = fit(Image.new("RGB", (100, 300), (10, 200, 30)), (64, 64))
     assert square.shape == (64, 64, 3) and square.dtype == np.uint8
     # Resized to 64 x 192; the middle 64 rows begin at row 64.
     assert size == PictureSize(original=(300, 100), crop=(64, 0), target=(64, 64))
@@ -110,7 +110,7 @@ def test_fit_crops_the_centre_and_keeps_the_sizes() -> None:
 
 def test_fit_antialiases() -> None:
     checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
-    square, _ = fit(Image.fromarray(checks).convert("RGB"), 32)
+    square, _ = fit(Image.fromarray(checks).convert("RGB"), (32, 32))
     assert np.abs(square.astype(int) - 127).max() <= 2
 
 
