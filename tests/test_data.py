@@ -108,6 +108,17 @@ def test_fit_crops_the_centre_and_keeps_the_sizes() -> None:
     np.testing.assert_array_equal(square, np.broadcast_to([10, 200, 30], (64, 64, 3)))
 
 
+@pytest.mark.parametrize(("share", "left", "middle"), [(0.0, 0, 42.7), (0.5, 3, 48.1), (1.0, 5, 51.7)])
+def test_fit_crops_where_it_is_told_and_says_so(share: float, left: int, middle: float) -> None:
+    """96 x 144 covers 48 x 80 as 53.3 x 80: a column is 1.8 of the picture's, and 5.3 are too many."""
+    columns = np.broadcast_to(2 * np.arange(96, dtype=np.uint8)[:, None], (144, 96, 3))
+    pixels, size = fit(Image.fromarray(columns), (48, 80), (share, 0.9))
+    assert pixels.shape == (80, 48, 3)
+    assert size == PictureSize(original=(144, 96), crop=(0, left), target=(80, 48))
+    # The crop shows 86.4 columns from 1.8 · left on, or the last ones; the colour is twice the column.
+    assert abs(pixels.mean() / 2 - middle) < 0.5
+
+
 def test_fit_antialiases() -> None:
     checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
     square, _ = fit(Image.fromarray(checks).convert("RGB"), (32, 32))
