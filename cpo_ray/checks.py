@@ -88,6 +88,9 @@ def _settings(config: Config, vae: dict[str, Any] | None) -> Iterator[Finding]:
         problems.append(
             Finding("missing", f"model.resolution is {config.model.resolution}; it must be a multiple of {8 * _factor(vae)}")
         )
+    multiple = config.data.pictures.multiple
+    if vae and config.data.pictures.buckets == "aspect" and multiple % (2 * _factor(vae)):
+        problems.append(Finding("missing", f"data.pictures.multiple is {multiple}; it must be a multiple of {2 * _factor(vae)}"))
     try:
         uri = resolve_uri(config.tracking, config.run.output)
     except ConfigError as error:

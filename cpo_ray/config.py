@@ -104,7 +104,8 @@ class Optimization(Section):
     global_batch: PositiveInt = 32
     """Samples per optimizer step; the number of workers never changes it."""
     micro_batch: PositiveInt = 16
-    """Samples per forward and worker; gradient accumulation follows from it."""
+    """Samples per forward and worker; gradient accumulation follows from it. They are pictures of one size, so where there are
+    several (data.pictures.buckets) it decides which ones share a step."""
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["constant", "cosine"] = "constant"

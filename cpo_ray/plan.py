@@ -143,9 +143,7 @@ class Plan:
         Raises ValueError for repeated ids, an empty list, or a number below its least value.
         """
         ordered = tuple(sorted(sample_ids))
-        kinds = {bucket: number for number, bucket in enumerate(sorted({buckets[name] for name in ordered}))} if buckets else {}
-        numbers = tuple(kinds[buckets[name]] for name in ordered) if buckets and len(kinds) > 1 else ()
-        together = bucket_batch if numbers else None
+        numbers = _numbered(ordered, buckets) if buckets else ()
         if epochs is not None and steps is None:
             if not (math.isfinite(epochs) and epochs > 0):
                 raise ValueError(f"epochs is {epochs}; it must be a number above 0")
@@ -156,8 +154,8 @@ class Plan:
             total_items = steps * global_batch
         else:
             raise ValueError(f"epochs is {epochs} and steps is {steps}; give exactly one of the two")
-        plan = cls(ordered, seed, global_batch, draws, total_items, numbers, together)
-        return plan if steps is None or not numbers else replace(plan, total_items=plan._fill(steps))
+        plan = cls(ordered, seed, global_batch, draws, total_items, numbers, bucket_batch if numbers else None)
+        return replace(plan, total_items=plan._fill(steps)) if steps and numbers else plan
 
     @property
     def steps(self) -> int:
@@ -266,6 +264,12 @@ def _epoch_order(sample_ids: tuple[str, ...], seed: int, epoch: int) -> NDArray[
     """The numbers of the samples in the order of one epoch."""
     order = sorted(range(len(sample_ids)), key=lambda number: _digest(seed, epoch, sample_ids[number], size=16))
     return np.array(order, dtype=np.int32)
+
+
+def _numbered(sample_ids: tuple[str, ...], buckets: Mapping[str, Any]) -> tuple[int, ...]:
+    """The bucket of each sample as its number among the sorted buckets; nothing where there is but one."""
+    numbers = {bucket: number for number, bucket in enumerate(sorted({buckets[name] for name in sample_ids}))}
+    return tuple(numbers[buckets[name]] for name in sample_ids) if len(numbers) > 1 else ()
 
 
 def _gathered(buckets: Iterable[int], size: int, most: float = math.inf) -> list[list[int]]:

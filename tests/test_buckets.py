@@ -42,6 +42,12 @@ def test_buckets_by_hand(size: tuple[int, int], expected: tuple[int, int, int]) 
     assert bucket_of(size, 1024, ENLARGING) == max(aspect_buckets(1024, 64), key=lambda bucket: kept(size, bucket))
 
 
+def test_the_largest_of_equal_ratios_is_taken() -> None:
+    fine = Pictures(buckets="aspect", multiple=32)
+    assert {(992, 992, 1024), (1024, 1024, 1024)} <= set(aspect_buckets(1024, 32))
+    assert bucket_of((2048, 2048), 1024, fine) == (1024, 1024, 1024)
+
+
 def test_what_is_too_small_has_no_bucket_unless_it_may_be_scaled_up() -> None:
     assert bucket_of((380, 700), 1024, ASPECT) is None  # 384 x 640 is the nearest
     assert bucket_of((380, 700), 1024, ENLARGING) == (704, 1344, 1024)

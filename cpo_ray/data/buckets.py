@@ -61,7 +61,8 @@ def bucket_of(size: Size, resolution: int, pictures: Pictures) -> Bucket | None:
                 "lower data.pictures.multiple"
             )
         if offered:
-            best = max(offered, key=lambda bucket: kept(size, bucket))
+            # Fine multiples offer a ratio in more than one size: the largest, then.
+            best = max(offered, key=lambda bucket: (kept(size, bucket), bucket.width * bucket.height))
             if pictures.upscale or covers(size, best):
                 return best
     return None
