@@ -64,9 +64,12 @@ class Pictures(Section):
 
     buckets: Literal["square", "aspect"] = "square"
     """square: model.resolution on both sides. aspect: the size of about that area which cuts off least, from 1:2 to 2:1, as
-    SDXL was trained; the pictures of a micro-batch are of one size."""
+    SDXL was trained."""
     multiple: int = Field(default=64, ge=8)
     """Sides in aspect buckets are multiples of this many pixels; 64 and resolution 1024 give SDXL's own sizes."""
+    together: PositiveInt = 8
+    """A step of aspect buckets is made of so many pictures of one size, as many of another, and so on (as far as that divides
+    global_batch). A micro-batch takes no more."""
     crop: Literal["center", "random"] = "center"
     """Where the picture is cut: evenly on both sides, or at random, anew in every draw. SDXL is told where."""
     upscale: bool = False
@@ -104,8 +107,7 @@ class Optimization(Section):
     global_batch: PositiveInt = 32
     """Samples per optimizer step; the number of workers never changes it."""
     micro_batch: PositiveInt = 16
-    """Samples per forward and worker; gradient accumulation follows from it. They are pictures of one size, so where there are
-    several (data.pictures.buckets) it decides which ones share a step."""
+    """Samples per forward and worker; gradient accumulation follows from it."""
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["constant", "cosine"] = "constant"

@@ -279,9 +279,8 @@ def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: 
         raise DataError(
             f"{config.data.folder} has no picture for this training; add (large enough) pictures or raise data.proportion"
         )
-    batch = optimization.global_batch
-    # As much of a step as a micro-batch is of one size: a whole step would be, at 2,048 samples, most of a data set.
-    together = max(size for size in range(1, min(optimization.micro_batch, batch) + 1) if batch % size == 0)
+    batch, most = optimization.global_batch, config.data.pictures.together
+    together = max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
     plan = Plan.build(
         pictures,
         config.run.seed,

@@ -95,7 +95,8 @@ class Plan:
 
     Samples of different buckets never meet in a tensor: a step is made of groups of `bucket_batch` items of one
     bucket, each complete when the epochs have brought so many. What a bucket is left with at the end becomes a
-    group of its own, padded, so that every item is trained once.
+    group of its own, padded, so that every item is trained once. Whole steps of one bucket would leave every
+    bucket with most of a step, and show the optimiser one ratio at a time.
     """
 
     sample_ids: tuple[str, ...]
