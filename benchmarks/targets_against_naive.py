@@ -70,7 +70,7 @@ class Naive:
 
     def __call__(self, batch: Batch) -> None:
         ids = [item.sample_id for item in batch.items]
-        fitted = [fit(decode(image), MODEL.resolution) for image in self.dataset.images(ids)]
+        fitted = [fit(decode(image), (MODEL.resolution, MODEL.resolution)) for image in self.dataset.images(ids)]
         pixels = torch.stack([torch.tensor(p).permute(2, 0, 1) for p, _ in fitted]).float() / 127.5 - 1
         micro = self.encoders.micro_conditioning([size for _, size in fitted])
         x0 = self.encoders.encode_pictures(pixels)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cpo_ray.config import Config, ConfigError, Optimization
+from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.models import PIPELINES
 from cpo_ray.models.base import base_source
-from cpo_ray.plan import Plan, hash_fraction
+from cpo_ray.plan import Plan, in_training
 from cpo_ray.schema import target_row_bytes
 from cpo_ray.tracking import resolve_uri
 from hierarchy import Hierarchy, HierarchyError, load_hierarchy
@@ -87,6 +88,9 @@ def _settings(config: Config, vae: dict[str, Any] | None) -> Iterator[Finding]:
         problems.append(
             Finding("missing", f"model.resolution is {config.model.resolution}; it must be a multiple of {8 * _factor(vae)}")
         )
+    multiple = config.data.pictures.multiple
+    if vae and config.data.pictures.buckets == "aspect" and multiple % (2 * _factor(vae)):
+        problems.append(Finding("missing", f"data.pictures.multiple is {multiple}; it must be a multiple of {2 * _factor(vae)}"))
     try:
         uri = resolve_uri(config.tracking, config.run.output)
     except ConfigError as error:
@@ -142,12 +146,18 @@ def _data(config: Config) -> tuple[int, list[Finding]]:
         tree = _tree(config)
         if tree:
             dataset.check_hierarchy(tree)
-    except DataError as error:
+        sizes = told_of_pictures(config, dataset)
+    except (DataError, ConfigError) as error:
         way = "; python jobs/import_data.py --images FOLDER makes shards of your own pictures"
         return 0, [Finding("missing", f"data: {error}{'' if folder.exists() else way}")]
-    training = [i for i in dataset.split("train") if hash_fraction(f"proportion/{i}") < config.data.proportion]
-    verdict: Literal["ok", "missing"] = "ok" if training else "missing"
-    return len(training), [Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}, {len(training)} to train on")]
+    verdict: Literal["ok", "note", "missing"] = "missing" if not sizes.used else "note" if sizes.left_out else "ok"
+    return sizes.used, [Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}; {sizes.sentence}")]
+
+
+def told_of_pictures(config: Config, dataset: AnnotatedDataset) -> Told:
+    """What becomes of the training pictures. Raises ConfigError where no size has the area of the resolution."""
+    sizes = [dataset.size(name) for name in dataset.ids if in_training(name, config.data.proportion)]
+    return told(sizes, config.model.resolution, config.data.pictures)
 
 
 def _tree(config: Config) -> Hierarchy | None:

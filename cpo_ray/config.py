@@ -55,8 +55,26 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision of frozen and trained models; stored targets keep their own (see schema)."""
     resolution: PositiveInt = 1024
-    """Side of the square training pictures in pixels; a picture is resized to cover it and cropped at the centre."""
+    """Side in pixels of the square that training pictures are, or have the area of (see data.pictures)."""
     flow: Flow = Flow()
+
+
+class Pictures(Section):
+    """At what size a picture is trained on: it is scaled down to cover a bucket of fixed size, and what sticks out is cut off."""
+
+    buckets: Literal["square", "aspect"] = "square"
+    """square: model.resolution on both sides. aspect: the size of about that area which cuts off least, from 1:2 to 2:1, as
+    SDXL was trained."""
+    multiple: int = Field(default=64, ge=8)
+    """Sides in aspect buckets are multiples of this many pixels; 64 and resolution 1024 give SDXL's own sizes."""
+    together: PositiveInt = 8
+    """A step of aspect buckets is made of so many pictures of one size, as many of another, and so on (as far as that divides
+    global_batch). A micro-batch takes no more."""
+    crop: Literal["center", "random"] = "center"
+    """Where the picture is cut: evenly on both sides, or at random, anew in every draw. SDXL is told where."""
+    upscale: bool = False
+    """Scale up pictures that are too small. Otherwise aspect buckets take them at 3/4 or 1/2 of the resolution, and pictures that
+    are smaller still, or smaller than the square, are left out; their number is said before training starts."""
 
 
 class Data(Section):
@@ -68,6 +86,7 @@ class Data(Section):
     """YAML file of the attribute tree that the annotations refer to."""
     proportion: float = Field(default=1.0, gt=0, le=1)
     """Share of the training pictures used, a nested choice by the hash of the id (paper, Table 3)."""
+    pictures: Pictures = Pictures()
 
 
 class Lora(Section):

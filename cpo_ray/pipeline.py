@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from cpo_ray.checks import check
+from cpo_ray.checks import check, told_of_pictures
 from cpo_ray.config import ConditionMixture, Config, ConfigError, Lora, Optimization, Targets, dump
+from cpo_ray.data.buckets import Bucket, assign
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.evaluation.evaluate import table
@@ -24,7 +25,7 @@ from cpo_ray.evaluation.obedience import Obedience, measure_obedience
 from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.stage import domain_of, evaluate_run
 from cpo_ray.models.base import base_source
-from cpo_ray.plan import Item, Plan, hash_fraction, split_of
+from cpo_ray.plan import Item, Plan, in_training
 from cpo_ray.session import ProgressLine, connect
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
@@ -51,14 +52,20 @@ class Run:
     resume: bool
 
     @property
-    def training_ids(self) -> tuple[str, ...]:
-        """What stage 1 and stage 2 learn from."""
-        return training_ids(self.config, self.dataset.ids)
+    def pictures(self) -> dict[str, Bucket]:
+        """The ids of the data set with the sizes that they are taken at; those that are too small are not among them."""
+        return usable_pictures(self.config, self.dataset)
 
     @property
-    def good_ids(self) -> tuple[str, ...]:
+    def training_pictures(self) -> dict[str, Bucket]:
+        """What stage 1 and stage 2 learn from."""
+        return training_pictures(self.config, self.pictures)
+
+    @property
+    def good_pictures(self) -> dict[str, Bucket]:
         """Training pictures with at most one negative attribute, for the supervised baseline."""
-        return tuple(i for i in self.training_ids if len(self.dataset.labels(i).negative_ids) <= 1)
+        pictures = self.training_pictures.items()
+        return {name: bucket for name, bucket in pictures if len(self.dataset.labels(name).negative_ids) <= 1}
 
     @property
     def adapter(self) -> Path:
@@ -102,7 +109,7 @@ def precompute_targets(config: Config) -> ProductionReport:
     run = open_run(config, resume=True)
     if not run.adapter.exists():
         raise ConfigError(f"there is no expert at {run.adapter}; run jobs/train_sft.py first, or name one with expert.adapter")
-    plan = training_plan(config, run.training_ids, config.preference.optimization, config.targets.draws)
+    plan = training_plan(config, run.training_pictures, config.preference.optimization, config.targets.draws)
     frozen, shards = expert_spec(config, run.adapter), plan.shards(config.targets.shard_size)
     with target_store(frozen, config.targets.folder).in_use():
         report = produce(frozen, shards, config.targets, ProgressLine("targets").counter("shards"))
@@ -142,7 +149,10 @@ def open_run(config: Config, resume: bool = False) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(resolved)
     tracker = start_tracking(config, dataset, tree, config.run.name, folder, None, resume)
-    return Run(config, tree, dataset, folder, tracker, resume)
+    run = Run(config, tree, dataset, folder, tracker, resume)
+    sizes = told_of_pictures(config, dataset)
+    run.say(f"WARNING: {sizes.sentence}" if sizes.left_out else sizes.sentence)
+    return run
 
 
 def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
@@ -161,7 +171,7 @@ def train_expert(run: Run) -> None:
         if not settings.adapter.exists():
             raise ConfigError(f"expert.adapter is {settings.adapter}, where there is nothing; train one or leave the key out")
         return
-    plan = training_plan(run.config, run.training_ids, settings.optimization)
+    plan = training_plan(run.config, run.training_pictures, settings.optimization)
     spec = supervised_spec(run.config, settings.conditions)
     _train(run, "expert", "sft", plan, spec, settings.optimization, settings.lora)
 
@@ -170,10 +180,10 @@ def align(run: Run, objective: str) -> None:
     """Stage 2 (paper, 5.2) or a baseline: the model learns from y alone, on the frozen outputs of θ1 and the reference."""
     settings = run.config.preference
     if objective == "sft":
-        plan = training_plan(run.config, run.good_ids, settings.optimization)
+        plan = training_plan(run.config, run.good_pictures, settings.optimization)
         spec = supervised_spec(run.config)
     else:
-        plan = training_plan(run.config, run.training_ids, settings.optimization, run.config.targets.draws)
+        plan = training_plan(run.config, run.training_pictures, settings.optimization, run.config.targets.draws)
         spec = expert_spec(run.config, run.adapter)
     _train(run, objective, objective, plan, spec, settings.optimization, settings.lora)
 
@@ -252,29 +262,48 @@ def _produce_and_train(
         return result, producer.join()
 
 
-def training_ids(config: Config, ids: Sequence[str]) -> tuple[str, ...]:
+def usable_pictures(config: Config, dataset: AnnotatedDataset) -> dict[str, Bucket]:
+    """The ids of a data set with their buckets, without the pictures that are too small for any."""
+    sizes = {name: dataset.size(name) for name in dataset.ids}
+    return assign(sizes, config.model.resolution, config.data.pictures)
+
+
+def training_pictures(config: Config, pictures: Mapping[str, Bucket]) -> dict[str, Bucket]:
     """The training split; a smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
-    share = config.data.proportion
-    return tuple(i for i in ids if split_of(i) == "train" and hash_fraction(f"proportion/{i}") < share)
+    return {name: bucket for name, bucket in pictures.items() if in_training(name, config.data.proportion)}
 
 
-def training_plan(config: Config, ids: Sequence[str], optimization: Optimization, draws: int | None = None) -> Plan:
+def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: Optimization, draws: int | None = None) -> Plan:
     """The order of training; without `draws` every visit of a picture has noise of its own."""
-    if not ids:
-        raise DataError(f"{config.data.folder} has no picture for this training; add pictures or raise data.proportion")
-    seed, batch = config.run.seed, optimization.global_batch
-    plan = Plan.build(ids, seed, batch, draws or 1, epochs=optimization.epochs, steps=optimization.steps)
-    return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(ids)))
+    if not pictures:
+        raise DataError(
+            f"{config.data.folder} has no picture for this training; add (large enough) pictures or raise data.proportion"
+        )
+    batch, most = optimization.global_batch, config.data.pictures.together
+    together = max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
+    plan = Plan.build(
+        pictures,
+        config.run.seed,
+        batch,
+        draws or 1,
+        epochs=optimization.epochs,
+        steps=optimization.steps,
+        buckets=pictures,
+        bucket_batch=together,
+    )
+    return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(pictures)))
 
 
 def supervised_spec(config: Config, mixture: ConditionMixture | None = None) -> ExpertSpec:
     """Targets of the denoising loss: stage 1 with its mixture of conditions, the supervised baseline on y alone."""
-    return ExpertSpec("supervised", config.model, config.data.folder, config.data.hierarchy, config.run.seed, mixture=mixture)
+    data, seed = config.data, config.run.seed
+    return ExpertSpec("supervised", config.model, data.folder, data.hierarchy, seed, mixture=mixture, pictures=data.pictures)
 
 
 def expert_spec(config: Config, adapter: Path) -> ExpertSpec:
     """Targets of stage 2: the outputs of θ1, which the adapter makes of the base, and of the reference."""
-    return ExpertSpec("expert", config.model, config.data.folder, config.data.hierarchy, config.run.seed, adapter=adapter)
+    data, seed = config.data, config.run.seed
+    return ExpertSpec("expert", config.model, data.folder, data.hierarchy, seed, adapter=adapter, pictures=data.pictures)
 
 
 def start_tracking(

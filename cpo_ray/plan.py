@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-from itertools import pairwise
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import count, pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 Split = Literal["train", "validation", "test"]
 
@@ -56,6 +57,11 @@ def split_of(sample_id: str, fractions: tuple[float, float, float] = (0.8, 0.1, 
     return "validation" if position < fractions[0] + fractions[1] else "test"
 
 
+def in_training(sample_id: str, proportion: float = 1.0) -> bool:
+    """Whether a sample is trained on; a smaller proportion of the training split is a part of every larger one."""
+    return split_of(sample_id) == "train" and hash_fraction(f"proportion/{sample_id}") < proportion
+
+
 class Item(NamedTuple):
     """One noisy draw of one sample: what the expert evaluates once, and a training step reads."""
 
@@ -67,7 +73,7 @@ class Item(NamedTuple):
 class Batch:
     """Items with their weights: 1 for a planned item, 0 for padding.
 
-    Padding repeats the first item, so that whoever loads a batch needs no special case. The loss of a step is
+    Padding repeats an item, so that whoever loads a batch needs no special case. The loss of a step is
     sum(weight * loss) over all ranks divided by the number of items planned for the step.
     """
 
@@ -80,17 +86,17 @@ class Batch:
         return tuple(item for item, weight in zip(self.items, self.weights, strict=True) if weight > 0)
 
 
-@lru_cache(maxsize=8)
-def _epoch_order(sample_ids: tuple[str, ...], seed: int, epoch: int) -> tuple[str, ...]:
-    return tuple(sorted(sample_ids, key=lambda sample_id: _digest(seed, epoch, sample_id, size=16)))
-
-
 @dataclass(frozen=True)
 class Plan:
     """The training order of a run; make one with `Plan.build`.
 
     Epoch e (from 0) visits every sample once, in an order of its own, with draw e % draws. Batches run across
     the border of two epochs; only the very last batch is padded.
+
+    Samples of different buckets never meet in a tensor: a step is made of groups of `bucket_batch` items of one
+    bucket, each complete when the epochs have brought so many. What a bucket is left with at the end becomes a
+    group of its own, padded, so that every item is trained once. Whole steps of one bucket would leave every
+    bucket with most of a step, and show the optimiser one ratio at a time.
     """
 
     sample_ids: tuple[str, ...]
@@ -98,6 +104,10 @@ class Plan:
     global_batch: int
     draws: int
     total_items: int
+    buckets: tuple[int, ...] = ()
+    """The number of each sample's bucket; empty where all samples are of one."""
+    bucket_batch: int | None = None
+    """A divisor of global_batch; None for all of it."""
 
     def __post_init__(self) -> None:
         if not self.sample_ids:
@@ -109,6 +119,9 @@ class Plan:
         for name in ("global_batch", "draws", "total_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"the plan's {name} is {getattr(self, name)}; it must be at least 1")
+        if self.bucket_batch is not None and (self.bucket_batch < 1 or self.global_batch % self.bucket_batch):
+            raise ValueError(f"bucket_batch is {self.bucket_batch}; it must divide global_batch, {self.global_batch}")
+        assert len(self.buckets) in (0, len(self.sample_ids))
 
     @classmethod
     def build(
@@ -120,13 +133,18 @@ class Plan:
         *,
         epochs: float | None = None,
         steps: int | None = None,
+        buckets: Mapping[str, Any] | None = None,
+        bucket_batch: int | None = None,
     ) -> Plan:
         """Plan a run of so many epochs (rounded to whole items) or steps; give exactly one of the two.
 
         The order of `sample_ids` does not matter. `draws` is the number of distinct noisy draws per sample.
+        `buckets` has the bucket of each sample, in any form that sorts; where there is but one, the plan is the same as
+        without. A number of steps is kept also where some of them are short: they take fewer items then.
         Raises ValueError for repeated ids, an empty list, or a number below its least value.
         """
         ordered = tuple(sorted(sample_ids))
+        numbers = _numbered(ordered, buckets) if buckets else ()
         if epochs is not None and steps is None:
             if not (math.isfinite(epochs) and epochs > 0):
                 raise ValueError(f"epochs is {epochs}; it must be a number above 0")
@@ -137,36 +155,63 @@ class Plan:
             total_items = steps * global_batch
         else:
             raise ValueError(f"epochs is {epochs} and steps is {steps}; give exactly one of the two")
-        return cls(ordered, seed, global_batch, draws, total_items)
+        plan = cls(ordered, seed, global_batch, draws, total_items, numbers, bucket_batch if numbers else None)
+        return replace(plan, total_items=plan._fill(steps)) if steps and numbers else plan
 
     @property
     def steps(self) -> int:
         """Number of optimiser steps."""
-        return math.ceil(self.total_items / self.global_batch)
+        return len(self._groups)
 
-    def _items(self, first: int, last: int) -> tuple[Item, ...]:
-        """The items at positions first to last - 1 of the endless sequence of epochs."""
-        count = len(self.sample_ids)
-        items: list[Item] = []
-        # One look-up per epoch, not per item: the cache hashes all the ids each time.
-        for epoch in range(first // count, math.ceil(last / count)):
-            order = _epoch_order(self.sample_ids, self.seed, epoch)
-            wanted = order[max(first - epoch * count, 0) : last - epoch * count]
-            items.extend(Item(sample_id, epoch % self.draws) for sample_id in wanted)
-        return tuple(items)
+    @property
+    def _group(self) -> int:
+        return self.bucket_batch or self.global_batch
+
+    def _fill(self, steps: int) -> int:
+        """How many items fit into so many steps, when they come in the order of the epochs."""
+        orders = (_epoch_order(self.sample_ids, self.seed, epoch) for epoch in count())
+        endless = (self.buckets[number] for order in orders for number in order)
+        return sum(map(len, _gathered(endless, self._group, steps * self.global_batch // self._group)))
+
+    @cached_property
+    def _sequence(self) -> NDArray[np.int32]:
+        """(total_items,) numbers of the samples in the order of the epochs."""
+        epochs = math.ceil(self.total_items / len(self.sample_ids))
+        orders = [_epoch_order(self.sample_ids, self.seed, epoch) for epoch in range(epochs)]
+        return np.concatenate(orders)[: self.total_items]
+
+    @cached_property
+    def _groups(self) -> NDArray[np.int64]:
+        """(steps, groups in a step, items in a group) places in `_sequence`; -1 is padding."""
+        groups = _gathered(map(self._bucket, range(self.total_items)), self._group)
+        in_step = self.global_batch // self._group
+        places = np.full((math.ceil(len(groups) / in_step) * in_step, self._group), -1)
+        for row, group in zip(places, groups, strict=False):
+            row[: len(group)] = group
+        return places.reshape(-1, in_step, self._group)
+
+    def _bucket(self, place: int) -> int:
+        return self.buckets[self._sequence[place]] if self.buckets else 0
+
+    def _item(self, place: int) -> Item:
+        return Item(self.sample_ids[self._sequence[place]], place // len(self.sample_ids) % self.draws)
 
     def step(self, k: int) -> Batch:
-        """The `global_batch` entries of step k, from 0. Raises ValueError beyond the plan."""
+        """The `global_batch` entries of step k, from 0, group by group. Raises ValueError beyond the plan."""
         if not 0 <= k < self.steps:
             raise ValueError(f"step {k} is not in this plan, which has steps 0 to {self.steps - 1}")
-        first = k * self.global_batch
-        last = min(first + self.global_batch, self.total_items)
-        return _padded(self._items(first, last), self.global_batch)
+        places = self._groups[k]
+        # Padding repeats the first item of its group, or of the step where a group holds nothing else.
+        filled = np.where(places < 0, places[:, :1], places)
+        filled = np.where(filled < 0, places[0, 0], filled)
+        weights = np.where(places < 0, 0.0, 1.0)
+        return Batch(tuple(self._item(place) for place in filled.ravel().tolist()), tuple(weights.ravel().tolist()))
 
     def rank_microbatches(self, k: int, rank: int, world_size: int, micro_batch: int) -> list[Batch]:
-        """What one rank computes in step k: equally many micro-batches of equal size on every rank.
+        """What one rank computes in step k: equally many micro-batches of equal size on every rank, in every step.
 
-        The union over the ranks holds each planned item of `step(k)` exactly once, for every world size.
+        The union over the ranks holds each planned item of `step(k)` exactly once, for every world size, and none
+        of the micro-batches holds samples of two buckets.
         Raises ValueError for a rank outside the world or a micro-batch below 1.
         """
         if micro_batch < 1 or not 0 <= rank < world_size:
@@ -174,9 +219,12 @@ class Plan:
                 f"rank {rank} of {world_size} with micro-batches of {micro_batch} is impossible; "
                 "ranks run from 0 to world size - 1 and micro-batches have at least 1 item"
             )
+        step = self.step(k)
+        if self._group < self.global_batch:
+            return _dealt(_pieces(step, self._group, micro_batch), rank, world_size)
         per_rank = math.ceil(self.global_batch / world_size)
         padded_rank = math.ceil(per_rank / micro_batch) * micro_batch
-        whole = _padded(self.step(k).planned, padded_rank * world_size)
+        whole = _padded(step, padded_rank * world_size)
         # Strided, so that padding is spread over the ranks and none idles while another works.
         items, weights = whole.items[rank::world_size], whole.weights[rank::world_size]
         return [
@@ -186,23 +234,80 @@ class Plan:
 
     def production_order(self) -> list[Item]:
         """The distinct items of the plan in the order of their first use."""
-        # Epoch `draws` begins to repeat the items of epoch 0.
-        distinct = min(self.total_items, len(self.sample_ids) * self.draws)
-        return list(self._items(0, distinct))
+        return [self._item(place) for place in self._first_uses()]
 
     def shards(self, shard_size: int) -> list[tuple[Item, ...]]:
-        """`production_order` cut into consecutive pieces of `shard_size` items; the last may be shorter."""
+        """`production_order` cut into pieces of `shard_size` items of one bucket, those first that are used first.
+
+        The last piece of a bucket may be shorter.
+        """
         if shard_size < 1:
             raise ValueError(f"shard_size is {shard_size}; it must be at least 1")
-        order = self.production_order()
-        return [tuple(order[start : start + shard_size]) for start in range(0, len(order), shard_size)]
+        places = self._first_uses()
+        # Sorted by the first index that each one holds.
+        pieces = sorted(_gathered(map(self._bucket, places), shard_size))
+        return [tuple(self._item(places[index]) for index in piece) for piece in pieces]
+
+    def _first_uses(self) -> list[int]:
+        """Places in the order of training. Epoch `draws` begins to repeat the items of epoch 0, each after its first use."""
+        places = self._groups[self._groups >= 0]
+        return places[places < len(self.sample_ids) * self.draws].tolist()
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with anything that changes the plan."""
         numbers = (self.seed, self.global_batch, self.draws, self.total_items)
-        return _digest(*numbers, *self.sample_ids, size=16).hex()
+        buckets = (self._group, *self.buckets) if self.buckets else ()
+        return _digest(*numbers, *self.sample_ids, *buckets, size=16).hex()
 
 
-def _padded(items: tuple[Item, ...], size: int) -> Batch:
-    missing = size - len(items)
-    return Batch(items + items[:1] * missing, (1.0,) * len(items) + (0.0,) * missing)
+@lru_cache(maxsize=8)
+def _epoch_order(sample_ids: tuple[str, ...], seed: int, epoch: int) -> NDArray[np.int32]:
+    """The numbers of the samples in the order of one epoch."""
+    order = sorted(range(len(sample_ids)), key=lambda number: _digest(seed, epoch, sample_ids[number], size=16))
+    return np.array(order, dtype=np.int32)
+
+
+def _numbered(sample_ids: tuple[str, ...], buckets: Mapping[str, Any]) -> tuple[int, ...]:
+    """The bucket of each sample as its number among the sorted buckets; nothing where there is but one."""
+    numbers = {bucket: number for number, bucket in enumerate(sorted({buckets[name] for name in sample_ids}))}
+    return tuple(numbers[buckets[name]] for name in sample_ids) if len(numbers) > 1 else ()
+
+
+def _gathered(buckets: Iterable[int], size: int, most: float = math.inf) -> list[list[int]]:
+    """The places of a sequence of buckets, gathered into groups of `size` places of one bucket, as soon as they are complete.
+
+    Those that are not come at the end. Before a place would begin more than `most` groups, the sequence ends.
+    """
+    complete: list[list[int]] = []
+    begun: dict[int, list[int]] = {}
+    for place, bucket in enumerate(buckets):
+        if bucket not in begun and len(complete) + len(begun) == most:
+            break
+        group = begun.setdefault(bucket, [])
+        group.append(place)
+        if len(group) == size:
+            complete.append(begun.pop(bucket))
+    return complete + list(begun.values())
+
+
+def _pieces(step: Batch, group: int, micro_batch: int) -> list[Batch]:
+    """The groups of a step, each cut into as few equal pieces as hold at most `micro_batch` items."""
+    size = math.ceil(group / math.ceil(group / micro_batch))
+    bounds = (
+        (start, min(start + size, first + group))
+        for first in range(0, len(step.items), group)
+        for start in range(first, first + group, size)
+    )
+    return [_padded(Batch(step.items[start:end], step.weights[start:end]), size) for start, end in bounds]
+
+
+def _dealt(pieces: list[Batch], rank: int, world_size: int) -> list[Batch]:
+    """The pieces of one rank, which come in turn, and as much padding as gives all ranks equally many."""
+    mine = pieces[rank::world_size]
+    idle = Batch(pieces[0].items, (0.0,) * len(pieces[0].items))
+    return mine + [idle] * (math.ceil(len(pieces) / world_size) - len(mine))
+
+
+def _padded(batch: Batch, size: int) -> Batch:
+    missing = size - len(batch.items)
+    return Batch(batch.items + batch.items[:1] * missing, batch.weights + (0.0,) * missing)

@@ -28,7 +28,8 @@ ANNOTATED = pa.schema(
 #: One row that was set aside, and why.
 QUARANTINE = pa.schema([pa.field("source", pa.string()), pa.field("id", pa.string()), pa.field("reason", pa.string())])
 
-#: The tensors of a target shard (safetensors), B samples of U distinct prompts, latents (C, h, w) in the VAE's scaled space.
+#: The tensors of a target shard (safetensors), B samples of one bucket, U distinct prompts, latents (C, h, w) in the VAE's
+#: scaled space.
 #: Predictions are in the model's own space (noise or velocity).  Conditioning tensors carry the family's names.
 TARGET_TENSORS = {
     "x_t": "(B, C, h, w) float16: the noisy latent, rounded before any model saw it",

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from cpo_ray.checks import row_sizes
 from cpo_ray.config import Config
+from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset, DataError
-from cpo_ray.pipeline import expert_spec, supervised_spec, training_ids, training_plan
+from cpo_ray.pipeline import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
 from cpo_ray.schema import target_row_bytes
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.targets.expert import ExpertSpec, target_store
@@ -97,18 +98,18 @@ def needs(config: Config) -> list[Need]:
 
     Raises DataError where there are no pictures; those of the embedded domain need not be drawn yet.
     """
-    ids, drawn = _ids(config)
+    pictures, drawn = _pictures(config)
     size, expert = config.targets.shard_size, config.expert
     found = []
     if expert.adapter is None:
-        shards = training_plan(config, training_ids(config, ids), expert.optimization).shards(size)
+        shards = training_plan(config, training_pictures(config, pictures), expert.optimization).shards(size)
         spec = supervised_spec(config, expert.conditions) if drawn else None
         found.append(_need(config, "stage 1", shards, spec))
     if config.sweep is not None:
-        shards = list(sweep_items(config, config.sweep, ids)[0])
+        shards = list(sweep_items(config, config.sweep, pictures)[0])
     else:
         preference = config.preference.optimization
-        shards = training_plan(config, training_ids(config, ids), preference, config.targets.draws).shards(size)
+        shards = training_plan(config, training_pictures(config, pictures), preference, config.targets.draws).shards(size)
     adapter = expert.adapter or config.folder / "expert" / "adapter"
     spec = expert_spec(config, adapter) if drawn and adapter.exists() else None
     return [*found, _need(config, "stage 2" if config.sweep is None else "all trials", shards, spec)]
@@ -124,14 +125,15 @@ def _need(config: Config, stage: str, shards: Sequence[Items], spec: ExpertSpec 
     return Need(stage, samples, len(shards), there, samples * row)
 
 
-def _ids(config: Config) -> tuple[Sequence[str], bool]:
-    """The ids of the data set and whether it is there; before the embedded domain has drawn it, as many others."""
+def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
+    """The pictures of the data set and whether it is there; before the embedded domain has drawn it, as many others."""
     try:
-        return AnnotatedDataset.open(config.data.folder).ids, True
+        return usable_pictures(config, AnnotatedDataset.open(config.data.folder)), True
     except DataError:
         if not config.data.toy_pictures:
             raise
-        return [f"{number:09d}" for number in range(config.data.toy_pictures)], False
+        square = Bucket(*[config.model.resolution] * 3)
+        return {f"{number:09d}": square for number in range(config.data.toy_pictures)}, False
 
 
 def _roots(folder: Path) -> list[Path]:

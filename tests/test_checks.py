@@ -36,6 +36,7 @@ def missing(config: Config) -> list[str]:
         (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
         (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
         (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
+        (["data.pictures.buckets=aspect", "data.pictures.multiple=12"], "multiple is 12; it must be a multiple of 8"),
         (["tracking.uri=runs"], "which is no MLflow store"),
         (["data.toy_pictures=0"], "there is no folder runs/data/toy"),
         (["data.hierarchy=nowhere.yaml"], "nowhere.yaml"),

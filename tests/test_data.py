@@ -98,19 +98,30 @@ def test_the_limit_of_pixels_is_ours_and_not_that_of_the_library() -> None:
 def test_fit_crops_the_centre_and_keeps_the_sizes() -> None:
     pixels = np.zeros((32, 64, 3), np.uint8)
     pixels[:, 16:48] = np.asarray(noise(1, 32))
-    square, size = fit(Image.fromarray(pixels), 32)
+    square, size = fit(Image.fromarray(pixels), (32, 32))
     np.testing.assert_array_equal(square, pixels[:, 16:48])
     assert size == PictureSize(original=(32, 64), crop=(0, 16), target=(32, 32))
-    square, size = fit(Image.new("RGB", (100, 300), (10, 200, 30)), 64)
+    square, size = fit(Image.new("RGB", (100, 300), (10, 200, 30)), (64, 64))
     assert square.shape == (64, 64, 3) and square.dtype == np.uint8
     # Resized to 64 x 192; the middle 64 rows begin at row 64.
     assert size == PictureSize(original=(300, 100), crop=(64, 0), target=(64, 64))
     np.testing.assert_array_equal(square, np.broadcast_to([10, 200, 30], (64, 64, 3)))
 
 
+@pytest.mark.parametrize(("share", "left", "middle"), [(0.0, 0, 42.7), (0.5, 3, 48.1), (1.0, 5, 51.7)])
+def test_fit_crops_where_it_is_told_and_says_so(share: float, left: int, middle: float) -> None:
+    """96 x 144 covers 48 x 80 as 53.3 x 80: a column is 1.8 of the picture's, and 5.3 are too many."""
+    columns = np.broadcast_to(2 * np.arange(96, dtype=np.uint8)[:, None], (144, 96, 3))
+    pixels, size = fit(Image.fromarray(columns), (48, 80), (share, 0.9))
+    assert pixels.shape == (80, 48, 3)
+    assert size == PictureSize(original=(144, 96), crop=(0, left), target=(80, 48))
+    # The crop shows 86.4 columns from 1.8 · left on, or the last ones; the colour is twice the column.
+    assert abs(pixels.mean() / 2 - middle) < 0.5
+
+
 def test_fit_antialiases() -> None:
     checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
-    square, _ = fit(Image.fromarray(checks).convert("RGB"), 32)
+    square, _ = fit(Image.fromarray(checks).convert("RGB"), (32, 32))
     assert np.abs(square.astype(int) - 127).max() <= 2
 
 

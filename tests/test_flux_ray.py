@@ -19,7 +19,9 @@ from cpo_ray.training.ledger import read_ledger
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_flux_from_pictures_to_the_report(tmp_path: Path, flux_expert_spec: ExpertSpec, ray_session: None) -> None:
+def test_flux_from_pictures_to_the_report(
+    tmp_path: Path, flux_expert_spec: ExpertSpec, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = {
         "run.output": tmp_path,
         "run.name": "flux",
@@ -28,6 +30,10 @@ def test_flux_from_pictures_to_the_report(tmp_path: Path, flux_expert_spec: Expe
         "data.folder": flux_expert_spec.dataset,
         "data.toy_pictures": 0,
         "data.hierarchy": flux_expert_spec.hierarchy,
+        "data.pictures.buckets": "aspect",
+        "data.pictures.multiple": 8,
+        "data.pictures.together": 2,
+        "data.pictures.crop": "random",
         "targets.folder": tmp_path / "targets",
         "targets.shard_size": 4,
         "preference.lora.targets": '["to_q", "to_k", "to_v", "to_out.0"]',
@@ -46,8 +52,13 @@ def test_flux_from_pictures_to_the_report(tmp_path: Path, flux_expert_spec: Expe
     assert [row["step"] for row in curve] == [0, 1, 2, 3, 4]
     assert curve[0]["loss"] == pytest.approx(0.6931, abs=1e-3), "a model equal to the reference has a loss of ln 2"
     assert curve[0]["distance_to_reference"] < 1e-11 < curve[-1]["distance_to_reference"]
-    assert len(read_ledger(run / "cpo_s")) == 5 * 8
-    lengths = {load_file(shard)["text.prompt_embeds"].shape[1] for shard in (tmp_path / "targets").rglob("*.safetensors")}
+    # Five steps are twenty pairs. One of the twelve pictures is no square: the third time that it comes, it is alone in its pair.
+    assert "in 2 sizes, 11 of them at 64 x 64" in capsys.readouterr().out
+    trained, wide = read_ledger(run / "cpo_s"), "picture-3"
+    assert len(trained) == 5 * 8 - 1 and sum(item.sample_id == wide for _, item in trained) == 3
+    shards = [load_file(shard) for shard in (tmp_path / "targets").rglob("*.safetensors")]
+    assert {tuple(shard["x_t"].shape[1:]) for shard in shards} == {(8, 16, 16), (8, 14, 18)}
+    lengths = {shard["text.prompt_embeds"].shape[1] for shard in shards}
     assert max(lengths) < 40 and len(lengths) > 1, "texts are stored at their own length, not at T5's 512"
 
     adapter = run / "cpo_s" / "adapter"

@@ -242,6 +242,18 @@ def test_samples_do_not_see_each_other(function: Callable[..., tuple[Tensor, dic
         torch.testing.assert_close(alone[0], together[index])
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=by_name)
+def test_a_loss_means_the_same_in_every_bucket(objective: Objective) -> None:
+    """The same errors in each element give the same loss, whatever the shape of the latent; so β needs no change."""
+    losses = set()
+    for shape in ((2, 4, 8, 8), (2, 4, 12, 6), (2, 4, 5, 10)):
+        prediction = torch.zeros(shape, dtype=torch.float64)
+        errors = dict(zip(("target", "reference", "winning", "losing"), (0.5, 0.25, 1.0, -2.0), strict=True))
+        frozen = FrozenOutputs(**{name: prediction + error for name, error in errors.items()})
+        losses |= {round(loss, 12) for loss in objective(prediction, frozen, PARAMETERS)[0].tolist()}
+    assert len(losses) == 1
+
+
 def test_small_steps_from_the_reference_keep_their_digits_in_float32() -> None:
     """Early in training the model has moved by 1e-5 of its output, and κ = 2500 amplifies what is lost."""
     far, frozen = random_case(torch.float32)

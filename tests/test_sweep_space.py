@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cpo_ray.config import Config, ConfigError, dump, load
-from cpo_ray.pipeline import training_ids, training_plan
+from cpo_ray.data.buckets import Bucket
+from cpo_ray.pipeline import training_pictures, training_plan
 from cpo_ray.plan import Item, split_of
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.sweep.settings import Sweep
@@ -119,15 +120,15 @@ def test_a_scheduler_needs_a_rung_to_stop_at() -> None:
         load(TOY, ["sweep.scheduler=median", "sweep.grace_rungs=2"])
 
 
-IDS = [f"picture-{number}" for number in range(60)]
+PICTURES = {f"picture-{number}": Bucket(64, 64, 64) for number in range(60)}
 SMALL = ("preference.optimization.steps=9", "preference.optimization.global_batch=8", "targets.shard_size=8", "targets.draws=2")
 
 
 def test_trials_read_the_shards_that_a_single_run_computes() -> None:
     start = config("{ omega = [1.0, 2.0] }", *SMALL, "sweep.held_out=3")
     assert start.sweep is not None
-    shards, held_out = sweep_items(start, start.sweep, IDS)
-    alone = training_plan(start, training_ids(start, IDS), start.preference.optimization, 2).shards(8)
+    shards, held_out = sweep_items(start, start.sweep, PICTURES)
+    alone = training_plan(start, training_pictures(start, PICTURES), start.preference.optimization, 2).shards(8)
     assert list(shards[: len(alone)]) == alone
     (items,) = shards[len(alone) :]
     assert items == held_out.step(0).items and len(items) == 3
@@ -137,7 +138,7 @@ def test_trials_read_the_shards_that_a_single_run_computes() -> None:
 def test_a_searched_share_reads_no_item_that_is_not_there() -> None:
     start = config("{ proportion = [0.2, 1.0] }", *SMALL)
     assert start.sweep is not None
-    shards, _ = sweep_items(start, start.sweep, IDS)
+    shards, _ = sweep_items(start, start.sweep, PICTURES)
     there = {item for items in shards for item in items}
     # The small share visits its pictures more often, with draws that the large one does not reach in as many steps.
     large, small = (_needed(start, share) for share in (1.0, 0.2))
@@ -146,5 +147,5 @@ def test_a_searched_share_reads_no_item_that_is_not_there() -> None:
 
 def _needed(start: Config, share: float) -> set[Item]:
     trial = point_config(start, {"proportion": share})
-    plan = training_plan(trial, training_ids(trial, IDS), trial.preference.optimization, 2)
+    plan = training_plan(trial, training_pictures(trial, PICTURES), trial.preference.optimization, 2)
     return set(plan.production_order())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,12 +62,16 @@ def make_spec(folder: Path, model: Model, *, optimization: dict[str, Any], steps
     return TrainSpec(model=model, plan=plan, optimization=Optimization(**settings), **(defaults | changes))
 
 
-def write_targets(spec: TrainSpec, first: int = 0, last: int | None = None) -> None:
+def write_targets(
+    spec: TrainSpec, first: int = 0, last: int | None = None, shapes: Mapping[str, tuple[int, int]] | None = None
+) -> None:
+    """`shapes` has the (h, w) of each sample's latent where they are not all of 8 x 8."""
     for items in spec.plan.shards(spec.shard_size)[first:last]:
-        spec.targets.write(items, _tensors(items, spec.model.family), {})
+        shape = shapes[items[0].sample_id] if shapes else (8, 8)
+        spec.targets.write(items, _tensors(items, spec.model.family, shape), {})
 
 
-def _tensors(items: tuple[Item, ...], family: str) -> dict[str, torch.Tensor]:
+def _tensors(items: tuple[Item, ...], family: str, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
     latents = {
         "x_t": torch.float16, "target": torch.float16, "reference": torch.float32, "null_minus_reference": torch.float16,
         "negative_minus_null": torch.float16, "positive_minus_null": torch.float16, "positive_minus_all": torch.float16,
@@ -77,7 +82,7 @@ def _tensors(items: tuple[Item, ...], family: str) -> dict[str, torch.Tensor]:
         return torch.stack([torch.from_numpy(values) for values in drawn])
 
     tensors = {
-        **{name: normal(name, 4, 8, 8).to(dtype) for name, dtype in latents.items()},
+        **{name: normal(name, 4, *shape).to(dtype) for name, dtype in latents.items()},
         "prompt_index": torch.arange(len(items)),
     }
     if family == "flux":  # texts of another length in every shard

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the square pixels that a model is trained on."""
+"""From the bytes of an image file to the pixels that a model is trained on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
 # Keeps a row group of 16 pictures within the 2 GiB that one Arrow binary array can hold.
 MAX_BYTES = 64 * 2**20
+
+CENTER = (0.5, 0.5)
 
 # What PIL's decoders raise on damaged input.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error, zlib.error)
@@ -50,19 +52,25 @@ def decode(data: bytes) -> Image.Image:
         raise PictureError(f"the image file is damaged or truncated ({error}); save it anew") from None
 
 
-def fit(picture: Image.Image, resolution: int) -> tuple[NDArray[np.uint8], PictureSize]:
-    """Resize to cover a square of `resolution` pixels, with antialiasing, and crop its centre.
+def fit(
+    picture: Image.Image, size: tuple[int, int], place: tuple[float, float] = CENTER
+) -> tuple[NDArray[np.uint8], PictureSize]:
+    """Resize to cover `size`, (width, height) in pixels, with antialiasing, and crop what sticks out.
 
-    Returns (resolution, resolution, 3) uint8 sRGB and SDXL's sizes: the original, the crop's top left corner in pixels of the
-    resized picture, and the target, each as (height, width).
+    `place` says where, across and down: 0 keeps the left or the top, 1 the right or the bottom. Returns (height, width, 3) uint8
+    sRGB and SDXL's sizes: the original, the crop's top left corner in pixels of the resized picture, and the target, each as
+    (height, width).
     """
-    width, height = picture.size
-    side = min(width, height)
-    left, top = (round((length * resolution / side - resolution) / 2) for length in (width, height))
+    (width, height), (columns, rows) = picture.size, size
+    seen = (width, width * rows / columns) if width * rows <= height * columns else (height * columns / rows, height)
+    left, top = (
+        round((length * target / shown - target) * share)
+        for length, target, shown, share in zip(picture.size, size, seen, place, strict=True)
+    )
     # Only what the crop shows is resized, so that a very long picture takes no more memory than a square one.
-    x, y = (min(start * side / resolution, length - side) for start, length in ((left, width), (top, height)))
-    square = picture.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(x, y, x + side, y + side))
-    return np.array(square), PictureSize((height, width), (top, left), (resolution, resolution))
+    x, y = min(left * seen[0] / columns, width - seen[0]), min(top * seen[1] / rows, height - seen[1])
+    cropped = picture.resize(size, Image.Resampling.LANCZOS, box=(x, y, x + seen[0], y + seen[1]))
+    return np.array(cropped), PictureSize((height, width), (top, left), (rows, columns))
 
 
 def _check_size(width: int, height: int) -> None:

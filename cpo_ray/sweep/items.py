@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 
 from cpo_ray.config import Config
-from cpo_ray.pipeline import training_ids, training_plan
+from cpo_ray.data.buckets import Bucket
+from cpo_ray.pipeline import training_pictures, training_plan
 from cpo_ray.plan import Plan, split_of
 from cpo_ray.sweep.settings import Sweep
 from cpo_ray.sweep.space import point_config
 from cpo_ray.targets.store import Items
 
 
-def sweep_items(config: Config, sweep: Sweep, ids: Sequence[str]) -> tuple[tuple[Items, ...], Plan]:
-    """The shards that hold every item of every trial, and the plan whose one step is the held-out items.
+def sweep_items(config: Config, sweep: Sweep, pictures: Mapping[str, Bucket]) -> tuple[tuple[Items, ...], Plan]:
+    """The shards that hold every item of every trial, and the plan of the held-out items, each bucket a step.
 
-    `ids` are those of the whole data set. Where the share of the data is searched the shards hold all draws of the largest
-    share, since a smaller one visits its pictures more often; else they are those that the job of a single run would compute.
+    `pictures` are those of the whole data set with their buckets. Where the share of the data is searched the shards hold all
+    draws of the largest share, since a smaller one visits its pictures more often; else they are those that the job of a single
+    run would compute.
     """
     optimization, size, draws = config.preference.optimization, config.targets.shard_size, config.targets.draws
     if sweep.space.proportion is None:
-        plan = training_plan(config, training_ids(config, ids), optimization, draws)
+        plan = training_plan(config, training_pictures(config, pictures), optimization, draws)
     else:
         largest = point_config(config, {"proportion": sweep.space.proportion.largest})
         whole = optimization.model_copy(update={"steps": None, "epochs": float(draws)})
-        plan = training_plan(config, training_ids(largest, ids), whole, draws)
-    validation = ([i for i in ids if split_of(i) == "validation"] or sorted(ids))[: sweep.held_out]
-    held_out = Plan.build(validation, config.run.seed, len(validation), 1, steps=1)
+        plan = training_plan(config, training_pictures(largest, pictures), whole, draws)
+    validation = ([i for i in pictures if split_of(i) == "validation"] or sorted(pictures))[: sweep.held_out]
+    most = max(Counter(pictures[i] for i in validation).values())
+    held_out = Plan.build(validation, config.run.seed, most, 1, epochs=1, buckets=pictures)
     return (*plan.shards(size), *held_out.shards(size)), held_out

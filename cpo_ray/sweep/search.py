@@ -49,7 +49,7 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
     check_obedience(run)
     frozen = expert_spec(run.config, run.adapter)
     targets = target_store(frozen, run.config.targets.folder)
-    shards, held_out = sweep_items(run.config, sweep, run.dataset.ids)
+    shards, held_out = sweep_items(run.config, sweep, run.pictures)
     with targets.in_use():
         report = produce(frozen, shards, run.config.targets, ProgressLine(run.config.run.name).counter("targets"))
         run.say(told(report))

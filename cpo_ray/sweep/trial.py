@@ -131,7 +131,7 @@ def trial_spec(bench: Bench, config: Config, point: Point, tracker: RunTracker) 
     """The training of a point: what `jobs/train_cpo.py` would train with this configuration, with the shared shards."""
     run = replace(bench.run, config=config, folder=bench.run.folder / TRIALS)
     preference = config.preference
-    plan = training_plan(config, run.training_ids, preference.optimization, config.targets.draws)
+    plan = training_plan(config, run.training_pictures, preference.optimization, config.targets.draws)
     every, _ = rung_steps(plan.steps, bench.rungs)
     optimization = preference.optimization.model_copy(update={"checkpoint_every": every})
     spec = training_spec(run, trial_id(point), preference.objective, plan, bench.targets, optimization, preference.lora, tracker)

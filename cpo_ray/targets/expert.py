@@ -7,16 +7,18 @@ the training step mean the same, and a student equal to the reference reproduces
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cpo_ray.config import ConditionMixture, Model
-from cpo_ray.data.picture import PictureError, decode, fit
+from cpo_ray.config import ConditionMixture, Model, Pictures
+from cpo_ray.data.buckets import Bucket, bucket_of
+from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset
+from cpo_ray.diffusion import DiffusionProcess
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES, Conditioning, PictureSize, base_source
 from cpo_ray.objectives import ExpertDifferences
@@ -34,7 +36,8 @@ class ExpertSpec:
 
     kind "supervised" gives noisy latents and their ground truth for one text per item: a draw from `mixture` (stage 1), or the
     content prompt without one. kind "expert" needs `adapter` and adds the outputs of θ1 and the reference.
-    `forward_batch` bounds the samples per forward where a whole shard does not fit into the device's memory.
+    `forward_batch` bounds the samples per forward where a whole shard does not fit into the device's memory. `pictures` says at
+    which sizes pictures are taken.
     """
 
     kind: Kind
@@ -46,6 +49,7 @@ class ExpertSpec:
     mixture: ConditionMixture | None = None
     forward_batch: int | None = None
     device: str = "cpu"
+    pictures: Pictures = field(default_factory=Pictures)
 
     def __post_init__(self) -> None:
         if (self.kind == "expert") != (self.adapter is not None):
@@ -69,7 +73,7 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
             f"model.base = {base!r} is no folder here, and as a hub id it needs model.revision, which addresses the targets; "
             "give the commit's hash"
         )
-    files = sorted(spec.dataset.glob(SHARDS))
+    files, pictures = sorted(spec.dataset.glob(SHARDS)), spec.pictures
     return FrozenInputs(
         kind=spec.kind,
         base=f"{base}@{spec.model.revision}",
@@ -82,6 +86,7 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
         flow=spec.model.flow.model_dump_json(),
         seed=spec.seed,
         forward_batch=spec.forward_batch,
+        pictures=None if (pictures.buckets, pictures.crop) == ("square", "center") else pictures.model_dump_json(),
     )
 
 
@@ -112,7 +117,7 @@ class Expert:
         self._dataset = AnnotatedDataset.open(spec.dataset)
         self._tree = load_hierarchy(spec.hierarchy)
         self._encoders = self._family.load_encoders(spec.model, device)
-        self._process = self._family.load_process(spec.model)
+        self._processes: dict[int, DiffusionProcess] = {}
         self._denoisers: tuple[nn.Module, nn.Module] | None = None
         if spec.kind == "expert":
             reference = self._family.load_denoiser(spec.model).to(device)
@@ -120,10 +125,10 @@ class Expert:
 
     @torch.no_grad()
     def __call__(self, items: Sequence[Item], images: Sequence[bytes]) -> dict[str, Tensor]:
-        """The tensors of `schema.TARGET_TENSORS` for the items and their encoded pictures, on the CPU.
+        """The tensors of `schema.TARGET_TENSORS` for items of one bucket and their encoded pictures, on the CPU.
 
         A function of its arguments and the spec alone. Raises PictureError, naming the sample, for a picture that cannot be
-        decoded, and ValueError for outputs that are not finite.
+        decoded or is too small, and ValueError for outputs that are not finite.
         """
         x_t, timestep, target, sizes = self._noisy_latents(items, images)
         micro = self._encoders.micro_conditioning(sizes)
@@ -144,20 +149,43 @@ class Expert:
 
     def _noisy_latents(self, items: Sequence[Item], images: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor, list[PictureSize]]:
         """x_t and the ground truth (B, C, h, w) float16, the timesteps (B,), and the sizes for the micro-conditioning."""
-        fitted = [self._fit(item, image) for item, image in zip(items, images, strict=True)]
+        (bucket,) = {self._bucket(item) for item in items}  # what differs in shape is never in one shard
+        process = self._process(bucket)
+        fitted = [self._fit(item, image, bucket) for item, image in zip(items, images, strict=True)]
         pictures = torch.stack([picture for picture, _ in fitted])
         x0 = torch.cat([self._encoders.encode_pictures(part) for part in pictures.split(self._spec.forward_batch or len(items))])
         noise = torch.stack([self._noise(item, x0.shape[1:]) for item in items]).to(self._device)
         uniform = [counter_generator(self._spec.seed, *item, "timestep").random() for item in items]
-        timestep = self._process.timestep(torch.tensor(uniform, dtype=torch.float64)).to(self._device)
-        x_t = self._process.add_noise(x0, noise, timestep)
-        target = self._process.target(x0, noise, timestep)
+        timestep = process.timestep(torch.tensor(uniform, dtype=torch.float64)).to(self._device)
+        x_t = process.add_noise(x0, noise, timestep)
+        target = process.target(x0, noise, timestep)
         return x_t.to(torch.float16), timestep, target.to(torch.float16), [size for _, size in fitted]
 
-    def _fit(self, item: Item, image: bytes) -> tuple[Tensor, PictureSize]:
-        """(3, R, R) float32 in [-1, 1]."""
+    def _bucket(self, item: Item) -> Bucket:
+        (width, height), resolution = self._dataset.size(item.sample_id), self._spec.model.resolution
+        bucket = bucket_of((width, height), resolution, self._spec.pictures)
+        if bucket is None:
+            raise PictureError(
+                f"sample {item.sample_id!r}: {width} x {height} pixels are too small for resolution {resolution}; "
+                "leave it out, or scale it up with data.pictures.upscale = true"
+            )
+        return bucket
+
+    def _process(self, bucket: Bucket) -> DiffusionProcess:
+        """A base may draw its times by the number of tokens."""
+        if bucket.resolution not in self._processes:
+            model = self._spec.model.model_copy(update={"resolution": bucket.resolution})
+            self._processes[bucket.resolution] = self._family.load_process(model)
+        return self._processes[bucket.resolution]
+
+    def _fit(self, item: Item, image: bytes, bucket: Bucket) -> tuple[Tensor, PictureSize]:
+        """(3, height, width) float32 in [-1, 1]."""
+        place = CENTER
+        if self._spec.pictures.crop == "random":
+            across, down = counter_generator(self._spec.seed, *item, "crop").random(2)
+            place = (across, down)
         try:
-            pixels, size = fit(decode(image), self._spec.model.resolution)
+            pixels, size = fit(decode(image), (bucket.width, bucket.height), place)
         except PictureError as error:
             raise PictureError(f"sample {item.sample_id!r}: {error}") from error
         return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1, size

@@ -49,6 +49,7 @@ class FrozenInputs:
     base: digest of a local folder's weights, or hub id and revision. adapter: digest of the expert's weights.
     texts: the version of the prompt template, and the condition mixture where the texts are drawn from one.
     flow: how a rectified-flow family draws times and is told its text and guidance.
+    pictures: how they are brought to size; None for the centre of a square.
     """
 
     kind: Kind
@@ -63,11 +64,17 @@ class FrozenInputs:
     seed: int
     forward_batch: int | None
     schema_version: int = SCHEMA_VERSION
+    pictures: str | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What about.json and the fingerprint are made of."""
+        # Shards from before there was a choice keep their address.
+        return {name: value for name, value in asdict(self).items() if name != "pictures" or value is not None}
 
 
 def frozen_fingerprint(inputs: FrozenInputs) -> str:
     """32 hexadecimal digits that change with any of the inputs."""
-    return _digest(json.dumps(asdict(inputs), sort_keys=True))
+    return _digest(json.dumps(inputs.described(), sort_keys=True))
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = (".safetensors",)) -> str:
@@ -133,7 +140,7 @@ class TargetStore:
     def write_about(self, inputs: FrozenInputs) -> None:
         """Write down, for people, what the fingerprint stands for."""
         assert frozen_fingerprint(inputs) == self.fingerprint
-        write_atomically(self.root / "about.json", json.dumps(asdict(inputs), indent=2).encode() + b"\n")
+        write_atomically(self.root / "about.json", json.dumps(inputs.described(), indent=2).encode() + b"\n")
 
     def write(self, items: Sequence[Item], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         """Write a whole shard or nothing; the same arguments give the same bytes. `metadata` holds plain JSON values.

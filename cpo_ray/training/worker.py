@@ -81,7 +81,7 @@ class TrainSpec:
     shards: tuple[Items, ...] = ()
     """The shards that hold the items, where they are not those of the plan alone: the trials of a sweep share theirs."""
     held_out: Plan | None = None
-    """Its first step is computed at every snapshot and never trained on; the metrics lie beside the weights."""
+    """Its steps are computed at every snapshot and never trained on; the metrics lie beside the weights."""
     resume: bool = False
 
 
@@ -159,11 +159,12 @@ class Trainer:
         plan = self.spec.held_out
         assert plan is not None
         totals: dict[str, Tensor] = {}
-        for batch in plan.rank_microbatches(0, self.rank, self.world_size, self.micro_batch):
-            targets = self.reader.batch(batch)
-            losses, metrics = self._losses(targets)
-            _add(totals, metrics, targets.weights.to(losses.device))
-        return self._means(totals, len(plan.step(0).planned))
+        for step in range(plan.steps):
+            for batch in plan.rank_microbatches(step, self.rank, self.world_size, self.micro_batch):
+                targets = self.reader.batch(batch)
+                losses, metrics = self._losses(targets)
+                _add(totals, metrics, targets.weights.to(losses.device))
+        return self._means(totals, plan.total_items)
 
     def export(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write the trained weights, on rank 0, and compare what they do. Raises ExportError there."""
