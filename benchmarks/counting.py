@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,10 +26,8 @@ class Cost:
 def cost_of(call: Callable[[], Result]) -> tuple[Cost, Result]:
     """Count one eager call, and give what it returned."""
     # The counter has no formula for the CPU's fused attention, and does for its products.
-    backends = (
-        [SDPBackend.MATH] if not torch.cuda.is_available() else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-    )
-    with sdpa_kernel(backends), FlopCounterMode(display=False) as flops, _Kernels() as kernels:
+    attention = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
+    with attention, FlopCounterMode(display=False) as flops, _Kernels() as kernels:
         result = call()
     return Cost(flops.get_total_flops() / 1e12, kernels.count), result
 

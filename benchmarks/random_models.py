@@ -38,10 +38,10 @@ SIZES = {
     ("sdxl", "full"): Size(1024, 77, {}, {}, ({}, {})),
     ("flux", "full"): Size(1024, 512, {}, {}, ({}, {})),
     ("sdxl", "small"): Size(
-        256,
+        128,
         77,
         {
-            "block_out_channels": (64, 128, 256),
+            "block_out_channels": (32, 64, 128),
             "attention_head_dim": (1, 2, 4),
             "transformer_layers_per_block": (1, 1, 2),
             "cross_attention_dim": 64,
@@ -51,7 +51,7 @@ SIZES = {
         (_CLIP, _CLIP),
     ),
     ("flux", "small"): Size(
-        256,
+        128,
         64,
         {
             "num_layers": 2,

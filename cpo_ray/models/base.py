@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -88,7 +88,7 @@ class Family(Protocol):
     def checkpoint_gradients(self, denoiser: nn.Module) -> None:
         """Have every block compute its activations again in the backward pass instead of keeping them."""
 
-    def compile_blocks(self, denoiser: nn.Module, backend: str = "inductor") -> None:
+    def compile_blocks(self, denoiser: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
         """Have the blocks that a denoiser repeats compiled at their first call, each kind once for all its repetitions."""
 
     def use_float8(self, denoiser: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class DiffusersFamily:
         mixin: Any = denoiser
         mixin.enable_gradient_checkpointing()
 
-    def compile_blocks(self, denoiser: nn.Module, backend: str = "inductor") -> None:
+    def compile_blocks(self, denoiser: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
         mixin: Any = denoiser
         limits: Any = torch._dynamo.config
         limits.recompile_limit = max(limits.recompile_limit, _SHAPES)

@@ -7,8 +7,10 @@ the training step mean the same, and a student equal to the reference reproduces
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 import torch
@@ -176,7 +178,10 @@ class Expert:
         """x_t and the ground truth (B, C, h, w) float16, the timesteps (B,), and the sizes for the micro-conditioning."""
         (bucket,) = {self._bucket(item) for item in items}  # what differs in shape is never in one shard
         process = self._process(bucket)
-        fitted = [self._fit(item, image, bucket) for item, image in zip(items, images, strict=True)]
+        assert len(items) == len(images)
+        # PIL lets go of the interpreter; Ray tells torch how many threads this actor may have.
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            fitted = list(threads.map(self._fit, items, images, repeat(bucket)))
         pictures = torch.stack([picture for picture, _ in fitted])
         x0 = torch.cat([self._encoders.encode_pictures(part) for part in pictures.split(self._spec.forward_batch or len(items))])
         noise = torch.stack([self._noise(item, x0.shape[1:]) for item in items]).to(self._device)
