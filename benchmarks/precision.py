@@ -5,8 +5,8 @@
 The same noisy latents and texts for all. Without --data, pictures of the embedded domain are drawn.
 
 Expected before the first run: merging rounds the weights once more, which every activation is anyway, so no difference. Float8
-keeps 4 bits, so the extrapolated difference of outputs would come out with a cosine of 0.95, or better, since one weight's error is
-the same under all conditions.
+keeps 4 bits, so the extrapolated difference of outputs would come out with a cosine of 0.95, or better, since the error of one
+weight is the same under all conditions.
 """
 
 from __future__ import annotations

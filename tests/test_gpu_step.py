@@ -15,7 +15,7 @@ WITHOUT = "import sys, runpy; sys.modules.update(dict.fromkeys(('ray', 'deepspee
 def test_it_runs_without_the_cluster_and_says_what_is_missing(tmp_path: Path) -> None:
     output = tmp_path / "result.json"
     arguments = ["gpu_step.py", "--size", "small", "--batch", "1", "--rounds", "1", "--output", str(output)]
-    code = f"{WITHOUT}; sys.argv = {arguments}; sys.path.insert(0, {str(BENCHMARKS)!r}); runpy.run_module('gpu_step', run_name='__main__')"
+    code = f"{WITHOUT}; sys.argv = {arguments}; sys.path.insert(0, {str(BENCHMARKS)!r}); runpy.run_module('gpu_step')['main']()"
     run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=BENCHMARKS.parent)
     assert run.returncode == 0, run.stderr
     record = json.loads(output.read_text())
