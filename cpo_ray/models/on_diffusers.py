@@ -144,9 +144,9 @@ def load_vae(model: Model, device: torch.device, folder: Path | None) -> Autoenc
     else:
         vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float16, use_safetensors=True)
         if vae.config.scaling_factor != base["scaling_factor"]:
-            scales = f"{vae.config.scaling_factor} and not {base['scaling_factor']}"
             raise ConfigError(
-                f"the VAE in {folder} scales its latents by {scales} as the base's; give one of the same latent space"
+                f"the VAE in {folder} scales its latents by {vae.config.scaling_factor}, the base's by {base['scaling_factor']}; "
+                "give one of the same latent space"
             )
     return vae.to(device).eval().requires_grad_(False)
 

@@ -69,5 +69,5 @@ def direction_cosine(approximate: ExpertDifferences, exact: ExpertDifferences, o
 
     It says what an approximation of θ1 (lower precision, another attention) costs: plain CPO trains along this direction alone.
     """
-    directions = [each.contrast(omega_w, omega_l).flatten(1).double() for each in (approximate, exact)]
-    return functional.cosine_similarity(*directions, dim=1)
+    one, two = (each.contrast(omega_w, omega_l).flatten(1).double() for each in (approximate, exact))
+    return functional.cosine_similarity(one, two, dim=1)
