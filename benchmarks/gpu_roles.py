@@ -149,7 +149,7 @@ class Roles:
 
     def picture(self, image: bytes) -> tuple[Tensor, Conditioning]:
         """(1, 3, R, R) in [-1, 1] on the CPU, and its sizes."""
-        pixels, size = fit(decode(image), self.size.pixels)
+        pixels, size = fit(decode(image), (self.size.pixels, self.size.pixels))
         return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1, self.encoders.micro_conditioning([size])
 
     def costs(self) -> dict[str, Cost]:
