@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from cpo_ray.checks import check, told_of_pictures
 from cpo_ray.config import ConditionMixture, Config, ConfigError, Lora, Optimization, Targets, dump
@@ -29,7 +30,7 @@ from cpo_ray.plan import Item, Plan, in_training
 from cpo_ray.session import ProgressLine, connect
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
-from cpo_ray.targets.store import TargetStore
+from cpo_ray.targets.store import Kind, TargetStore
 from cpo_ray.toy.dataset import make_dataset
 from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
 from cpo_ray.training.health import TrainingHealthError
@@ -296,14 +297,28 @@ def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: 
 
 def supervised_spec(config: Config, mixture: ConditionMixture | None = None) -> ExpertSpec:
     """Targets of the denoising loss: stage 1 with its mixture of conditions, the supervised baseline on y alone."""
-    data, seed = config.data, config.run.seed
-    return ExpertSpec("supervised", config.model, data.folder, data.hierarchy, seed, mixture=mixture, pictures=data.pictures)
+    return _frozen_spec(config, "supervised", mixture=mixture)
 
 
 def expert_spec(config: Config, adapter: Path) -> ExpertSpec:
     """Targets of stage 2: the outputs of θ1, which the adapter makes of the base, and of the reference."""
-    data, seed = config.data, config.run.seed
-    return ExpertSpec("expert", config.model, data.folder, data.hierarchy, seed, adapter=adapter, pictures=data.pictures)
+    return _frozen_spec(config, "expert", adapter=adapter, compile=config.targets.compile, float8=config.targets.float8)
+
+
+def _frozen_spec(config: Config, kind: Kind, **more: Any) -> ExpertSpec:
+    targets = config.targets
+    return ExpertSpec(
+        kind,
+        config.model,
+        config.data.folder,
+        config.data.hierarchy,
+        config.run.seed,
+        forward_batch=targets.forward_batch,
+        vae=targets.vae,
+        offload_text_encoders=targets.offload_text_encoders,
+        pictures=config.data.pictures,
+        **more,
+    )
 
 
 def start_tracking(

@@ -43,6 +43,26 @@ def test_the_adapter_reaches_the_attention_and_has_this_size(name: str, rank: in
     assert {"sdxl": 23_224_320, "flux": 9_338_880}[name] == size
 
 
+@pytest.mark.parametrize(
+    ("name", "changed", "gigabytes"),
+    [
+        # Attention of a block of width c: 4 c² on itself, 2 c² and 2 · 2048 c on the text.
+        ("sdxl", 10 * (6 * 640**2 + 4096 * 640) + 60 * (6 * 1280**2 + 4096 * 1280), 7.0),
+        ("flux", (57 * 3 + 19) * 3072**2, 27.4),
+    ],
+)
+def test_a_merged_adapter_leaves_most_weights_to_the_reference(name: str, changed: int, gigabytes: float) -> None:
+    """What `targets.frozen` holds for the pair, in bfloat16."""
+    denoiser = published_denoiser(name)
+    found = sum(
+        layer.weight.numel()
+        for path, layer in denoiser.named_modules()
+        if isinstance(layer, nn.Linear) and path.endswith(Lora().targets)
+    )
+    assert found == changed
+    assert 2 * (parameters(denoiser) + found) / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
 def inputs(name: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """One sample at 1024 pixels, FLUX with all 512 tokens."""
     if name == "sdxl":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,6 +41,9 @@ class Encoders(Protocol):
 
     token_limit: int
 
+    def place_text(self, device: torch.device) -> None:
+        """Move the text encoders; they encode where `load_encoders` was told, so bring them back before."""
+
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → scaled latents (B, C, h, w), float32; the posterior's mean, so that it is a function."""
 
@@ -61,7 +64,11 @@ class Family(Protocol):
     denoiser: str
     """The denoiser's folder in a pipeline that diffusers saved."""
 
-    def load_encoders(self, model: Model, device: torch.device) -> Encoders: ...
+    def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
+        """The encoders on `device`, the VAE in float32, or the one in the folder `vae` in float16.
+
+        Raises ConfigError for a `vae` whose latents have another scale than the base's.
+        """
 
     def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
         """The denoiser alone on the CPU, frozen, in evaluation mode.
@@ -80,6 +87,12 @@ class Family(Protocol):
 
     def checkpoint_gradients(self, denoiser: nn.Module) -> None:
         """Have every block compute its activations again in the backward pass instead of keeping them."""
+
+    def compile_blocks(self, denoiser: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have the blocks that a denoiser repeats compiled at their first call, each kind once for all its repetitions."""
+
+    def use_float8(self, denoiser: nn.Module) -> None:
+        """Have the linear layers of those blocks compute in 8 bits; lossy, see `models.float8`."""
 
     def save_adapter(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
         """Write the adapter in diffusers' format with its metadata (rank, alpha). `state` holds gathered weights under ZeRO-3."""

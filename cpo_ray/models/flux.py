@@ -17,7 +17,7 @@ from cpo_ray.config import Flow, Model
 from cpo_ray.diffusion import FlowProcess
 from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_source
 from cpo_ray.models.lora_formats import Place
-from cpo_ray.models.on_diffusers import DiffusersFamily
+from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
 
 
 class SameTextFluxPipeline(FluxPipeline):
@@ -56,12 +56,11 @@ class SameTextFluxPipeline(FluxPipeline):
 
 
 class FluxEncoders:
-    """VAE (float32) and both text encoders of a FLUX folder or hub id."""
+    """VAE (see `load_vae`) and both text encoders of a FLUX folder or hub id."""
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, vae: Path | None = None) -> None:
         source, self.settings, self.device = base_source(model), model.flow, device
-        self.vae = AutoencoderKL.from_pretrained(source, subfolder="vae", revision=model.revision, dtype=torch.float32)
-        self.vae = self.vae.to(device).eval().requires_grad_(False)
+        self.vae = load_vae(model, device, vae)
         self.text = SameTextFluxPipeline.from_pretrained(
             source, transformer=None, vae=None, revision=model.revision, dtype=DTYPES[model.dtype], use_safetensors=True
         ).to(device)
@@ -70,9 +69,12 @@ class FluxEncoders:
         self.guided = bool(transformer["guidance_embeds"])  # FLUX.1-schnell is not
         self.token_limit = model.flow.text_tokens
 
+    def place_text(self, device: torch.device) -> None:
+        self.text.to(device)
+
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        latents = self.vae.encode(pictures.to(self.device, torch.float32)).latent_dist.mode()
+        latents = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist.mode().float()
         return (latents - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -97,9 +99,10 @@ class Flux(DiffusersFamily):
     denoiser = "transformer"
     denoiser_class = FluxTransformer2DModel
     pipeline_class = SameTextFluxPipeline
+    dynamic_shapes = None  # unpadded texts have a length of their own in every shard
 
-    def load_encoders(self, model: Model, device: torch.device) -> FluxEncoders:
-        return FluxEncoders(model, device)
+    def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> FluxEncoders:
+        return FluxEncoders(model, device, vae)
 
     def load_process(self, model: Model) -> FlowProcess:
         return FlowProcess(model.flow.timesteps, model.flow.shift or _shift_of_base(model))

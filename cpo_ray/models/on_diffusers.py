@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
@@ -17,6 +19,8 @@ from cpo_ray.models.base import DTYPES, base_source
 from cpo_ray.models.lora_formats import Place, write_lora_formats
 
 ADAPTER = "default"
+# A block is compiled per width, aspect ratio and batch size; torch gives up after 8.
+_SHAPES = 64
 
 
 class DiffusersFamily:
@@ -28,6 +32,8 @@ class DiffusersFamily:
     denoiser: str
     denoiser_class: Any
     pipeline_class: Any
+    dynamic_shapes: bool | None = False
+    """For compiled blocks: False has one program per shape, None lets a dimension vary once it is seen to."""
 
     def original_place(self, config: Any, module: str) -> Place:
         """Where a layer of the denoiser lies in the architecture's original code. Raises KeyError for one without a place."""
@@ -69,6 +75,17 @@ class DiffusersFamily:
     def checkpoint_gradients(self, denoiser: nn.Module) -> None:
         mixin: Any = denoiser
         mixin.enable_gradient_checkpointing()
+
+    def compile_blocks(self, denoiser: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+        mixin: Any = denoiser
+        limits: Any = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, _SHAPES)
+        mixin.compile_repeated_blocks(fullgraph=True, dynamic=self.dynamic_shapes, backend=backend)
+
+    def use_float8(self, denoiser: nn.Module) -> None:
+        from cpo_ray.models.float8 import replace_linears  # not every torch that does for the rest has these products
+
+        replace_linears(denoiser, self.denoiser_class._repeated_blocks)
 
     def save_adapter(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
         layers, metadata = _layers(denoiser, state), _metadata(denoiser)
@@ -113,6 +130,25 @@ class DiffusersFamily:
                 self.original_place(config, module)
             except KeyError:
                 raise ConfigError(f"lora.targets reach {module!r}, which has no name in the kohya and ComfyUI formats") from None
+
+
+def load_vae(model: Model, device: torch.device, folder: Path | None) -> AutoencoderKL:
+    """The base's VAE in float32 (SDXL's overflows in float16), or the one in `folder` in float16, frozen.
+
+    Raises ConfigError for one whose latents have another scale.
+    """
+    base = AutoencoderKL.load_config(base_source(model), subfolder="vae", revision=model.revision)
+    if folder is None:
+        source: dict[str, Any] = {"subfolder": "vae", "revision": model.revision, "dtype": torch.float32}
+        vae = AutoencoderKL.from_pretrained(base_source(model), **source)
+    else:
+        vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float16, use_safetensors=True)
+        if vae.config.scaling_factor != base["scaling_factor"]:
+            raise ConfigError(
+                f"the VAE in {folder} scales its latents by {vae.config.scaling_factor}, the base's by {base['scaling_factor']}; "
+                "give one of the same latent space"
+            )
+    return vae.to(device).eval().requires_grad_(False)
 
 
 def _layers(denoiser: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor]:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from cpo_ray.config import Model
 from cpo_ray.diffusion import DiscreteProcess
 from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_source
 from cpo_ray.models.lora_formats import Place
-from cpo_ray.models.on_diffusers import DiffusersFamily
+from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
 
 
 class SDXLEncoders:
-    """VAE (always float32: SDXL's overflows in float16) and both text encoders of an SDXL folder or hub id."""
+    """VAE (see `load_vae`) and both text encoders of an SDXL folder or hub id."""
 
-    def __init__(self, model: Model, device: torch.device) -> None:
+    def __init__(self, model: Model, device: torch.device, vae: Path | None = None) -> None:
         source, dtype = base_source(model), DTYPES[model.dtype]
         self.device = device
-        self.vae = AutoencoderKL.from_pretrained(source, subfolder="vae", revision=model.revision, dtype=torch.float32)
-        self.vae = self.vae.to(device).eval().requires_grad_(False)
+        self.vae = load_vae(model, device, vae)
         self.text = StableDiffusionXLPipeline.from_pretrained(
             source, unet=None, vae=None, revision=model.revision, dtype=dtype, use_safetensors=True
         ).to(device)
@@ -32,9 +32,12 @@ class SDXLEncoders:
         self.zero_null = bool(self.text.config.force_zeros_for_empty_prompt)
         self.token_limit: int = self.text.tokenizer.model_max_length
 
+    def place_text(self, device: torch.device) -> None:
+        self.text.to(device)
+
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
-        latents = self.vae.encode(pictures.to(self.device, torch.float32)).latent_dist.mode()
+        latents = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist.mode().float()
         return latents * self.vae.config.scaling_factor
 
     @torch.no_grad()
@@ -63,8 +66,8 @@ class SDXL(DiffusersFamily):
     denoiser_class = UNet2DConditionModel
     pipeline_class = StableDiffusionXLPipeline
 
-    def load_encoders(self, model: Model, device: torch.device) -> SDXLEncoders:
-        return SDXLEncoders(model, device)
+    def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> SDXLEncoders:
+        return SDXLEncoders(model, device, vae)
 
     def load_process(self, model: Model) -> DiscreteProcess:
         scheduler = DDPMScheduler.from_pretrained(base_source(model), subfolder="scheduler", revision=model.revision)

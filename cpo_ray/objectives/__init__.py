@@ -5,7 +5,7 @@ from __future__ import annotations
 from cpo_ray.objectives.base import FrozenOutputs, Objective, ObjectiveParameters
 from cpo_ray.objectives.cpo import CPO
 from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED
-from cpo_ray.objectives.expert_targets import ExpertDifferences
+from cpo_ray.objectives.expert_targets import ExpertDifferences, direction_cosine
 from cpo_ray.objectives.sft import SFT
 
 OBJECTIVES = {objective.name: objective for objective in (SFT, CPO, CPO_STABILISED)}
@@ -24,5 +24,6 @@ __all__ = [
     "FrozenOutputs",
     "Objective",
     "ObjectiveParameters",
+    "direction_cosine",
     "get_objective",
 ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +62,12 @@ class ExpertDifferences:
 
     def _null(self) -> Tensor:
         return self.reference + self.null_minus_reference.float()
+
+
+def direction_cosine(approximate: ExpertDifferences, exact: ExpertDifferences, omega_w: float, omega_l: float) -> Tensor:
+    """Cosine of the angle between z_w - z_l as two experts give it, per sample (B,) float64.
+
+    It says what an approximation of θ1 (lower precision, another attention) costs: plain CPO trains along this direction alone.
+    """
+    one, two = (each.contrast(omega_w, omega_l).flatten(1).double() for each in (approximate, exact))
+    return functional.cosine_similarity(one, two, dim=1)

@@ -7,12 +7,14 @@ the training step mean the same, and a student equal to the reference reproduces
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Model, Pictures
 from cpo_ray.data.buckets import Bucket, bucket_of
@@ -20,10 +22,10 @@ from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset
 from cpo_ray.diffusion import DiffusionProcess
 from cpo_ray.models import family
-from cpo_ray.models.base import DTYPES, Conditioning, PictureSize, base_source
-from cpo_ray.objectives import ExpertDifferences
+from cpo_ray.models.base import DTYPES, Family, PictureSize, base_source
 from cpo_ray.plan import Item, counter_generator
 from cpo_ray.prompts import TEMPLATE_VERSION, ConditionTexts, Labels, condition_texts, stage_one_text
+from cpo_ray.targets.frozen import FrozenDenoisers, Texts
 from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint
 from hierarchy import load_hierarchy
 
@@ -36,8 +38,8 @@ class ExpertSpec:
 
     kind "supervised" gives noisy latents and their ground truth for one text per item: a draw from `mixture` (stage 1), or the
     content prompt without one. kind "expert" needs `adapter` and adds the outputs of θ1 and the reference.
-    `forward_batch` bounds the samples per forward where a whole shard does not fit into the device's memory. `pictures` says at
-    which sizes pictures are taken.
+    `forward_batch` bounds the samples per forward where a whole shard does not fit into the device's memory. The fields after it
+    are those of `config.Targets`. `pictures` says at which sizes pictures are taken.
     """
 
     kind: Kind
@@ -48,6 +50,10 @@ class ExpertSpec:
     adapter: Path | None = None
     mixture: ConditionMixture | None = None
     forward_batch: int | None = None
+    compile: bool = False
+    float8: bool = False
+    vae: Path | None = None
+    offload_text_encoders: bool = False
     device: str = "cpu"
     pictures: Pictures = field(default_factory=Pictures)
 
@@ -58,6 +64,14 @@ class ExpertSpec:
             )
         if self.kind == "expert" and self.mixture is not None:
             raise ValueError("targets of kind 'expert' use fixed conditions; give no mixture")
+        if self.float8 and self.model.dtype != "bfloat16":
+            raise ValueError(f"targets.float8 with model.dtype = {self.model.dtype!r}; the rest must be in 'bfloat16'")
+
+    @property
+    def precision(self) -> str:
+        """How the denoisers compute, as far as it changes their outputs."""
+        faster = [name for name in ("compile", "float8") if getattr(self, name)] if self.kind == "expert" else []
+        return ", ".join([self.model.dtype, *faster])
 
 
 def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
@@ -76,13 +90,13 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
     files, pictures = sorted(spec.dataset.glob(SHARDS)), spec.pictures
     return FrozenInputs(
         kind=spec.kind,
-        base=f"{base}@{spec.model.revision}",
+        base=f"{base}@{spec.model.revision}" + (f" with VAE {content_digest(spec.vae)}" if spec.vae else ""),
         adapter=None if spec.adapter is None else content_digest(spec.adapter),
         dataset=_dataset_fingerprint(spec.dataset, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)),
         hierarchy=load_hierarchy(spec.hierarchy).content_hash,
         texts=f"template {TEMPLATE_VERSION}, {'content' if spec.mixture is None else spec.mixture.model_dump_json()}",
         resolution=spec.model.resolution,
-        dtype=spec.model.dtype,
+        dtype=spec.precision,
         flow=spec.model.flow.model_dump_json(),
         seed=spec.seed,
         forward_batch=spec.forward_batch,
@@ -104,24 +118,37 @@ def target_store(spec: ExpertSpec, folder: Path) -> TargetStore:
 class Expert:
     """θ1, the reference and the encoders, loaded once. `forwards` and `dropped_attributes` count up from call to call.
 
-    dropped_attributes: how many attributes did not fit into the text encoder's token limit.
+    dropped_attributes: how many attributes did not fit into the text encoder's token limit. `architecture` is the family to load
+    with, where it is not the one that the model section names.
     """
 
-    def __init__(self, spec: ExpertSpec) -> None:
+    def __init__(self, spec: ExpertSpec, architecture: Family | None = None) -> None:
         device = torch.device(spec.device)
-        self.forwards = 0
         self.dropped_attributes = 0
         self._spec = spec
         self._device = device
-        self._family = family(spec.model)
+        self._family = architecture or family(spec.model)
         self._dataset = AnnotatedDataset.open(spec.dataset)
         self._tree = load_hierarchy(spec.hierarchy)
-        self._encoders = self._family.load_encoders(spec.model, device)
+        self._encoders = self._family.load_encoders(spec.model, device, spec.vae)
         self._processes: dict[int, DiffusionProcess] = {}
-        self._denoisers: tuple[nn.Module, nn.Module] | None = None
+        self._denoisers: FrozenDenoisers | None = None
         if spec.kind == "expert":
-            reference = self._family.load_denoiser(spec.model).to(device)
-            self._denoisers = reference, self._family.load_denoiser(spec.model, spec.adapter).to(device)
+            self._denoisers = FrozenDenoisers(
+                self._family,
+                self._family.load_denoiser(spec.model),
+                self._family.load_denoiser(spec.model, spec.adapter),
+                dtype=DTYPES[spec.model.dtype],
+                device=device,
+                forward_batch=spec.forward_batch,
+                compiled=spec.compile,
+                float8=spec.float8,
+            )
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of θ1 and the reference so far."""
+        return 0 if self._denoisers is None else self._denoisers.forwards
 
     @torch.no_grad()
     def __call__(self, items: Sequence[Item], images: Sequence[bytes]) -> dict[str, Tensor]:
@@ -135,14 +162,14 @@ class Expert:
         labels = [self._dataset.labels(item.sample_id) for item in items]
         outputs: dict[str, Tensor] = {}
         if self._denoisers is None:
-            text, prompt_index = self._encode(self._supervised_texts(items, labels))
+            (content,) = self._encode(self._supervised_texts(items, labels))
         else:
-            conditions = [self._condition_texts(label) for label in labels]
-            text, prompt_index = self._encode([texts.content for texts in conditions])
-            reference = self._predict(self._denoisers[0], x_t, timestep, text, prompt_index, micro)
-            outputs = vars(self._expert_differences(reference, conditions, x_t, timestep, micro))
-        tensors = {"x_t": x_t, "timestep": timestep, "prompt_index": prompt_index, "target": target, **outputs}
-        tensors |= {f"text.{name}": rows for name, rows in text.items()}
+            texts = [self._condition_texts(label) for label in labels]
+            conditions = [getattr(text, name) for name in ("positive", "negative", "null", "all") for text in texts]
+            content, encoded = self._encode([text.content for text in texts], conditions)
+            outputs = vars(self._denoisers(x_t, timestep, content, encoded, micro))
+        tensors = {"x_t": x_t, "timestep": timestep, "prompt_index": content.index, "target": target, **outputs}
+        tensors |= {f"text.{name}": rows for name, rows in content.rows.items()}
         tensors |= {f"micro.{name}": rows.float() for name, rows in micro.items()}
         _check_finite(tensors)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
@@ -151,7 +178,10 @@ class Expert:
         """x_t and the ground truth (B, C, h, w) float16, the timesteps (B,), and the sizes for the micro-conditioning."""
         (bucket,) = {self._bucket(item) for item in items}  # what differs in shape is never in one shard
         process = self._process(bucket)
-        fitted = [self._fit(item, image, bucket) for item, image in zip(items, images, strict=True)]
+        assert len(items) == len(images)
+        # PIL lets go of the interpreter; Ray tells torch how many threads this actor may have.
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            fitted = list(threads.map(self._fit, items, images, repeat(bucket)))
         pictures = torch.stack([picture for picture, _ in fitted])
         x0 = torch.cat([self._encoders.encode_pictures(part) for part in pictures.split(self._spec.forward_batch or len(items))])
         noise = torch.stack([self._noise(item, x0.shape[1:]) for item in items]).to(self._device)
@@ -210,37 +240,18 @@ class Expert:
             for label, generator in zip(labels, generators, strict=True)
         ]
 
-    def _encode(self, texts: Sequence[str]) -> tuple[Conditioning, Tensor]:
-        """Each distinct text once, in the order of first appearance: (U, …) float16, and the row (B,) of every text."""
-        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        encoded = self._encoders.encode_prompts(list(rows))
-        index = torch.tensor([rows[text] for text in texts], device=self._device)
-        return {name: values.to(torch.float16) for name, values in encoded.items()}, index
-
-    def _expert_differences(
-        self, reference: Tensor, conditions: Sequence[ConditionTexts], x_t: Tensor, timestep: Tensor, micro: Conditioning
-    ) -> ExpertDifferences:
-        """θ1 under its four conditions in one forward of 4 B samples."""
-        assert self._denoisers is not None
-        names = ("positive", "negative", "null", "all")
-        text, prompt_index = self._encode([getattr(texts, name) for name in names for texts in conditions])
-        micro = {name: torch.cat([values] * 4) for name, values in micro.items()}
-        outputs = self._predict(self._denoisers[1], torch.cat([x_t] * 4), torch.cat([timestep] * 4), text, prompt_index, micro)
-        positive, negative, null, all_ = outputs.chunk(4)
-        return ExpertDifferences.from_outputs(reference, positive, negative, null, all_)
-
-    def _predict(
-        self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, text: Conditioning, prompt_index: Tensor, micro: Conditioning
-    ) -> Tensor:
-        """(B, C, h, w) float32 in the model's prediction space; float16 inputs are cast to the model's dtype."""
-        dtype = DTYPES[self._spec.model.dtype]
-        parts = []
-        for rows in torch.arange(len(x_t), device=self._device).split(self._spec.forward_batch or len(x_t)):
-            conditioning = {name: values[prompt_index[rows]].to(dtype) for name, values in text.items()}
-            conditioning |= {name: values[rows] for name, values in micro.items()}
-            parts.append(self._family.predict(denoiser, x_t[rows].to(dtype), timestep[rows], conditioning).float())
-            self.forwards += 1
-        return torch.cat(parts)
+    def _encode(self, *groups: Sequence[str]) -> list[Texts]:
+        """Each distinct text of a group once, in the order of first appearance, float16."""
+        if self._spec.offload_text_encoders:
+            self._encoders.place_text(self._device)
+        encoded = []
+        for texts in groups:
+            rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+            values = {name: values.to(torch.float16) for name, values in self._encoders.encode_prompts(list(rows)).items()}
+            encoded.append(Texts(values, torch.tensor([rows[text] for text in texts], device=self._device)))
+        if self._spec.offload_text_encoders:
+            self._encoders.place_text(torch.device("cpu"))
+        return encoded
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

@@ -217,5 +217,6 @@ def _for_workers(spec: ExpertSpec, targets: Targets) -> ExpertSpec:
         dataset=spec.dataset.absolute(),
         hierarchy=spec.hierarchy.absolute(),
         adapter=None if spec.adapter is None else spec.adapter.absolute(),
+        vae=None if spec.vae is None else spec.vae.absolute(),
         device="cuda" if targets.gpus_per_actor else "cpu",
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cpo_ray.models.base import Conditioning
-from cpo_ray.objectives import ExpertDifferences
+from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, Objective
 from cpo_ray.plan import Batch, Item
 from cpo_ray.targets.store import Items, TargetStore
 
@@ -30,7 +30,7 @@ class TargetsUnavailable(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class TargetBatch:
-    """B samples as one training step reads them, on the CPU.
+    """B samples as one training step reads them, all but the weights on one device.
 
     weights (B,) float32, 0 for padding; x_t (B, C, h, w) float32; timestep (B,); conditioning (B, …) float32 under the family's
     names; target (B, C, h, w) float32 and expert where the shards hold them.
@@ -43,6 +43,18 @@ class TargetBatch:
     conditioning: Conditioning
     target: Tensor | None
     expert: ExpertDifferences | None
+
+    def inputs(self, dtype: torch.dtype, count: int | None = None) -> tuple[Tensor, Tensor, Conditioning]:
+        """x_t, timestep and conditioning of the first `count` samples, as `Family.predict` takes them to compute in `dtype`."""
+        conditioning = {name: values[:count] for name, values in self.conditioning.items()}
+        return self.x_t[:count].to(dtype), self.timestep[:count], conditioning
+
+    def frozen_outputs(self, objective: Objective, omega_win: float, omega_lose: float) -> FrozenOutputs:
+        """What the objective needs, with z_w and z_l for these ω."""
+        if self.expert is None or "expert" not in objective.needs:
+            return FrozenOutputs(target=self.target)
+        winning, losing = self.expert.winning(omega_win), self.expert.losing(omega_lose)
+        return FrozenOutputs(self.target, self.expert.reference, winning, losing)
 
 
 class TargetReader:
@@ -60,8 +72,8 @@ class TargetReader:
         self._places = {item: (number, row) for number, items in enumerate(shards) for row, item in enumerate(items)}
         self._opened: OrderedDict[int, safe_open] = OrderedDict()
 
-    def batch(self, batch: Batch) -> TargetBatch:
-        """The targets of a batch of the plan.
+    def batch(self, batch: Batch, device: torch.device | None = None) -> TargetBatch:
+        """The targets of a batch of the plan, on `device` or else on the CPU.
 
         Raises TargetsUnavailable when the producer has failed or a shard does not come in time, and TargetStoreError for
         a damaged one.
@@ -74,6 +86,9 @@ class TargetReader:
             else torch.stack([sample[name] for sample in samples])
             for name in samples[0]
         }
+        if device is not None and device.type == "cuda":
+            # As stored, half the bytes of float32, and while the device still computes: this thread waits for nothing.
+            stacked = {name: values.pin_memory().to(device, non_blocking=True) for name, values in stacked.items()}
         present = [name for name in _DIFFERENCES if name in stacked]
         target = stacked.get("target")
         return TargetBatch(

@@ -22,7 +22,7 @@ from torch import Tensor, distributed
 from cpo_ray.config import Lora, Model, Optimization
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
-from cpo_ray.objectives import FrozenOutputs, ObjectiveParameters, get_objective
+from cpo_ray.objectives import ObjectiveParameters, get_objective
 from cpo_ray.plan import Batch, Plan
 from cpo_ray.targets.reader import TargetBatch, TargetReader
 from cpo_ray.targets.store import Items, TargetStore
@@ -135,7 +135,7 @@ class Trainer:
         planned = len(self.spec.plan.step(step).planned)
         totals: dict[str, Tensor] = {}
         for batch in self.microbatches(step):
-            targets = self.reader.batch(batch)
+            targets = self.reader.batch(batch, self.engine.device)
             losses, metrics = self._losses(targets)
             weights = targets.weights.to(losses.device)
             # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over the planned items.
@@ -161,15 +161,15 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         for step in range(plan.steps):
             for batch in plan.rank_microbatches(step, self.rank, self.world_size, self.micro_batch):
-                targets = self.reader.batch(batch)
+                targets = self.reader.batch(batch, self.engine.device)
                 losses, metrics = self._losses(targets)
                 _add(totals, metrics, targets.weights.to(losses.device))
         return self._means(totals, plan.total_items)
 
     def export(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write the trained weights, on rank 0, and compare what they do. Raises ExportError there."""
-        targets = self.reader.batch(self.microbatches(self.spec.plan.steps - 1)[0])
-        x_t, timestep, conditioning = self._inputs(targets, _PROBE_SAMPLES)
+        targets = self.reader.batch(self.microbatches(self.spec.plan.steps - 1)[0], self.engine.device)
+        x_t, timestep, conditioning = targets.inputs(DTYPES[self.spec.model.dtype], _PROBE_SAMPLES)
         output = probe_output(self.family, self.engine.model, x_t, timestep, conditioning)
         state = self.engine.trained_state()
         if self.rank == 0:
@@ -194,23 +194,9 @@ class Trainer:
 
     def _losses(self, targets: TargetBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics per sample, (B,)."""
-        prediction = self.family.predict(self.engine.model, *self._inputs(targets))
-        # z_w and z_l are formed on the CPU, where the batch is: four fused additions, and fewer tensors to copy.
-        expert = targets.expert if "expert" in self.objective.needs else None
-        frozen = FrozenOutputs(
-            target=_to(targets.target, prediction.device),
-            reference=None if expert is None else _to(expert.reference, prediction.device),
-            winning=None if expert is None else _to(expert.winning(self.spec.omega_win), prediction.device),
-            losing=None if expert is None else _to(expert.losing(self.spec.omega_lose), prediction.device),
-        )
+        prediction = self.family.predict(self.engine.model, *targets.inputs(DTYPES[self.spec.model.dtype]))
+        frozen = targets.frozen_outputs(self.objective, self.spec.omega_win, self.spec.omega_lose)
         return self.objective(prediction, frozen, self.parameters)
-
-    def _inputs(self, targets: TargetBatch, count: int | None = None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The first `count` samples as the denoiser takes them; the latent's dtype tells the family what to compute in."""
-        device = self.engine.device
-        conditioning = {name: values[:count].to(device) for name, values in targets.conditioning.items()}
-        x_t = targets.x_t[:count].to(device, DTYPES[self.spec.model.dtype])
-        return x_t, targets.timestep[:count].to(device), conditioning
 
     def _means(self, totals: Mapping[str, Tensor], planned: int) -> dict[str, float]:
         stacked = torch.stack(list(totals.values())).double()
@@ -315,7 +301,3 @@ def _add(totals: dict[str, Tensor], metrics: Mapping[str, Tensor], weights: Tens
     """Add up metrics (B,) with their weights (B,)."""
     for name, values in metrics.items():
         totals[name] = totals.get(name, torch.zeros((), device=weights.device)) + (weights * values).sum()
-
-
-def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
-    return None if tensor is None else tensor.to(device)

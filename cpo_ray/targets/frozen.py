@@ -1,0 +1,84 @@
+"""θ1 and the reference on one device: their five outputs per sample in two forwards, and what they have in common held once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cpo_ray.models.base import Conditioning, Family
+from cpo_ray.objectives import ExpertDifferences
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Encoded texts, each distinct one once: rows (U, …), and the row (B,) of every sample."""
+
+    rows: Conditioning
+    index: Tensor
+
+
+class FrozenDenoisers:
+    """The reference, and θ1 with its adapter merged. `forwards` counts up.
+
+    What makes θ1 faster is kept from the reference: that one computes as the trained model does, since β multiplies what they
+    differ by. `forward_batch` bounds the samples per forward. With `compiled` the first forwards take a minute or so; `float8` is
+    lossy, see `models.float8`.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        reference: nn.Module,
+        theta: nn.Module,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        forward_batch: int | None = None,
+        compiled: bool = False,
+        float8: bool = False,
+    ) -> None:
+        self.forwards = 0
+        self._family, self._dtype, self._device, self._forward_batch = family, dtype, device, forward_batch
+        place_together(reference, theta, device)
+        if float8:
+            self._family.use_float8(theta)
+        if compiled:
+            self._family.compile_blocks(theta)
+        self._reference, self._theta = reference, theta
+
+    @torch.no_grad()
+    def __call__(
+        self, x_t: Tensor, timestep: Tensor, content: Texts, conditions: Texts, micro: Conditioning
+    ) -> ExpertDifferences:
+        """Outputs (B, C, h, w) for x_t (B, C, h, w) float16 and y; `conditions` has 4 B texts: positive, negative, null, all."""
+        reference = self._predict(self._reference, x_t, timestep, content, micro)
+        micro = {name: torch.cat([values] * 4) for name, values in micro.items()}
+        outputs = self._predict(self._theta, torch.cat([x_t] * 4), torch.cat([timestep] * 4), conditions, micro)
+        positive, negative, null, all_ = outputs.chunk(4)
+        return ExpertDifferences.from_outputs(reference, positive, negative, null, all_)
+
+    def _predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, text: Texts, micro: Conditioning) -> Tensor:
+        """(B, C, h, w) float32 in the model's prediction space; float16 inputs are cast to the model's dtype."""
+        parts = []
+        for rows in torch.arange(len(x_t), device=self._device).split(self._forward_batch or len(x_t)):
+            conditioning = {name: values[text.index[rows]].to(self._dtype) for name, values in text.rows.items()}
+            conditioning |= {name: values[rows] for name, values in micro.items()}
+            parts.append(self._family.predict(denoiser, x_t[rows].to(self._dtype), timestep[rows], conditioning).float())
+            self.forwards += 1
+        return torch.cat(parts)
+
+
+def place_together(reference: nn.Module, theta: nn.Module, device: torch.device) -> None:
+    """Move both to `device`, with one copy of every weight that is the same in them.
+
+    A LoRA on the attention, merged, changes 37 % of SDXL's weights and 15 % of FLUX.1's: 7.0 GB instead of 10.3, 27.4 instead of
+    47.6 in bfloat16. Results do not change by a bit, and no forward pays for an adapter beside the weights.
+    """
+    own = dict(reference.named_parameters())
+    same = [name for name, values in theta.named_parameters() if name in own and torch.equal(values, own[name])]
+    reference.to(device)
+    for name in same:
+        theta.get_parameter(name).data = own[name].data
+    theta.to(device)
