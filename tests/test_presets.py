@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import in_ranks
+from ranks import Ranks
 from tiny_training import make_spec, write_base, write_targets
 
 from cpo_ray.config import Config, Optimization, load
@@ -53,13 +53,15 @@ def _step(specs: list[TrainSpec]) -> list[tuple[Optimization, dict[str, float], 
     return made
 
 
-def test_every_preset_trains(tmp_path: Path) -> None:
+def test_every_preset_trains(single: Ranks, tmp_path: Path) -> None:
     specs = {path.stem: stages(load(path), tmp_path / path.stem) for path in CONFIGS}
     # ZeRO-3 changes torch for the whole process, so it comes last.
     ordered = sorted((spec for pair in specs.values() for spec in pair), key=lambda spec: spec.optimization.zero_stage)
     assert len(ordered) == 2 * len(CONFIGS) >= 10
-    (made,) = in_ranks(1, tmp_path / "ranks", _step, ordered)
+    (made,) = single(_step, ordered)
     for optimization, metrics, moved in made:
         assert torch.tensor(list(metrics.values())).isfinite().all()
-        # Adam's first step is the learning rate; bfloat16 weights would round the smallest away.
-        assert moved == pytest.approx(optimization.learning_rate, rel=0.05)
+        # Adam's first step is the learning rate, Adafactor's is so on the average of a tensor; bfloat16 weights would round the
+        # smallest away.
+        times = 1.05 if optimization.optimizer == "adamw" else 20
+        assert 0.95 * optimization.learning_rate <= moved <= times * optimization.learning_rate

@@ -43,7 +43,7 @@ class Fragment:
         self.of(values).copy_(whole.reshape(-1)[self.offset : self.offset + self.length])
 
 
-def fragments(engine: Any, parameters: Mapping[str, nn.Parameter], shapes: Mapping[str, torch.Size]) -> dict[str, Fragment]:
+def fragments(engine: Any, parameters: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> dict[str, Fragment]:
     """The fragment of each trained parameter in a DeepSpeed engine; `shapes` are those from before ZeRO took them apart."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     found = {}

@@ -35,7 +35,7 @@ def write_tensors(path: Path, entries: Sequence[Entry], metadata: Mapping[str, s
         for entry in entries:
             tensor = entry.tensor()
             assert (tensor.dtype, tensor.shape) == (entry.dtype, entry.shape), entry.name
-            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
