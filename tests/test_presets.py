@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def stages(config: Config, folder: Path) -> list[TrainSpec]:
-    """The trainings of a preset, of two steps of six small samples on one rank; all else is as the preset says."""
+    """The trainings of a preset, with steps of six small samples on one rank; all else is as the preset says."""
     settings, model = config.preference, write_base(folder / "base", config.model.family)
     model = model.model_copy(update={"dtype": config.model.dtype, "flow": config.model.flow})
     specs = []
@@ -31,8 +31,8 @@ def stages(config: Config, folder: Path) -> list[TrainSpec]:
         ("expert", config.expert.lora, config.expert.optimization, "sft"),
         ("preference", settings.lora, settings.optimization, settings.objective),
     ):
-        small = {"steps": 2, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1, "warmup_steps": 0}
-        spec = make_spec(folder / name, model, optimization=optimization.model_dump() | small, steps=2, objective=objective)
+        small = {"steps": 64, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1, "warmup_steps": 0}
+        spec = make_spec(folder / name, model, optimization=optimization.model_dump() | small, steps=64, objective=objective)
         # β stays small: targets are random numbers here, far from the base's outputs, and the preset's would saturate the loss.
         specs.append(replace(spec, lora=lora, omega_win=settings.omega_win, omega_lose=settings.omega_lose))
     for spec in specs:

@@ -86,5 +86,5 @@ def publish(engine: Any) -> None:
 def model_weights(engine: Any, parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
     """What this rank's model computes with: all trained weights, or at ZeRO-3 its partitions of them."""
     if engine.zero_optimization_stage() == 3:
-        return list(engine.optimizer.fp16_partitioned_groups_flat)
+        return [flat.detach() for flat in engine.optimizer.fp16_partitioned_groups_flat]
     return [parameter.detach() for parameter in parameters.values()]

@@ -70,7 +70,7 @@ def train(
     record = spec.output / _RESULT
     if record.exists():
         done = json.loads(record.read_text())
-        return TrainResult(spec.output / ADAPTER, trained_steps=0, **done)
+        return TrainResult(spec.output / ADAPTER, **(done | {"trained_steps": 0}))
     check_resources(spec.optimization)
     write_text(spec.output / _SETTINGS, json.dumps(_settings(spec), indent=2))
     with _followed(spec, on_progress, on_warning) as told:
@@ -91,7 +91,7 @@ def train(
         ledger_problem=check_ledger(spec.plan, read_ledger(spec.output)),
         warnings=warnings,
     )
-    write_text(record, json.dumps({k: v for k, v in asdict(result).items() if k not in ("adapter", "trained_steps")}))
+    write_text(record, json.dumps({k: v for k, v in asdict(result).items() if k != "adapter"}))
     return result
 
 

@@ -9,7 +9,7 @@ from cpo_ray.config import Optimization
 #: bfloat16 has 8 significant bits: a change of less than a 512th of a weight is rounded away, whatever its size.
 BFLOAT16_SHARE = 2.0**-9
 #: A training in bfloat16 must be able to move as large a share of its weights.
-VISIBLE_SHARE = 0.01
+VISIBLE_SHARE = 0.02
 
 
 def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float:
