@@ -26,7 +26,7 @@ class Ranks:
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """What `function(*arguments)` returns on each rank."""
         calls = [rank.submit(function, *arguments) for rank in self._ranks]
-        return [call.result(timeout=500) for call in calls]
+        return [call.result(timeout=900) for call in calls]
 
     def close(self) -> None:
         for rank in self._ranks:

@@ -275,10 +275,8 @@ def _warnings(trainer: Trainer, steps: int) -> tuple[str, ...]:
     """What is to be said of a finished training."""
     if trainer.engine.checksum() != trainer.untrained:
         return ()
-    return (
-        f"after {steps} steps not one weight has changed in {trainer.spec.model.dtype}: whatever was learnt is lost to whoever "
-        "loads the result in it; raise learning_rate or train longer",
-    )
+    what = f"after {steps} steps not one weight has changed in {trainer.spec.model.dtype}, so the result does nothing in it"
+    return (f"{what}; raise learning_rate or train longer",)
 
 
 _GENTLER = "try a smaller learning_rate, or for a preference objective a smaller beta or omega"
