@@ -6,6 +6,7 @@ Nothing is trained, downloaded or written.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,8 @@ from cpo_ray.models.base import base_source
 from cpo_ray.plan import Plan, in_training
 from cpo_ray.schema import target_row_bytes
 from cpo_ray.tracking import resolve_uri
+from cpo_ray.training.schedule import BFLOAT16_SHARE, VISIBLE_SHARE, largest_change, swallowed
+from cpo_ray.training.settings import missing_package
 from hierarchy import Hierarchy, HierarchyError, load_hierarchy
 
 #: Ray Data unpickles what it reads when one of these is set.
@@ -31,8 +34,8 @@ UNSAFE_FLAGS = (
     "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
     "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
 )
-#: bfloat16 has 8 significant bits: beside a weight of 0.02, half a step is 6e-5 and what is smaller is rounded away.
-BFLOAT16_HALF_STEP = 6e-5
+#: The median size of a denoiser's weights.
+USUAL_WEIGHT = 0.02
 
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
@@ -51,6 +54,7 @@ def check(config: Config) -> list[Finding]:
     pictures, data = _data(config)
     return [
         *_settings(config, vae),
+        *_bfloat16(config, pictures),
         *_hierarchy(config),
         *data,
         *_model(config),
@@ -74,7 +78,6 @@ def _settings(config: Config, vae: dict[str, Any] | None) -> Iterator[Finding]:
     problems = [
         *_optimization("expert.optimization", config.expert.optimization),
         *_optimization("preference.optimization", config.preference.optimization),
-        *_bfloat16(config),
     ]
     targets, conditions = config.targets, config.expert.conditions
     if targets.min_actors > targets.max_actors:
@@ -111,20 +114,23 @@ def _optimization(section: str, training: Optimization) -> Iterator[Finding]:
         yield Finding(
             "note", f"{section}: no checkpoint before the end, since checkpoint_every is more than {training.steps} steps"
         )
+    if package := missing_package(training):
+        yield Finding("missing", f"{section}: {package}")
     if training.steps is not None and training.warmup_steps >= training.steps:
         yield Finding(
             "missing", f"{section}.warmup_steps is {training.warmup_steps}, yet training ends after {training.steps} steps"
         )
 
 
-def _bfloat16(config: Config) -> Iterator[Finding]:
+def _bfloat16(config: Config, pictures: int) -> Iterator[Finding]:
+    """As the workers check it with the weights themselves, here with weights as they usually are."""
     for section, training in (("expert", config.expert.optimization), ("preference", config.preference.optimization)):
-        if config.model.dtype == "bfloat16" and training.parameters == "full" and training.learning_rate < BFLOAT16_HALF_STEP:
-            yield Finding(
-                "note",
-                f"{section}.optimization.learning_rate is {training.learning_rate:g}: bfloat16 weights round such steps away, "
-                "so there must be memory for DeepSpeed's float32 copy of the weights, 4 bytes per parameter",
-            )
+        steps = training.steps or round((training.epochs or 0) * pictures / training.global_batch)
+        change = largest_change(steps, training)
+        visible = math.erf(0.477 * change / (BFLOAT16_SHARE * USUAL_WEIGHT))  # of a normal distribution with that median size
+        if steps and config.model.dtype == "bfloat16" and training.parameters == "full" and visible < 0.5:
+            verdict: Literal["note", "missing"] = "missing" if visible < VISIBLE_SHARE else "note"
+            yield Finding(verdict, f"{section}.optimization: {swallowed(change, visible)}")
 
 
 def _hierarchy(config: Config) -> Iterator[Finding]:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from cpo_ray.section import ConfigError, Section
 from cpo_ray.sweep.settings import Sweep
+from cpo_ray.training.settings import FREE_ON_RESUME, Optimization
 
 Settings = TypeVar("Settings", bound=Section)
 
@@ -95,52 +96,6 @@ class Lora(Section):
     """Scale of the update is alpha / rank."""
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Names of the linear layers that get an adapter (matched at the end of the module's path)."""
-
-
-class Optimization(Section):
-    """Optimizer, schedule and parallelism of one training; stage 1, stage 2 and the baselines each have one."""
-
-    parameters: Literal["lora", "full"] = "lora"
-    steps: PositiveInt | None = None
-    """Optimizer steps; give this or epochs."""
-    epochs: PositiveFloat | None = None
-    global_batch: PositiveInt = 32
-    """Samples per optimizer step; the number of workers never changes it."""
-    micro_batch: PositiveInt = 16
-    """Samples per forward and worker; gradient accumulation follows from it."""
-    learning_rate: PositiveFloat = 1e-4
-    warmup_steps: int = Field(default=0, ge=0)
-    decay: Literal["constant", "cosine"] = "constant"
-    weight_decay: float = Field(default=0.0, ge=0)
-    gradient_clip: float = Field(default=1.0, ge=0)
-    """Largest global gradient norm; 0 switches clipping off."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage; plain data parallel (0) is fastest for LoRA."""
-    offload_optimizer: bool = False
-    """Keep the optimizer's float32 copies in the CPUs' memory (ZeRO 1 to 3): slower, for 12 bytes less per trained parameter."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: a third more time, a fraction of the memory."""
-    workers: PositiveInt = 1
-    cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    checkpoint_every: PositiveInt = 100
-    """Optimizer steps between checkpoints; a crash loses at most this many."""
-    max_failures: int = Field(default=1, ge=0)
-    """How often a crashed worker group is restarted from its last checkpoint."""
-    spike_factor: PositiveFloat = 20.0
-    """Training stops when the gradient norm exceeds this many times its running median and is clipped; NaN always stops it."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Optimization:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
-        return self
-
-    @model_validator(mode="after")
-    def _offload_needs_zero(self) -> Optimization:
-        if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
-        return self
 
 
 class ConditionMixture(Section):
@@ -297,6 +252,20 @@ def dump(config: Config) -> str:
     for name, values in config.model_dump(mode="json", exclude_none=True).items():
         section(name, values)
     return "\n".join(lines) + "\n"
+
+
+def changed(before: str, config: Config) -> list[str]:
+    """What a resumed run may not change and yet differs from `before`, the text of `dump` when it was started."""
+    old, new = _flat(tomllib.loads(before)), _flat(config.model_dump(mode="json", exclude_none=True))
+    keys = [key for key in sorted(old | new) if key.rpartition(".")[2] not in FREE_ON_RESUME]
+    return [f"{key} = {new.get(key)!r} (was {old.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _override(tree: dict[str, Any], text: str) -> None:

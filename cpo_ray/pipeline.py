@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.checks import check, told_of_pictures
-from cpo_ray.config import ConditionMixture, Config, ConfigError, Lora, Optimization, Targets, dump
+from cpo_ray.config import ConditionMixture, Config, ConfigError, Lora, Optimization, changed, dump
 from cpo_ray.data.buckets import Bucket, assign
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.shards import AnnotatedDataset, DataError
@@ -133,15 +133,18 @@ def import_data(config: Config, images: Path) -> ImportReport:
 def open_run(config: Config, resume: bool = False) -> Run:
     """Load and check what every stage needs, claim the run's folder, connect to Ray and to MLflow.
 
-    Raises ConfigError when the folder holds another run: to resume, the configuration must be the one it was started with.
+    Raises ConfigError when the folder holds another run: to resume, the configuration must be the one it was started with, except
+    for what it is computed with.
     """
     folder = config.folder.absolute()
     record, resolved = folder / "config.toml", dump(config)
     if record.exists() and not resume:
         raise ConfigError(f"{folder} already holds a run; pass --resume to go on with it, or another run.name=NAME")
-    if record.exists() and record.read_text() != resolved:
-        changed = sorted(set(resolved.splitlines()) - set(record.read_text().splitlines()))
-        raise ConfigError(f"{record} was started with other settings than {'; '.join(changed)}; give this run another run.name")
+    if record.exists() and (differing := changed(record.read_text(), config)):
+        raise ConfigError(
+            f"{record} was started with other settings than {'; '.join(differing)}; give this run another run.name "
+            "(workers, their resources, micro_batch and zero_stage may change, what is trained may not)"
+        )
     connect()
     if missing := [finding.sentence for finding in check(config) if finding.verdict == "missing"]:
         raise ConfigError("\n".join(missing))
@@ -203,7 +206,7 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
         targets.in_use(),
         sample_watch(config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
     ):
-        result, report = _produce_and_train(spec, frozen, shards, config.targets, name)
+        result, report = _produce_and_train(run, spec, frozen, shards, name, tracker)
     run.say(f"{name}: {told(report)}")
     _record(run, name, result, tracker)
 
@@ -246,16 +249,21 @@ def training_spec(
 
 
 def _produce_and_train(
-    spec: TrainSpec, frozen: ExpertSpec, shards: Sequence[tuple[Item, ...]], targets: Targets, name: str
+    run: Run, spec: TrainSpec, frozen: ExpertSpec, shards: Sequence[tuple[Item, ...]], name: str, tracker: RunTracker
 ) -> tuple[TrainResult, ProductionReport]:
     """At the same time, or one after the other where `targets.overlap` is off."""
-    line = ProgressLine(name)
+    line, targets = ProgressLine(name), run.config.targets
+
+    def warn(sentence: str) -> None:
+        run.say(f"{name}: WARNING: {sentence}")
+        tracker.tag("warning", sentence)
+
     if not targets.overlap:
         report = produce(frozen, shards, targets, line.counter("targets"))
-        return train(spec, line.counter("steps")), report
+        return train(spec, line.counter("steps"), warn), report
     with BackgroundProducer(frozen, shards, targets, spec.run_id, line.counter("targets")) as producer:
         try:
-            result = train(spec, line.counter("steps"))
+            result = train(spec, line.counter("steps"), warn)
         except TrainingError:
             producer.stop()
             producer.join()  # where the targets failed, training only waited for them: its sentence is the cause

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from ranks import Ranks
+
     from cpo_ray.targets.expert import ExpertSpec
 
 
@@ -28,6 +30,26 @@ def ray_session() -> Iterator[None]:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Two ranks, which all tests share: a process that has DeepSpeed takes seconds to start."""
+    from ranks import Ranks
+
+    ranks = Ranks(2, tmp_path_factory.mktemp("pair") / "ranks")
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """One rank."""
+    from ranks import Ranks
+
+    ranks = Ranks(1, tmp_path_factory.mktemp("single") / "ranks")
+    yield ranks
+    ranks.close()
 
 
 @pytest.fixture(scope="session")

@@ -86,10 +86,19 @@ def test_a_text_is_as_long_as_its_encoder_reads() -> None:
     assert checks._text_values({"d_model": 4096, "n_positions": 512}, 256) == 4096 * 257  # as long as model.flow.text_tokens
 
 
-def test_small_full_updates_in_bfloat16_are_noted() -> None:
-    full = ("model.dtype=bfloat16", "preference.optimization.parameters=full", "preference.optimization.learning_rate=1e-5")
-    assert [f.verdict for f in checks.check(toy(*full)) if "round such steps away" in f.sentence] == ["note"]
-    assert not [f for f in checks.check(toy(full[0], full[2])) if "round such steps away" in f.sentence]
+@pytest.mark.parametrize(("learning_rate", "verdict"), [(1e-8, "missing"), (1.28e-6, None), (5e-7, "note")])
+def test_a_full_training_that_bfloat16_swallows_is_refused(learning_rate: float, verdict: str | None) -> None:
+    """64 steps of SDXL: the public code's rate per sample, that times a batch of 128, and something between them."""
+    full = ("model.dtype=bfloat16", "preference.optimization.parameters=full", "preference.optimization.steps=64")
+    config = toy(*full, "preference.optimization.warmup_steps=0", f"preference.optimization.learning_rate={learning_rate}")
+    found = [finding.verdict for finding in checks.check(config) if "bfloat16 shows so small a change" in finding.sentence]
+    assert found == ([verdict] if verdict else [])
+
+
+def test_a_package_that_an_optimizer_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpo_ray.training.settings.find_spec", lambda name: None)
+    eight_bit = toy("preference.optimization.optimizer=adamw_8bit", "preference.optimization.gpus_per_worker=1")
+    assert any("needs the package bitsandbytes, which is not installed: pip install" in text for text in missing(eight_bit))
 
 
 def test_a_cluster_that_does_not_answer_is_said_not_to(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cpo_ray.config import ConfigError, dump, load
+from cpo_ray.config import ConfigError, changed, dump, load
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 TOY = CONFIGS / "toy.toml"
@@ -58,6 +58,8 @@ def test_overrides_have_types_and_bare_words() -> None:
         ("preference.objective=dpo", r"'preference.objective' is 'dpo': input should be 'cpo' or 'cpo_s'"),
         ("preference.optimization.epochs=2", r"give exactly one of steps and epochs"),
         ("preference.optimization.offload_optimizer=true", r"offload_optimizer needs zero_stage 1, 2 or 3"),
+        ("preference.optimization={steps=1, optimizer='adafactor', zero_stage=2}", r"optimizer 'adafactor' needs zero_stage 0"),
+        ("preference.optimization.optimizer=adamw_8bit", r"optimizer 'adamw_8bit' needs a GPU: set gpus_per_worker"),
         ("run.seed", r"override 'run.seed' is not of the form section.key=value"),
         ("seed=1", r"override 'seed=1' is not of the form"),
         ("run.seed.more=1", r"goes through 'seed', which is a value and not a section"),
@@ -85,3 +87,20 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     file.write_text("[run\n")
     with pytest.raises(ConfigError, match="is not valid TOML"):
         load(file)
+
+
+def test_a_resume_may_change_what_a_run_is_computed_with_and_not_what_comes_out() -> None:
+    started = dump(load(TOY))
+    free = (
+        "preference.optimization.workers=3",
+        "expert.optimization.zero_stage=2",
+        "targets.max_actors=7",
+        "evaluation.actors=1",
+    )
+    assert changed(started, load(TOY, free)) == []
+    other = load(TOY, [*free, "preference.beta=7.0", "preference.optimization.optimizer=adafactor", "model.revision=abc"])
+    assert changed(started, other) == [
+        "model.revision = 'abc' (was None)",
+        "preference.beta = 7.0 (was 1000.0)",
+        "preference.optimization.optimizer = 'adafactor' (was 'adamw')",
+    ]

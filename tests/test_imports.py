@@ -27,6 +27,8 @@ LIGHT = (
     "cpo_ray/sweep/settings.py",
     "cpo_ray/annotation/settings.py",
     "cpo_ray/review/settings.py",
+    "cpo_ray/training/settings.py",
+    "cpo_ray/training/schedule.py",
     "cpo_ray/config.py",
     "cpo_ray/command_line.py",
     "cpo_ray/schema.py",
@@ -39,7 +41,7 @@ LIGHT = (
 
 #: From low to high; a module imports its own layer and those below, never one above.
 LAYERS = (
-    ("hierarchy", "cpo_ray.section", "cpo_ray.sweep.settings", "cpo_ray.config", "cpo_ray.schema"),
+    ("hierarchy", "cpo_ray.section", "cpo_ray.sweep.settings", "cpo_ray.training.settings", "cpo_ray.config", "cpo_ray.schema"),
     ("cpo_ray.plan", "cpo_ray.prompts", "cpo_ray.diffusion", "cpo_ray.objectives"),
     ("cpo_ray.models",),
     ("cpo_ray.data", "cpo_ray.targets", "cpo_ray.evaluation", "cpo_ray.annotation", "cpo_ray.tracking", "cpo_ray.toy"),

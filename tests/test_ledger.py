@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from cpo_ray.plan import Plan
-from cpo_ray.training.health import SETTLED, HealthWatch
+from cpo_ray.training.health import SETTLED, WINNER_JUDGED_FROM, HealthWatch, difference, winner_warning
 from cpo_ray.training.ledger import Entry, check_ledger, drop_after, read_ledger, write_segment
 
 PLAN = Plan.build(["a", "b", "c", "d", "e"], seed=0, global_batch=4, draws=2, epochs=2)
@@ -40,6 +40,16 @@ def test_a_resume_drops_what_lies_beyond_its_checkpoint_and_trains_it_again(tmp_
     assert check_ledger(PLAN, read_ledger(tmp_path)) is None
     drop_after(tmp_path, 0)
     assert read_ledger(tmp_path) == []
+
+
+def test_the_number_of_ranks_may_change_at_a_resume(tmp_path: Path) -> None:
+    write(tmp_path, 0, 1)
+    write(tmp_path, 1, 2)  # by two ranks, whose checkpoint never counted
+    drop_after(tmp_path, 1)
+    write_segment(tmp_path, 1, 2, 0, entries(1, 2, 0, world_size=1))
+    for rank in range(3):
+        write_segment(tmp_path, 2, 3, rank, entries(2, 3, rank, world_size=3))
+    assert check_ledger(PLAN, read_ledger(tmp_path)) is None
 
 
 def test_an_item_too_few_and_one_too_many_are_named(tmp_path: Path) -> None:
@@ -90,3 +100,34 @@ def test_a_gradient_that_clipping_lets_pass_is_no_spike() -> None:
         assert watch.problem(step, 0.1, 5e-4) is None
     assert watch.problem(20, 0.1, 0.9) is None
     assert watch.problem(21, 0.1, 1.1) is not None
+
+
+def test_the_ranks_that_differ_from_most_are_named() -> None:
+    assert difference(7, [5, 5, 5]) is None
+    assert "after step 7 the weights of rank 1 differ from those of the other ranks" in str(difference(7, [5, 6, 5]))
+    assert "the weights of ranks 0, 3 differ from those" in str(difference(7, [1, 5, 5, 2]))
+    assert "the weights of ranks 0, 1, 2, 3 differ from each other" in str(difference(7, [1, 5, 5, 1]))
+
+
+def noisy(step: int) -> float:
+    """Something without a trend, between -0.01 and 0.01."""
+    return 0.01 * math.sin(step * step)
+
+
+def test_a_winner_error_that_grows_for_long_is_warned_of_with_beta_and_omega() -> None:
+    errors = [0.004 * step + noisy(step) for step in range(200)]
+    assert winner_warning(errors[: WINNER_JUDGED_FROM - 1], 5000, 2, 1.5) is None
+    warning = winner_warning(errors, 5000, 2, 1.5)
+    assert warning is not None and warning.startswith("the winner error has grown for 64 steps, lately to 0.22")  # 0.004 x 56
+    assert "larger beta (now 5000)" in warning and "omega_lose (now 2 and 1.5)" in warning
+    assert winner_warning([*([0.02] * 64), *(0.02 + 1e-3 * step for step in range(200))], 1, 1, 1) is not None
+
+
+def test_a_winner_error_that_falls_hovers_or_levels_off_is_not() -> None:
+    for error in (
+        lambda step: -0.001 * step + noisy(step),
+        noisy,
+        lambda step: 0.04 * (1 - math.exp(-step / 20)) + noisy(step) / 5,
+        lambda step: 0.002 * math.sqrt(step) + noisy(step) / 10,
+    ):
+        assert winner_warning([error(step) for step in range(1000)], 5000, 2, 2) is None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_engine import in_ranks
+from ranks import Ranks
 from tiny_training import make_spec, write_base, write_targets
 
 from cpo_ray.config import Config, Optimization, load
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def stages(config: Config, folder: Path) -> list[TrainSpec]:
-    """The trainings of a preset, of two steps of six small samples on one rank; all else is as the preset says."""
+    """The trainings of a preset, with steps of six small samples on one rank; all else is as the preset says."""
     settings, model = config.preference, write_base(folder / "base", config.model.family)
     model = model.model_copy(update={"dtype": config.model.dtype, "flow": config.model.flow})
     specs = []
@@ -31,8 +31,8 @@ def stages(config: Config, folder: Path) -> list[TrainSpec]:
         ("expert", config.expert.lora, config.expert.optimization, "sft"),
         ("preference", settings.lora, settings.optimization, settings.objective),
     ):
-        small = {"steps": 2, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1, "warmup_steps": 0}
-        spec = make_spec(folder / name, model, optimization=optimization.model_dump() | small, steps=2, objective=objective)
+        small = {"steps": 64, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1, "warmup_steps": 0}
+        spec = make_spec(folder / name, model, optimization=optimization.model_dump() | small, steps=64, objective=objective)
         # β stays small: targets are random numbers here, far from the base's outputs, and the preset's would saturate the loss.
         specs.append(replace(spec, lora=lora, omega_win=settings.omega_win, omega_lose=settings.omega_lose))
     for spec in specs:
@@ -53,13 +53,15 @@ def _step(specs: list[TrainSpec]) -> list[tuple[Optimization, dict[str, float], 
     return made
 
 
-def test_every_preset_trains(tmp_path: Path) -> None:
+def test_every_preset_trains(single: Ranks, tmp_path: Path) -> None:
     specs = {path.stem: stages(load(path), tmp_path / path.stem) for path in CONFIGS}
     # ZeRO-3 changes torch for the whole process, so it comes last.
     ordered = sorted((spec for pair in specs.values() for spec in pair), key=lambda spec: spec.optimization.zero_stage)
     assert len(ordered) == 2 * len(CONFIGS) >= 10
-    (made,) = in_ranks(1, tmp_path / "ranks", _step, ordered)
+    (made,) = single(_step, ordered)
     for optimization, metrics, moved in made:
         assert torch.tensor(list(metrics.values())).isfinite().all()
-        # Adam's first step is the learning rate; bfloat16 weights would round the smallest away.
-        assert moved == pytest.approx(optimization.learning_rate, rel=0.05)
+        # Adam's first step is the learning rate, Adafactor's is so on the average of a tensor; bfloat16 weights would round the
+        # smallest away.
+        times = 1.05 if optimization.optimizer == "adamw" else 20
+        assert 0.95 * optimization.learning_rate <= moved <= times * optimization.learning_rate

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import in_ranks
+from ranks import Ranks
 from tiny_training import IDS, make_spec, write_base, write_targets
 
 from cpo_ray.models import family
@@ -58,9 +58,9 @@ def expected_loss(spec: TrainSpec, items: list[Any]) -> float:
     return sum(errors) / len(errors)
 
 
-def test_two_shapes_in_one_step_on_two_ranks(tmp_path: Path) -> None:
+def test_two_shapes_in_one_step_on_two_ranks(pair: Ranks, tmp_path: Path) -> None:
     specs = [tiny(tmp_path / name, name) for name in ("sdxl", "flux")]
-    first, second = in_ranks(2, tmp_path / "ranks", _train, specs)
+    first, second = pair(_train, specs)
     for spec, one, two in zip(specs, first, second, strict=True):
         shapes = [{SHAPES[item.sample_id] for item in spec.plan.step(k).planned} for k in range(spec.plan.steps)]
         assert (8, 8) in shapes[0] and any(len(found) == 2 for found in shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -61,6 +62,7 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
     assert {step for step, _ in read_ledger(spec.output)} == {0, 1, 2, 3}
 
     write_targets(spec, 8)
+    shutil.copytree(spec.output, tmp_path / "widened")
     with pytest.raises(TrainingError, match="already holds a training"):
         train(spec)
     with pytest.raises(TrainingError, match=r"started with omega_win = 2\.0"):
@@ -81,6 +83,13 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
     assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
     assert any(tensor.any() for tensor in load_file(straight.adapter / name).values())
     assert resumed.metrics["loss"] == straight.metrics["loss"]
+
+    # The same, gone on with by two workers at ZeRO-2: the same items, and the same numbers but for rounding.
+    wider = spec.optimization.model_copy(update={"workers": 2, "micro_batch": 3, "zero_stage": 2})
+    widened = train(replace(spec, optimization=wider, output=tmp_path / "widened", resume=True))
+    assert (widened.trained_steps, widened.ledger_problem) == (STEPS - 4, None)
+    assert widened.metrics["loss"] == pytest.approx(straight.metrics["loss"], rel=1e-3)
+
     snapshots = sorted((tmp_path / "straight" / "snapshots").iterdir())
     assert [folder.name for folder in snapshots] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
     weights = [(folder / name).read_bytes() for folder in snapshots]

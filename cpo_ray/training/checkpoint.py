@@ -1,14 +1,14 @@
-"""Checkpoints through Ray Train: every rank saves its own part, every rank reports it, Ray merges the parts."""
+"""Checkpoints through Ray Train: all ranks gather, rank 0 writes where Ray keeps them, and they count once Ray knows of them."""
 
 from __future__ import annotations
 
 import json
-import tempfile
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ray.train
-from ray.train import Checkpoint, CheckpointConsistencyMode
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from torch import distributed
 
 from cpo_ray.training.engine import Engine
@@ -25,15 +25,17 @@ class TrainingState:
     metrics: dict[str, float] | None = None
 
 
-def save_checkpoint(engine: Engine, state: TrainingState) -> None:
-    """Save and report; returns once the checkpoint counts. Called by all ranks (saving on one of them would hang)."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        engine.save(folder)
-        if distributed.get_rank() == 0:
-            (folder / _STATE).write_text(json.dumps(asdict(state)))
-        checkpoint = Checkpoint.from_directory(folder)
-        ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=f"step-{state.step:08d}")
+def save_checkpoint(engine: Engine, state: TrainingState, storage: Path) -> None:
+    """Save below `storage`, the run's folder as Ray Train has it, and report; returns once the checkpoint counts. Collective."""
+    # Written in place: a copy of tens of gigabytes in a temporary folder would need as much room again.
+    folder = storage / f"step-{state.step:08d}"
+    if distributed.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # left by a crash before it counted
+        folder.mkdir(parents=True)
+        (folder / _STATE).write_text(json.dumps(asdict(state)))
+    engine.save(folder)
+    checkpoint = Checkpoint.from_directory(folder) if distributed.get_rank() == 0 else None
+    ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
     # A report is handed on by polling; a crash before that would lose a checkpoint whose ledger is written already.
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 

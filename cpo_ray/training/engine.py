@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, distributed, nn
 
 if not torch.cuda.is_available():
@@ -18,18 +22,21 @@ if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
-from deepspeed.utils import safe_get_full_fp32_param
 
 from cpo_ray.config import Optimization
+from cpo_ray.training.optimizers import make_optimizer
+from cpo_ray.training.partition import Fragment, fragments, model_weights, publish
+from cpo_ray.training.tensor_file import Entry, write_tensors
 
 # A shared-memory all-reduce that DeepSpeed would compile at the start, for a minute, and not without a compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-_TAG = "engine"
+STATE = "engine.safetensors"
+_WEIGHTS, _AVERAGE = "weights", "average"
 
 
 class Engine:
-    """AdamW with float32 master weights over the parameters of `denoiser` that require gradients.
+    """An optimizer with float32 master weights over the parameters of `denoiser` that require gradients.
 
     `micro_batch` is the number of samples per forward and rank, `accumulation` the number of micro-batches per step and rank.
     With `bfloat16` the model computes in it. Collective.
@@ -38,20 +45,21 @@ class Engine:
     def __init__(
         self, denoiser: nn.Module, optimization: Optimization, *, micro_batch: int, accumulation: int, bfloat16: bool = False
     ) -> None:
-        trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+        trained = {name: parameter for name, parameter in denoiser.named_parameters() if parameter.requires_grad}
         assert trained, "no parameter requires a gradient"
+        shapes = {name: parameter.shape for name, parameter in trained.items()}
         self.accumulation = accumulation
         self.world_size = distributed.get_world_size()
-        self._frozen_excluded = optimization.parameters == "lora"
-        self._stage = optimization.zero_stage
-        self._bfloat16 = bfloat16
+        self.replicated = optimization.zero_stage < 3
+        """Whether every rank holds all trained weights."""
         self._plain = optimization.zero_stage == 0 and not bfloat16
-        self._parameters = trained
+        self._trained = trained
+        self._optimizer = make_optimizer(list(trained.values()), optimization)
         offload = {"offload_optimizer": {"device": "cpu"}} if optimization.offload_optimizer else {}
         self._deepspeed, *_ = deepspeed.initialize(
             model=denoiser,
-            model_parameters=trained,
-            optimizer=torch.optim.AdamW(trained, lr=optimization.learning_rate, weight_decay=optimization.weight_decay),
+            model_parameters=list(trained.values()),
+            optimizer=self._optimizer,
             config={
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
@@ -63,10 +71,16 @@ class Engine:
                 "steps_per_print": None,
             },
         )
-
         if bfloat16 and optimization.zero_stage == 0:
             # Here DeepSpeed takes a step without gradients to allocate the state, which Adam's bias correction would count.
-            self._deepspeed.optimizer.optimizer.state.clear()
+            self._optimizer.state.clear()
+        self._fragments = fragments(self._deepspeed, trained, shapes)
+        self._updates = 0
+        self._decay = optimization.ema_decay
+        # By id: two equal tensors are two owners. Under ZeRO many parameters share one.
+        owners = {id(fragment.owner): fragment.owner for fragment in self._fragments.values()}
+        self._averages = {key: owner.detach().clone() for key, owner in owners.items()} if self._decay else {}
+        self._owners = owners
 
     @property
     def model(self) -> nn.Module:
@@ -95,23 +109,12 @@ class Engine:
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         # Without ZeRO and bfloat16 DeepSpeed clips by torch and forgets the norm; the gradients are reduced already.
-        norms = [parameter.grad.norm() for parameter in self._parameters if parameter.grad is not None] if self._plain else []
+        norms = [p.grad.norm() for p in self._trained.values() if p.grad is not None] if self._plain else []
         self._deepspeed.step()
+        self._updates += 1
+        self._update_averages()
         norm = float(torch.stack(norms).norm() if self._plain else self._deepspeed.get_global_grad_norm())
         return norm if math.isfinite(norm) and norm >= 0 else math.nan  # DeepSpeed writes -1 for an overflow
-
-    def save(self, folder: Path) -> None:
-        """Write this rank's part of the weights and the optimizer's state; each rank may have a folder of its own. Collective."""
-        self._deepspeed.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=self._frozen_excluded)
-
-    def load(self, folder: Path) -> None:
-        """Go on from a folder that holds the files of all ranks, saved by as many ranks at the same ZeRO stage. Collective.
-
-        DeepSpeed's files are pickles: load none that this run did not write. Raises ValueError if there is no checkpoint.
-        """
-        path, _ = self._deepspeed.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._frozen_excluded)
-        if path is None:
-            raise ValueError(f"{folder} holds no checkpoint of this training; delete it to start from the one before")
 
     def trained_state(self) -> dict[str, Tensor]:
         """The trained parameters by name, whole, float32 on the CPU, on rank 0; nothing on the others. Collective.
@@ -119,32 +122,106 @@ class Engine:
         Where the model computes in bfloat16 these are the optimizer's copies, which have what rounding took from the weights.
         """
         state = {}
-        for name, parameter in self.denoiser.named_parameters():
-            if parameter.requires_grad:
-                # One at a time: no GPU has to hold a whole model beside its own part.
-                whole = self._master(parameter) if self._bfloat16 else self._gathered(parameter)
-                if distributed.get_rank() == 0:
-                    state[name] = whole.float().cpu().clone()
+        for name, fragment in self._fragments.items():
+            # One at a time: no GPU has to hold a whole model beside its own part.
+            whole = fragment.whole(fragment.owner, self.device)
+            if distributed.get_rank() == 0:
+                state[name] = whole.float().cpu().clone()
         return state
 
-    def _gathered(self, parameter: nn.Parameter) -> Tensor:
-        with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
-            return parameter.detach().clone()
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the model and `trained_state` have the moving average of the weights, if one is kept. Collective."""
+        if self._averages:
+            self._swap_averages()
+        try:
+            yield
+        finally:
+            if self._averages:
+                self._swap_averages()
 
-    def _master(self, parameter: nn.Parameter) -> Tensor:
-        """The float32 copy of a bfloat16 parameter."""
-        if self._stage == 0:
-            (masters,) = self._deepspeed.optimizer.fp32_groups
-            return next(master for own, master in zip(self._parameters, masters, strict=True) if own is parameter).detach()
-        master: Tensor = safe_get_full_fp32_param(parameter)
-        return master
+    def checksum(self) -> int:
+        """Changes with any one number that this rank's model computes with; equal on all ranks where weights are replicated."""
+        integers = {2: torch.int16, 4: torch.int32}
+        weights = model_weights(self._deepspeed, self._trained)
+        # Sums of bit patterns are exact in any order and know nothing of NaN; one number that differs always shows.
+        sums = torch.stack([values.view(integers[values.itemsize]).sum(dtype=torch.int64) for values in weights])
+        return int((sums * torch.arange(1, len(weights) + 1, device=sums.device)).sum())
 
+    def save(self, folder: Path) -> None:
+        """Rank 0 writes all that a training goes on from, for any number of ranks at any ZeRO stage. Collective.
 
-def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float:
-    """The rate of a step, from 0: a linear warm-up that begins above 0, then constant or half a cosine that ends above 0."""
-    warmup = optimization.warmup_steps
-    if step < warmup:
-        return optimization.learning_rate * (step + 1) / warmup
-    if optimization.decay == "constant":
-        return optimization.learning_rate
-    return optimization.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+        One safetensors file with a tensor for each trained parameter, in its own shape: the float32 weights, what the optimizer
+        remembers, and the moving average. Tensors are gathered one at a time, so a GPU holds one of them beside its own share.
+        """
+        entries = list(self._entries())
+        if distributed.get_rank() == 0:
+            write_tensors(folder / STATE, entries, {"updates": str(self._updates)})
+        else:
+            for entry in entries:
+                entry.tensor()
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote. Collective. Raises ValueError if that is not there, or is of other parameters."""
+        path = folder / STATE
+        if not path.is_file():
+            raise ValueError(f"{folder} holds no checkpoint of this training; delete it to start from the one before")
+        with safe_open(path, "pt") as file, torch.no_grad():
+            shapes = {f"{_WEIGHTS}/{name}": fragment.shape for name, fragment in self._fragments.items()}
+            names = file.offset_keys()
+            saved = {name: torch.Size(file.get_slice(name).get_shape()) for name in names if name.startswith(f"{_WEIGHTS}/")}
+            if different := sorted(dict(saved.items() ^ shapes.items())):
+                raise ValueError(f"{path} is of another training: {different[0]!r} differs here; give this one another name")
+            self._updates = int(file.metadata()["updates"])
+            for name in names:
+                key, _, parameter = name.partition("/")
+                self._restore(self._fragments[parameter], key, file.get_tensor(name))
+        publish(self._deepspeed)
+
+    def _entries(self) -> Iterator[Entry]:
+        for name, fragment in self._fragments.items():
+            owner = fragment.owner
+            states = {_WEIGHTS: owner, **self._optimizer.state.get(owner, {})}
+            if self._averages:
+                states[_AVERAGE] = self._averages[id(owner)]
+            for key, value in states.items():
+                values = value if isinstance(value, Tensor) else torch.tensor(value)  # some optimizers count in plain numbers
+                if values.shape == owner.shape:
+                    get = partial(fragment.whole, values, self.device)
+                    yield Entry(f"{key}/{name}", values.dtype, fragment.shape, get)
+                else:  # a count of steps, or factors of a whole matrix, which are the same on all ranks
+                    yield Entry(f"{key}/{name}", values.dtype, values.shape, values.detach)
+
+    def _restore(self, fragment: Fragment, key: str, values: Tensor) -> None:
+        owner = fragment.owner
+        if key == _WEIGHTS:
+            fragment.put(owner, values)
+        elif key == _AVERAGE:
+            if self._averages:
+                fragment.put(self._averages[id(owner)], values)
+        elif not fragment.replicated and values.shape == fragment.shape and values.dim():
+            state = self._optimizer.state[owner]
+            if key not in state:
+                state[key] = torch.zeros_like(owner, dtype=values.dtype)
+            fragment.put(state[key], values)
+        elif values.dtype == torch.int64:
+            self._optimizer.state[owner][key] = int(values)
+        else:
+            on_device = values.dim() or self._optimizer.defaults.get("fused")
+            self._optimizer.state[owner][key] = values.to(owner.device) if on_device else values
+
+    @torch.no_grad()
+    def _update_averages(self) -> None:
+        """Elementwise, so each rank averages its own share; the ramp lets a short training leave its start behind."""
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        for key, average in self._averages.items():
+            average.lerp_(self._owners[key], 1 - decay)
+
+    @torch.no_grad()
+    def _swap_averages(self) -> None:
+        for fragment in self._fragments.values():
+            weights, average = fragment.of(fragment.owner), fragment.of(self._averages[id(fragment.owner)])
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+        publish(self._deepspeed)

@@ -15,8 +15,11 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cpo_ray.config import Optimization
+from cpo_ray.training.health import winner_warning
 from cpo_ray.training.ledger import check_ledger, read_ledger, write_text
-from cpo_ray.training.worker import ADAPTER, METRICS, TrainSpec, WorkerResult, train_loop
+from cpo_ray.training.records import METRICS
+from cpo_ray.training.settings import FREE_ON_RESUME
+from cpo_ray.training.worker import ADAPTER, TrainSpec, WorkerResult, train_loop
 
 _SETTINGS = "training.json"
 _RESULT = "result.json"
@@ -32,7 +35,8 @@ class TrainingError(ValueError):
 class TrainResult:
     """A finished training. `trained_steps` counts those of this call: 0 means that there was nothing left to train.
 
-    `ledger_problem` is None when each planned item was trained exactly as often as planned.
+    `ledger_problem` is None when each planned item was trained exactly as often as planned. `warnings` are sentences about what
+    its numbers say.
     """
 
     adapter: Path
@@ -40,6 +44,7 @@ class TrainResult:
     trained_steps: int
     metrics: dict[str, float]
     ledger_problem: str | None
+    warnings: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -49,10 +54,15 @@ class TrainResult:
         return f"trained {self.trained_steps} of {self.steps} steps; the weights are in {self.adapter}"
 
 
-def train(spec: TrainSpec, on_progress: Callable[[int, int], None] | None = None) -> TrainResult:
+def train(
+    spec: TrainSpec,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> TrainResult:
     """Run a training to its end, or with `resume` go on where it stopped; needs a connected Ray.
 
-    `on_progress` is told (finished steps, all steps) every few seconds, from a thread of its own.
+    `on_progress` is told (finished steps, all steps) every few seconds, and `on_warning` once what looks wrong and does not stop
+    a training, from a thread of their own.
     Raises TrainingError when the output folder holds another training, the cluster is too small or the workers fail too often,
     TrainingHealthError when the numbers go wrong, and ExportError when the written weights are not the trained ones.
     """
@@ -60,11 +70,15 @@ def train(spec: TrainSpec, on_progress: Callable[[int, int], None] | None = None
     record = spec.output / _RESULT
     if record.exists():
         done = json.loads(record.read_text())
-        return TrainResult(spec.output / ADAPTER, done["steps"], 0, done["metrics"], done["ledger_problem"])
+        return TrainResult(spec.output / ADAPTER, **(done | {"trained_steps": 0}))
     check_resources(spec.optimization)
     write_text(spec.output / _SETTINGS, json.dumps(_settings(spec), indent=2))
-    with _told_of_steps(spec, on_progress):
+    with _followed(spec, on_progress, on_warning) as told:
         worker = _fit(spec)
+    warnings = tuple(filter(None, (_winner_warning(spec), *worker.warnings)))
+    for warning in warnings:
+        if on_warning is not None and warning not in told:
+            on_warning(warning)
     if worker.failure is not None:
         raise worker.failure
     if on_progress is not None:
@@ -75,6 +89,7 @@ def train(spec: TrainSpec, on_progress: Callable[[int, int], None] | None = None
         trained_steps=worker.last_step - worker.first_step,
         metrics=worker.metrics,
         ledger_problem=check_ledger(spec.plan, read_ledger(spec.output)),
+        warnings=warnings,
     )
     write_text(record, json.dumps({k: v for k, v in asdict(result).items() if k != "adapter"}))
     return result
@@ -94,28 +109,42 @@ def check_resources(optimization: Optimization) -> None:
 
 
 @contextmanager
-def _told_of_steps(spec: TrainSpec, on_progress: Callable[[int, int], None] | None) -> Iterator[None]:
-    """Count the lines that rank 0 writes, one a step; nothing has to travel for people to see how far it is."""
-    if on_progress is None:
-        yield
-        return
+def _followed(
+    spec: TrainSpec, on_progress: Callable[[int, int], None] | None, on_warning: Callable[[str], None] | None
+) -> Iterator[list[str]]:
+    """Read the lines that rank 0 writes, one a step; nothing has to travel to see how it goes. Yields what was said."""
+    told: list[str] = []
     ended, file = threading.Event(), spec.output / METRICS
 
-    def follow(tell: Callable[[int, int], None]) -> None:
+    def follow() -> None:
         last = None
         while not ended.wait(_LOOK_EVERY_SECONDS):
             done = file.read_bytes().count(b"\n") if file.exists() else 0
-            if done != last and done < spec.plan.steps:
-                tell(done, spec.plan.steps)
+            if done == last:
+                continue
             last = done
+            if on_progress is not None and done < spec.plan.steps:
+                on_progress(done, spec.plan.steps)
+            if on_warning is not None and not told and (warning := _winner_warning(spec)):
+                told.append(warning)
+                on_warning(warning)
 
-    thread = threading.Thread(target=follow, args=(on_progress,), name="steps", daemon=True)
+    thread = threading.Thread(target=follow, name="steps", daemon=True)
     thread.start()
     try:
-        yield
+        yield told
     finally:
         ended.set()
         thread.join()
+
+
+def _winner_warning(spec: TrainSpec) -> str | None:
+    """Of the steps logged so far; objectives without a winner have nothing to warn of."""
+    file = spec.output / METRICS
+    # The last line may be half-written.
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    errors = [metrics["win"] for metrics in map(json.loads, lines) if "win" in metrics]
+    return winner_warning(errors, spec.beta, spec.omega_win, spec.omega_lose)
 
 
 def _check_output(spec: TrainSpec) -> None:
@@ -131,17 +160,17 @@ def _check_output(spec: TrainSpec) -> None:
         key = differing[0]
         raise TrainingError(
             f"{spec.output} was started with {key} = {before.get(key)!r}, and is now to be resumed with {settings[key]!r}; "
-            "resume with the settings it was started with, or give the run another name"
+            "resume with the settings it was started with, or give the run another name "
+            "(workers, their resources, micro_batch and zero_stage may change)"
         )
 
 
 def _settings(spec: TrainSpec) -> dict[str, Any]:
-    """All that a resume may not change; how often to save or to retry it may."""
-    free = {"steps", "epochs", "cpus_per_worker", "checkpoint_every", "max_failures", "spike_factor", "gradient_checkpointing"}
+    """All that a resume may not change. Steps and epochs are in the plan."""
     sections = {
         "model": spec.model.model_dump(mode="json"),
         "lora": spec.lora.model_dump(mode="json"),
-        "optimization": spec.optimization.model_dump(mode="json", exclude=free),
+        "optimization": spec.optimization.model_dump(mode="json", exclude={"steps", "epochs", *FREE_ON_RESUME}),
     }
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
     names = ("run_id", "objective", "omega_win", "omega_lose", "beta", "seed")

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray.train
 import torch
@@ -27,30 +27,18 @@ from cpo_ray.plan import Batch, Plan
 from cpo_ray.targets.reader import TargetBatch, TargetReader
 from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.training.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
-from cpo_ray.training.engine import Engine, learning_rate_at
+from cpo_ray.training.engine import Engine
 from cpo_ray.training.export import ExportError, Probe, export_adapter, probe_output, write_weights
-from cpo_ray.training.health import HealthWatch, TrainingHealthError
-from cpo_ray.training.ledger import Entry, drop_after, write_segment, write_text
+from cpo_ray.training.health import COMPARED_EVERY, HealthWatch, TrainingHealthError, difference
+from cpo_ray.training.ledger import Entry, write_segment
+from cpo_ray.training.optimizers import check_learning_rate
+from cpo_ray.training.records import Tracking, model_card, open_loggers
+from cpo_ray.training.schedule import learning_rate_at
 
 ADAPTER = "adapter"
-METRICS = "metrics.jsonl"
 SNAPSHOTS = "snapshots"
 HELD_OUT = "held_out.json"
 _PROBE_SAMPLES = 2
-
-
-class StepLogger(Protocol):
-    """Takes the metrics of each step; lives on rank 0."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Tracking(Protocol):
-    """Picklable; starts the logger in the process that logs."""
-
-    def start(self) -> StepLogger: ...
 
 
 @dataclass(frozen=True)
@@ -93,10 +81,14 @@ class WorkerResult:
     last_step: int
     metrics: dict[str, float]
     failure: TrainingHealthError | ExportError | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Trainer:
-    """The denoiser, its engine and its targets on one rank; needs an initialised torch.distributed. Collective throughout."""
+    """The denoiser, its engine and its targets on one rank; needs an initialised torch.distributed. Collective throughout.
+
+    Raises TrainingHealthError when the learning rate is too small for a model in bfloat16 ever to move.
+    """
 
     def __init__(self, spec: TrainSpec) -> None:
         self.spec = spec
@@ -113,6 +105,8 @@ class Trainer:
             self.family.add_lora(denoiser, spec.lora, spec.seed)
         else:
             denoiser.requires_grad_(True)
+        if spec.model.dtype == "bfloat16":
+            check_learning_rate(denoiser, spec.plan.steps, optimization)
         if optimization.gradient_checkpointing:
             self.family.checkpoint_gradients(denoiser)
         # A micro-batch larger than a rank's share would be filled up with padding.
@@ -124,6 +118,7 @@ class Trainer:
             accumulation=len(self.microbatches(0)),
             bfloat16=spec.model.dtype == "bfloat16",
         )
+        self.untrained = self.engine.checksum()
 
     def microbatches(self, step: int) -> list[Batch]:
         """What this rank computes in a step."""
@@ -167,11 +162,12 @@ class Trainer:
         return self._means(totals, plan.total_items)
 
     def export(self, folder: Path, metrics: Mapping[str, float]) -> None:
-        """Write the trained weights, on rank 0, and compare what they do. Raises ExportError there."""
+        """Write the trained weights, or their moving average, on rank 0, and compare what they do. Raises ExportError there."""
         targets = self.reader.batch(self.microbatches(self.spec.plan.steps - 1)[0], self.engine.device)
         x_t, timestep, conditioning = targets.inputs(DTYPES[self.spec.model.dtype], _PROBE_SAMPLES)
-        output = probe_output(self.family, self.engine.model, x_t, timestep, conditioning)
-        state = self.engine.trained_state()
+        with self.engine.averaged():
+            output = probe_output(self.family, self.engine.model, x_t, timestep, conditioning)
+            state = self.engine.trained_state()
         if self.rank == 0:
             probe = Probe(x_t, timestep, conditioning, output)
             spec, card = self.spec, model_card(self.spec, metrics)
@@ -180,9 +176,10 @@ class Trainer:
             )
 
     def snapshot(self, folder: Path) -> None:
-        """Write the trained weights as they are now, on rank 0; whoever sees `folder` sees all of it."""
-        held_out = {} if self.spec.held_out is None else self.held_out()
-        state = self.engine.trained_state()
+        """Write the trained weights as they are now, or their average, on rank 0; whoever sees `folder` sees all of it."""
+        with self.engine.averaged():
+            held_out = {} if self.spec.held_out is None else self.held_out()
+            state = self.engine.trained_state()
         if self.rank == 0:
             partial = folder.with_name(f".{folder.name}.partial")
             for left_over in (partial, folder):
@@ -191,6 +188,15 @@ class Trainer:
             write_weights(self.family, self.engine.denoiser, state, self.spec.model, partial, self.spec.optimization.parameters)
             (partial / HELD_OUT).write_text(json.dumps(held_out))
             partial.rename(folder)
+
+    def difference(self, step: int) -> str | None:
+        """What is wrong if the ranks' weights are not the same after a step, as half a sentence. ZeRO-3 has no two of them."""
+        if self.world_size == 1 or not self.engine.replicated:
+            return None
+        own = torch.tensor([self.engine.checksum()], device=self.engine.device)
+        gathered = [torch.empty_like(own) for _ in range(self.world_size)]
+        distributed.all_gather(gathered, own)
+        return difference(step, [int(checksum) for checksum in gathered])
 
     def _losses(self, targets: TargetBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics per sample, (B,)."""
@@ -213,32 +219,37 @@ def train_loop(config: dict[str, Any]) -> WorkerResult:
     """The function that Ray Train runs on every rank, with config["spec"] a TrainSpec."""
     spec: TrainSpec = config["spec"]
     torch.set_num_threads(max(1, int(spec.optimization.cpus_per_worker)))
-    trainer = Trainer(spec)
+    try:
+        trainer = Trainer(spec)
+    except TrainingHealthError as error:
+        return WorkerResult(0, 0, {}, error)
     state = restore_checkpoint(trainer.engine)
     watch = HealthWatch(spec.optimization.spike_factor, spec.optimization.gradient_clip, state.gradient_norms)
     first, metrics, steps = state.step, state.metrics or {}, spec.plan.steps
     with ExitStack() as stack:
-        loggers = _loggers(spec, first, stack) if trainer.rank == 0 else []
+        loggers = open_loggers(spec, first, stack) if trainer.rank == 0 else []
         for step in range(first, steps):
             metrics = trainer.step(step)
             for logger in loggers:
                 logger.log(step, metrics)
             # The numbers are the same on all ranks, so all of them stop here or none.
-            problem = watch.problem(step, metrics["loss"], metrics["gradient_norm"])
-            if problem is not None:
-                return WorkerResult(first, step, metrics, _health_error(problem))
-            if (step + 1) % spec.optimization.checkpoint_every == 0 or step + 1 == steps:
+            if problem := watch.problem(step, metrics["loss"], metrics["gradient_norm"]):
+                return WorkerResult(first, step, metrics, _health_error(problem, _GENTLER))
+            due = (step + 1) % spec.optimization.checkpoint_every == 0 or step + 1 == steps
+            if (due or (step + 1) % COMPARED_EVERY == 0) and (problem := trainer.difference(step)):
+                return WorkerResult(first, step, metrics, _health_error(problem, _OTHER_MACHINE))
+            if due:
                 write_segment(spec.output, state.step, step + 1, trainer.rank, trainer.trained)
                 trainer.trained.clear()
                 state = TrainingState(step + 1, tuple(watch.norms), metrics)
                 if spec.snapshots:  # before the checkpoint counts: a resume from it would not write the snapshot any more
                     trainer.snapshot(snapshot_folder(spec, step + 1))
-                save_checkpoint(trainer.engine, state)
+                save_checkpoint(trainer.engine, state, spec.output.absolute() / spec.run_id)
     try:
         trainer.export(spec.output / ADAPTER, metrics)
     except ExportError as error:
         return WorkerResult(first, steps, metrics, error)
-    return WorkerResult(first, steps, metrics)
+    return WorkerResult(first, steps, metrics, warnings=_warnings(trainer, steps))
 
 
 def snapshot_folder(spec: TrainSpec, step: int) -> Path:
@@ -246,55 +257,22 @@ def snapshot_folder(spec: TrainSpec, step: int) -> Path:
     return spec.output / SNAPSHOTS / f"step-{step:08d}"
 
 
-def model_card(spec: TrainSpec, metrics: Mapping[str, float]) -> dict[str, str]:
-    """The lines of the model card."""
-    expert = "expert" in get_objective(spec.objective).needs
-    return {
-        "objective": spec.objective,
-        **({"omega_win": str(spec.omega_win), "omega_lose": str(spec.omega_lose), "beta": str(spec.beta)} if expert else {}),
-        "steps": str(spec.plan.steps),
-        "samples per step": str(spec.plan.global_batch),
-        "training pictures": str(len(spec.plan.sample_ids)),
-        "learning rate": str(spec.optimization.learning_rate),
-        "seed": str(spec.seed),
-        "targets": spec.targets.fingerprint,
-        **spec.card,
-        **{f"last step: {name}": f"{value:.4g}" for name, value in metrics.items()},
-    }
+def _warnings(trainer: Trainer, steps: int) -> tuple[str, ...]:
+    """What is to be said of a finished training."""
+    if trainer.engine.checksum() != trainer.untrained:
+        return ()
+    what = f"after {steps} steps not one weight has changed in {trainer.spec.model.dtype}, so the result does nothing in it"
+    return (f"{what}; raise learning_rate or train longer",)
 
 
-class _MetricsFile:
-    """metrics.jsonl, one line per step; each line is flushed, so that people can watch."""
-
-    def __init__(self, path: Path, first: int) -> None:
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < first] if path.exists() else []
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._stream = path.open("a", buffering=1)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
-
-    def close(self) -> None:
-        self._stream.close()
+_GENTLER = "try a smaller learning_rate, or for a preference objective a smaller beta or omega"
+_OTHER_MACHINE = "resume from there, and leave out the machine if it happens again"
 
 
-def _loggers(spec: TrainSpec, first: int, stack: ExitStack) -> list[StepLogger]:
-    """What rank 0 logs to; forgets what was trained after the checkpoint, since it is trained again."""
-    drop_after(spec.output, first)
-    loggers: list[StepLogger] = [_MetricsFile(spec.output / METRICS, first)]
-    if spec.tracking is not None:
-        loggers.append(spec.tracking.start())
-    for logger in loggers:
-        stack.callback(logger.close)
-    return loggers
-
-
-def _health_error(problem: str) -> TrainingHealthError:
+def _health_error(problem: str, advice: str) -> TrainingHealthError:
     checkpoint = ray.train.get_checkpoint()
     last = f"the last good checkpoint is {checkpoint.path}" if checkpoint else "no checkpoint was written yet"
-    return TrainingHealthError(
-        f"training stopped: {problem}; {last}; try a smaller learning_rate, or for a preference objective a smaller beta or omega"
-    )
+    return TrainingHealthError(f"training stopped: {problem}; {last}; {advice}")
 
 
 def _add(totals: dict[str, Tensor], metrics: Mapping[str, Tensor], weights: Tensor) -> None:

@@ -1,0 +1,36 @@
+"""The learning rate as a function of the step: no torch, so that a run can be judged before it starts."""
+
+from __future__ import annotations
+
+import math
+
+from cpo_ray.config import Optimization
+
+#: bfloat16 has 8 significant bits: a change of less than a 512th of a weight is rounded away, whatever its size.
+BFLOAT16_SHARE = 2.0**-9
+#: A training in bfloat16 must be able to move as large a share of its weights.
+VISIBLE_SHARE = 0.02
+
+
+def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float:
+    """The rate of a step, from 0: a linear warm-up that begins above 0, then constant or half a cosine that ends above 0."""
+    warmup = optimization.warmup_steps
+    if step < warmup:
+        return optimization.learning_rate * (step + 1) / warmup
+    if optimization.decay == "constant":
+        return optimization.learning_rate
+    return optimization.learning_rate * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def largest_change(steps: int, optimization: Optimization) -> float:
+    """How far a weight comes in all steps, at most: the optimizers here move it by about the learning rate in each."""
+    return sum(learning_rate_at(step, steps, optimization) for step in range(steps))
+
+
+def swallowed(change: float, visible: float) -> str:
+    """What to say of a training in bfloat16 whose `change` shows in a share `visible` of the weights only."""
+    return (
+        f"the learning rates of all steps add up to {change:.1e}, and bfloat16 shows so small a change in {visible:.1%} of the "
+        "weights: neither training nor whoever loads the result in bfloat16 would see it; raise learning_rate, train longer, or "
+        "set model.dtype to float32"
+    )
