@@ -29,8 +29,9 @@ class Ranks:
         return [call.result(timeout=900) for call in calls]
 
     def close(self) -> None:
-        for rank in self._ranks:
-            rank.shutdown()
+        for wait in (False, True):  # all end at once
+            for rank in self._ranks:
+                rank.shutdown(wait)
 
 
 def _join(rank: int, world_size: int, folder: Path) -> None:
