@@ -32,8 +32,10 @@ demo: $(STAMP)
 sweep: $(STAMP)
 	$(BIN)/python tune/search_cpo.py --resume
 
+# Two at a time, and then those that start a Ray, which has both cores to itself.
 test: $(STAMP) browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m ray
 
 # The page of a review is tested in a real one.
 browser:

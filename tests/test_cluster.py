@@ -61,7 +61,7 @@ def test_job_is_submitted_with_a_token(head: dict[str, str], tmp_path: Path) -> 
     refused = submit(stranger, "run.sed=1")
     assert refused.returncode != 0 and "run.sed" not in refused.stdout
 
-    small = ("expert.optimization.steps=1", "preference.optimization.steps=1", "evaluation.pictures=6")
+    small = ("expert.optimization.steps=1", "preference.optimization.steps=1", "evaluation.pictures=6", "evaluation.samples=0")
     done = submit(head, *settings(tmp_path, "submitted"), *small)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert (tmp_path / "submitted" / "evaluation" / "report.html").exists()
