@@ -161,7 +161,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Number of optimiser steps."""
-        return len(self._groups)
+        return len(self._groups) if self.buckets else math.ceil(self.total_items / self.global_batch)
 
     @property
     def _group(self) -> int:
