@@ -204,7 +204,7 @@ def test_tpe_with_a_scheduler_searches_what_was_asked_and_goes_on_from_its_resul
 
 
 def test_when_the_time_is_over_nothing_goes_on_and_the_trials_stay_open(first: Path, folder: Path) -> None:
-    long = ("preference.optimization.steps=5000", "sweep.minutes=0.7", "sweep.space={ omega = [1.0, 2.0, 3.0] }")
+    long = ("preference.optimization.steps=5000", "sweep.minutes=0.4", "sweep.space={ omega = [1.0, 2.0, 3.0] }")
     search(config(folder, "short", *long))
     assert {trial.status for trial in trials(folder, "short")} <= {"running"}
     assert not (folder / "short" / "best.toml").exists()
