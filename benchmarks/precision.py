@@ -81,7 +81,9 @@ def outputs(spec: ExpertSpec, samples: int, live: bool = False) -> ExpertDiffere
 def unmerged(model: Model) -> Any:
     """The architecture's family, which leaves an adapter beside the weights."""
 
-    class Unmerged(type(family(model))):  # type: ignore[misc]
+    architecture: Any = type(family(model))
+
+    class Unmerged(architecture):
         def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
             denoiser = super().load_denoiser(model)
             if adapter is not None:

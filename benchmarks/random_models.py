@@ -130,7 +130,9 @@ def random_family(name: str, size: Size, device: torch.device) -> Any:
     their own, as merging does, and so does training the whole.
     """
 
-    class Random(type(family(Model(family=name, base="random")))):  # type: ignore[misc]
+    architecture: Any = type(family(Model(family=name, base="random")))
+
+    class Random(architecture):
         def __init__(self) -> None:
             self.made: nn.Module | None = None
             self.encoders: RandomEncoders | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from cpo_ray.plan import Item, Plan
 LETTERS = {"a": "tall", "b": "tall", "c": "wide", "d": "wide", "e": "wide"}
 
 
-def small(**length: float) -> Plan:
-    return Plan.build(LETTERS, seed=7, global_batch=4, draws=2, buckets=LETTERS, bucket_batch=2, **length)  # type: ignore[arg-type]
+def small(**length: Any) -> Plan:
+    return Plan.build(LETTERS, seed=7, global_batch=4, draws=2, buckets=LETTERS, bucket_batch=2, **length)
 
 
 def spelled(items: tuple[Item, ...]) -> str:
@@ -58,8 +59,15 @@ def test_no_batch_mixes_and_no_item_is_lost(seed: int) -> None:
     buckets = {name: int(generator.choice(6, p=shares)) for name in ids}
     together = int(generator.choice([1, 2, 3, 6, 12]))
     length = {"epochs": 2.5} if seed % 2 else {"steps": 7}
-    arguments = {"seed": seed, "global_batch": 12, "draws": 2, "buckets": buckets, "bucket_batch": together, **length}
-    plan, again = Plan.build(ids, **arguments), Plan.build(reversed(ids), **arguments)  # type: ignore[arg-type]
+    arguments: dict[str, Any] = {
+        "seed": seed,
+        "global_batch": 12,
+        "draws": 2,
+        "buckets": buckets,
+        "bucket_batch": together,
+        **length,
+    }
+    plan, again = Plan.build(ids, **arguments), Plan.build(reversed(ids), **arguments)
     assert plan == again
     planned = [plan.step(k).planned for k in range(plan.steps)]
 
