@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cpo_ray.config import Optimization
 from cpo_ray.training.settings import bucket_size
@@ -19,41 +19,57 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes of one rank by part. `step` is there while the weights are updated, when no activation is; `host` in main memory."""
+    """Bytes of one rank by part: on its device, and `host` in main memory.
+
+    `buffers` are there all the time, `passing` during a backward pass only, and `step` while weights are updated, when there is
+    no activation any more.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     average: int
+    buffers: int
+    passing: int
     step: int
     host: int
 
-    @property
-    def steady(self) -> int:
-        """What stays on the device from step to step; gradients come and go with the activations."""
-        return self.weights + self.optimizer + self.average
-
 
 def engine_memory(
-    optimization: Optimization, trained: Sequence[Sequence[int]], frozen: int, bytes_per_number: int, world_size: int
+    optimization: Optimization,
+    trained: Sequence[Sequence[int]],
+    frozen: int,
+    bytes_per_number: int,
+    world_size: int,
+    accumulation: int = 1,
 ) -> EngineMemory:
     """For trained parameters of these shapes beside so many frozen numbers, in a model of 2 (bfloat16) or 4 bytes a number."""
     stage, size = optimization.zero_stage, bytes_per_number
-    numbers = sum(map(math.prod, trained))
+    numbers, largest = sum(map(math.prod, trained)), max(map(math.prod, trained))
     share = math.ceil(numbers / world_size) if stage else numbers
-    held = math.ceil((frozen + numbers) / world_size) if stage == 3 else frozen + numbers
-    bucket = bucket_size(numbers) * size if stage or world_size > 1 else 0
-    masters = _FLOAT32 * share if stage or size < _FLOAT32 else 0  # otherwise the weights are the optimizer's own
-    optimizer = masters + _state(optimization, trained, share)
+    every = frozen + numbers
+    bucket = size * bucket_size(numbers) if stage or world_size > 1 else 0
+    # A float32 model without ZeRO is its optimizer's own.
+    optimizer = _state(optimization, trained, share) + (_FLOAT32 * share if stage or size < _FLOAT32 else 0)
     average = _FLOAT32 * share if optimization.ema_decay else 0
-    step = _FLOAT32 * (bucket_size(share) if stage == 3 else share) if size < _FLOAT32 else 0
-    gradients = size * (numbers if stage < 2 else share) + bucket
-    gathered = size * 3 * bucket_size(frozen + numbers) if stage == 3 else 0
+    gathered = size * min(3 * bucket_size(every), every) if stage == 3 and world_size > 1 else 0
+    unreduced = size * numbers if stage == 1 and accumulation > 1 else 0  # ZeRO-1 reduces with the last micro-batch
+    on_device = EngineMemory(
+        weights=size * (math.ceil(every / world_size) if stage == 3 else every),
+        gradients=size * share,
+        optimizer=optimizer,
+        average=average,
+        buffers=gathered + bucket if stage == 3 else 0,
+        passing=unreduced + (0 if stage == 3 else bucket),
+        step=_FLOAT32 * (bucket_size(share) if stage == 3 else share) if size < _FLOAT32 else 0,
+        host=0,
+    )
     if not optimization.offload_optimizer:
-        return EngineMemory(size * held + gathered, gradients, optimizer, average, step, 0)
-    # Gradients are moved to main memory as they come, in float32 and, on their way, in the model's dtype.
-    host = optimizer + average + (_FLOAT32 + size) * share
-    return EngineMemory(size * held + gathered, 2 * bucket, 0, 0, 0, host)
+        return on_device
+    # Gradients move to main memory as they come, in the model's dtype and in float32; at ZeRO 1 and 2 through buffers.
+    moved = 0 if stage == 3 else size * largest
+    host = optimizer + average + (size + _FLOAT32) * share + moved
+    return replace(on_device, gradients=0, optimizer=0, average=0, buffers=on_device.buffers + moved, step=0, host=host)
 
 
 def checkpoint_bytes(optimization: Optimization, trained: Sequence[Sequence[int]]) -> int:

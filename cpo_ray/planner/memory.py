@@ -58,17 +58,23 @@ def trainer_need(config: Config, folder: Path | None, role: str, optimization: O
     """A worker that trains: the denoiser, what DeepSpeed holds beside it, and the activations of a micro-batch."""
     size = DTYPES[config.model.dtype].itemsize
     cost = training_cost(config.model, folder, optimization, lora, micro_batch(config, optimization))
-    engine = engine_memory(optimization, cost.trained, cost.frozen, size, optimization.workers)
-    backward, update = engine.gradients + cost.count.peak, engine.gradients + engine.step
+    accumulation = math.ceil(optimization.global_batch / (optimization.workers * micro_batch(config, optimization)))
+    engine = engine_memory(optimization, cost.trained, cost.frozen, size, optimization.workers, accumulation)
     working = (
-        {"gradients": engine.gradients, "activations": cost.count.peak}
-        if backward >= update
-        else {"gradients": engine.gradients, "the update's float32 gradients": engine.step}
+        {"activations": cost.count.peak, "buffers": engine.buffers + engine.passing}
+        if cost.count.peak + engine.passing >= engine.step
+        else {"the update's float32 gradients": engine.step, "buffers": engine.buffers}
     )
     every = cost.frozen + cost.numbers
     # Each worker reads the weights into main memory; the first one writes and checks the result in float32.
     exported = 4 * (2 * every if optimization.parameters == "full" else every)
-    parts = {"weights": engine.weights, "optimizer": engine.optimizer, "moving average": engine.average, **working}
+    parts = {
+        "weights": engine.weights,
+        "gradients": engine.gradients,
+        "optimizer": engine.optimizer,
+        "moving average": engine.average,
+        **working,
+    }
     on_gpu = optimization.gpus_per_worker > 0
     host = engine.host + (max(size * every, exported / optimization.workers) if on_gpu else 0)
     return Need(role, _on(parts, on_gpu), optimization.gpus_per_worker, optimization.workers, host)
