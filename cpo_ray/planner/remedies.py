@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.config import Config, ConfigError, override
-from cpo_ray.planner.memory import Need, Role
+from cpo_ray.planner.memory import Need, Role, micro_batch
 
 #: Settings that go together, as `section.key=value`.
 Change = tuple[str, ...]
@@ -70,13 +70,13 @@ def _changes(config: Config, section: str) -> Iterator[Change]:
     elif section == "evaluation":
         yield from ((f"{section}.batch={size}",) for size in _halves(settings.batch))
     else:
-        yield from _for_training(section, settings)
+        yield from _for_training(section, settings, micro_batch(config, settings))
     if config.model.dtype == "float32":
         yield ("model.dtype=bfloat16",)
 
 
-def _for_training(section: str, settings: Any) -> Iterator[Change]:
-    yield from ((f"{section}.micro_batch={size}",) for size in _halves(settings.micro_batch))
+def _for_training(section: str, settings: Any, together: int) -> Iterator[Change]:
+    yield from ((f"{section}.micro_batch={size}",) for size in _halves(together))
     if not settings.gradient_checkpointing:
         yield (f"{section}.gradient_checkpointing=true",)
     if settings.parameters == "full":  # an adapter's optimizer is small already
