@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tiny_training import make_spec, write_base, write_targets
 from torch import distributed
 
 from cpo_ray.config import Optimization
+from cpo_ray.training import settings
 from cpo_ray.training.engine import STATE, Engine
 from cpo_ray.training.worker import Trainer, TrainSpec, _warnings
 
@@ -45,6 +47,38 @@ def _matrix(spec: TrainSpec) -> dict[str, Numbers]:
             trainer = Trainer(at(spec, zero_stage=stage, **changes))
             made[f"{kind} {stage}"] = _numbers(trainer, [trainer.step(step) for step in range(2)])
     return made
+
+
+def _in_small_buckets(spec: TrainSpec) -> dict[int, Numbers]:
+    """The same with gradients that are reduced, gathered and updated in many parts, one weight of them larger than a part."""
+    usual, made = settings.LARGEST_BUCKET, {}
+    settings.LARGEST_BUCKET = 2**12
+    try:
+        for stage in STAGES:
+            trainer = Trainer(at(spec, zero_stage=stage, **KINDS["full"]))
+            made[stage] = _numbers(trainer, [trainer.step(step) for step in range(2)])
+    finally:
+        settings.LARGEST_BUCKET = usual
+    return made
+
+
+def _bytes_in_backward() -> dict[int, int]:
+    """The most bytes of one tensor near the end of the backward pass of a model of 512 weights, by stage."""
+    largest: dict[int, int] = {}
+    for stage in STAGES:
+        model = torch.nn.Sequential(torch.nn.Linear(16, 16, bias=False), torch.nn.Linear(16, 16, bias=False))
+        engine = Engine(model, Optimization(steps=1, parameters="full", zero_stage=stage), micro_batch=1, accumulation=1)
+        inputs = torch.ones(1, 16, requires_grad=True)
+        inputs.register_hook(lambda _, stage=stage: largest.update({stage: _largest_tensor()}))
+        engine.backward(engine.model(inputs).sum())
+        engine.step(1e-3)
+    return largest
+
+
+def _largest_tensor() -> int:
+    return max(
+        found.untyped_storage().nbytes() for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)
+    )
 
 
 def _by_hand(spec: TrainSpec) -> Numbers:
@@ -95,8 +129,8 @@ def _small(folder: Path, optimizer: str) -> list[list[float]]:
     def engine() -> Engine:
         layer = torch.nn.Linear(3, 2, bias=False)
         layer.weight.data.fill_(0.0625)
-        settings = Optimization(steps=4, parameters="full", gradient_clip=0, optimizer=optimizer)
-        return Engine(layer, settings, micro_batch=1, accumulation=1, bfloat16=True)
+        chosen = Optimization(steps=4, parameters="full", gradient_clip=0, optimizer=optimizer)
+        return Engine(layer, chosen, micro_batch=1, accumulation=1, bfloat16=True)
 
     first, second = engine(), engine()
     after = steps(first, 2)
@@ -109,8 +143,8 @@ def _small(folder: Path, optimizer: str) -> list[list[float]]:
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
     folder = tmp_path_factory.mktemp("training")
-    settings = {"gradient_clip": 0.5, "ema_decay": 0.25, "micro_batch": 3}
-    spec = make_spec(folder, write_base(folder / "base"), optimization=settings)
+    chosen = {"gradient_clip": 0.5, "ema_decay": 0.25, "micro_batch": 3}
+    spec = make_spec(folder, write_base(folder / "base"), optimization=chosen)
     write_targets(spec)
     return replace(spec, held_out=replace(spec.plan, total_items=5))
 
@@ -119,6 +153,12 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
 def matrix(spec: TrainSpec, pair: Ranks, single: Ranks) -> dict[str, Numbers]:
     by_ranks = {2: pair(_matrix, spec)[0], 1: single(_matrix, spec)[0]}
     return {f"{ranks} {name}": numbers for ranks, made in by_ranks.items() for name, numbers in made.items()}
+
+
+@pytest.fixture(scope="module")
+def small_buckets(spec: TrainSpec, pair: Ranks, matrix: dict[str, Numbers]) -> dict[int, Numbers]:
+    made: dict[int, Numbers] = pair(_in_small_buckets, spec)[0]
+    return made
 
 
 def near(numbers: Numbers, others: Numbers, tolerance: float) -> None:
@@ -141,6 +181,17 @@ def near(numbers: Numbers, others: Numbers, tolerance: float) -> None:
 def test_stage_and_ranks_change_nothing(matrix: dict[str, Numbers], kind: str, stage: int, ranks: int) -> None:
     rate = {"lora": 1e-2, "full": 1e-4}[kind]
     near(matrix[f"{ranks} {kind} {stage}"], matrix[f"1 {kind} 0"], tolerance=0.01 * rate)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_small_buckets_change_nothing(small_buckets: dict[int, Numbers], matrix: dict[str, Numbers], stage: int) -> None:
+    near(small_buckets[stage], matrix["1 full 0"], tolerance=0.01 * 1e-4)
+
+
+def test_buffers_are_no_larger_than_what_is_trained(single: Ranks) -> None:
+    # The rank keeps some small models of other tests.
+    too_large = {stage: held for stage, held in single(_bytes_in_backward)[0].items() if held > 2**24}
+    assert not too_large, f"beside 512 weights, a tensor of so many bytes at these stages: {too_large}"
 
 
 def test_the_average_is_that_of_the_weights_after_each_step(spec: TrainSpec, single: Ranks) -> None:

@@ -16,6 +16,10 @@ FREE_ON_RESUME = frozenset((
     "overlap", "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "timeout_seconds", "actors", "cpus_per_sample",
 ))  # fmt: skip
 
+#: Numbers that ZeRO reduces or gathers at a time, at most. DeepSpeed's own 5e8 hold 1 to 2 GB of a GPU whatever the model's size;
+#: this many (134 MB in bfloat16, 268 in float32) keep a network busy just as well, and hold the largest layer of FLUX.1, 5.7e7.
+LARGEST_BUCKET = 2**26
+
 
 class Optimization(Section):
     """Optimizer, schedule and parallelism of one training; stage 1, stage 2 and the baselines each have one."""
@@ -78,6 +82,16 @@ class Optimization(Section):
         if self.optimizer == "adamw_8bit" and not self.gpus_per_worker:
             raise ValueError("optimizer 'adamw_8bit' needs a GPU: set gpus_per_worker, or choose adamw or adafactor")
         return self
+
+
+def bucket_size(numbers: int) -> int:
+    """How many of so many numbers ZeRO has in one buffer; even, as DeepSpeed wants it.
+
+    Of the trained parameters: those whose gradients are reduced together (one buffer at ZeRO 1 and 2 during the backward pass, at
+    ZeRO-3 all the time), and that ZeRO-3 updates together in float32. Of all parameters: those that ZeRO-3 gathers ahead of their
+    use, and those that it keeps for a use soon after.
+    """
+    return min(LARGEST_BUCKET, numbers + numbers % 2)
 
 
 def missing_package(optimization: Optimization) -> str | None:
