@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Flow
+from cpo_ray.data import buckets
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.models import family
@@ -94,6 +95,40 @@ def test_two_forwards_make_a_shard_and_a_bound_only_splits_them(
     assert bounded.forwards == 2 + 6  # ⌈4 / 3⌉ of the reference, ⌈16 / 3⌉ of θ1
     for name, tensor in shard.items():
         torch.testing.assert_close(pieces[name].float(), tensor.float(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_vae_encodes_about_a_megapixel_at_a_time(
+    expert: Expert, expert_spec: ExpertSpec, shard: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, made = expert._encoders.encode_pictures, list[int]()
+    monkeypatch.setattr(expert._encoders, "encode_pictures", lambda part: made.append(len(part)) or encode(part))
+    expert(ITEMS * 16, images(expert_spec, ITEMS * 16))
+    assert made == [64], "a shard of the embedded domain's size is encoded as one"
+    monkeypatch.setattr(buckets, "ENCODED_PIXELS", 3 * 64 * 64 + 1)
+    pieces = expert(ITEMS, images(expert_spec, ITEMS))
+    monkeypatch.setattr(buckets, "ENCODED_PIXELS", 64)
+    expert(ITEMS[:2], images(expert_spec, ITEMS[:2]))
+    assert made[1:] == [3, 1, 1, 1]
+    torch.testing.assert_close(pieces["x_t"].float(), shard["x_t"].float(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_text_encoders_in_main_memory_visit_the_device_to_encode_only(
+    expert_spec: ExpertSpec, shard: dict[str, Tensor], offload: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def places(expert: Expert) -> set[str]:
+        encoders = [model for name, model in expert._encoders.text.components.items() if name.startswith("text_encoder")]
+        return {values.device.type for encoder in encoders for values in encoder.parameters()}
+
+    # Nothing that was on this device comes back from it.
+    assert places(Expert(replace(expert_spec, device="meta", offload_text_encoders=offload))) == {"cpu" if offload else "meta"}
+
+    expert, placed = Expert(replace(expert_spec, device="cpu:0", offload_text_encoders=offload)), list[str]()
+    place = expert._encoders.place_text
+    monkeypatch.setattr(expert._encoders, "place_text", lambda device: placed.append(str(device)) or place(device))
+    made = expert(ITEMS, images(expert_spec, ITEMS))
+    assert placed == (["cpu:0", "cpu"] if offload else [])
+    assert all(torch.equal(made[name], values) for name, values in shard.items())
 
 
 def test_the_contrast_is_within_half_a_percent_of_float64(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:

@@ -20,6 +20,10 @@ Size = tuple[int, int]
 #: Shares of the resolution at which aspect buckets are offered: a small picture takes the largest that it can fill.
 SCALES = (1.0, 0.75, 0.5)
 
+#: Pixels that the VAE encodes at a time, of one picture at least: SDXL's takes some 2.5 GiB for these in float32. A shard of
+#: small pictures is one call.
+ENCODED_PIXELS = 2**20
+
 
 class Bucket(NamedTuple):
     """A training size in pixels; `resolution` is the side of the square whose area it has, or nearly so."""
@@ -66,6 +70,11 @@ def bucket_of(size: Size, resolution: int, pictures: Pictures) -> Bucket | None:
             if pictures.upscale or covers(size, best):
                 return best
     return None
+
+
+def encoded_together(bucket: Bucket) -> int:
+    """How many pictures of this size the VAE encodes at a time."""
+    return max(1, ENCODED_PIXELS // (bucket.width * bucket.height))
 
 
 def covers(size: Size, bucket: Bucket) -> bool:
