@@ -17,6 +17,7 @@ from torch import distributed
 from cpo_ray.config import Optimization
 from cpo_ray.training import settings
 from cpo_ray.training.engine import STATE, Engine
+from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.worker import Trainer, TrainSpec, _warnings
 
 pytestmark = pytest.mark.slow
@@ -113,6 +114,10 @@ def _part(spec: TrainSpec, steps: range, before: Path | None, after: Path) -> Nu
     trainer.engine.save(after)
     distributed.barrier()
     return _numbers(trainer, metrics)
+
+
+def _built(spec: TrainSpec) -> None:
+    Trainer(spec)
 
 
 def _diverged(spec: TrainSpec) -> list[str | None]:
@@ -262,6 +267,13 @@ def test_the_file_of_another_training_is_refused(spec: TrainSpec, single: Ranks,
         single(_part, at(spec, **KINDS["full"]), range(0), tmp_path / "other", tmp_path / "own")
     with pytest.raises(ValueError, match="holds no checkpoint of this training"):
         single(_part, spec, range(0), tmp_path, tmp_path / "own")
+
+
+def test_a_rate_that_bfloat16_swallows_is_refused_before_the_first_step(spec: TrainSpec, single: Ranks) -> None:
+    full = at(spec, parameters="full", learning_rate=1e-9)
+    with pytest.raises(TrainingHealthError, match="bfloat16 shows so small a change in"):
+        single(_built, replace(full, model=spec.model.model_copy(update={"dtype": "bfloat16"})))
+    single(_built, full)  # float32 shows it
 
 
 def test_ranks_that_differ_in_one_bit_are_named(spec: TrainSpec, pair: Ranks) -> None:

@@ -191,6 +191,25 @@ def test_what_belongs_to_a_sample_beside_its_text_is_stored(expert_spec: ExpertS
     assert shard["micro.time_ids"].tolist() == [[80, 96, 0, 6, 64, 64], *[[64, 64, 0, 0, 64, 64]] * 3]
 
 
+def test_all_three_models_are_told_one_guidance(flux_expert_spec: ExpertSpec) -> None:
+    """The reference and θ1 compute with the value that is stored for the trained model."""
+    model = flux_expert_spec.model.model_copy(update={"flow": Flow(guidance=3.5)})
+    found, pictures = family(model), images(flux_expert_spec, ITEMS)
+    shard = Expert(replace(flux_expert_spec, model=model))(ITEMS, pictures)
+    usual = Expert(flux_expert_spec)(ITEMS, pictures)
+    assert shard["micro.guidance"].tolist() == [3.5] * 4
+    text = {name[5:]: rows[shard["prompt_index"]].float() for name, rows in shard.items() if name.startswith("text.")}
+    null = found.load_encoders(model, torch.device("cpu")).encode_prompts([""])
+    nothing = {name: rows.half().float().expand(4, *rows.shape[1:]) for name, rows in null.items()}
+    for adapter, words, name in ((None, text, "reference"), (flux_expert_spec.adapter, nothing, "null_minus_reference")):
+        with torch.no_grad():
+            told = {**words, "guidance": shard["micro.guidance"]}
+            output = found.predict(found.load_denoiser(model, adapter), shard["x_t"].float(), shard["timestep"], told)
+        stored = shard["reference"] + (0 if adapter is None else shard[name].float())
+        torch.testing.assert_close(output, stored, rtol=1e-3, atol=1e-4)
+        assert relative_error(usual[name], shard[name].double()) > 1e-3, "guidance does nothing, so this shows nothing"
+
+
 def test_supervised_targets_draw_their_text_and_share_the_noise(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:
     plain = replace(expert_spec, kind="supervised", adapter=None)
     mixed = replace(plain, mixture=ConditionMixture(null=1, negative=0, content=0, content_positive=0, all=0))
