@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from cpo_ray.config import Lora, Model
 from cpo_ray.diffusion import DiffusionProcess, DiscreteProcess, FlowProcess
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES, Conditioning, PictureSize
-from cpo_ray.models.published import FLUX_TRANSFORMER, SDXL_UNET
+from cpo_ray.models.published import FLUX, SDXL
+from cpo_ray.models.skeleton import made_in
 
-_VAES: dict[str, dict[str, Any]] = {
-    "sdxl": {"latent_channels": 4, "scaling_factor": 0.13025},
-    "flux": {"latent_channels": 16, "scaling_factor": 0.3611, "use_quant_conv": False, "use_post_quant_conv": False},
-}
-for _config in _VAES.values():
-    _config |= {
-        "block_out_channels": (128, 256, 512, 512),
-        "down_block_types": ("DownEncoderBlock2D",) * 4,
-        "up_block_types": ("UpDecoderBlock2D",) * 4,
-        "layers_per_block": 2,
-    }
-_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-_CLIP_BIG_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
-_T5_XXL = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64, "feed_forward_proj": "gated-gelu"}
+PUBLISHED = {"sdxl": SDXL, "flux": FLUX}
 
 
 @dataclass(frozen=True)
@@ -88,9 +75,9 @@ class RandomEncoders:
     """VAE and text encoders as `models.base.Encoders` has them; a text is random tokens, as many as the model takes."""
 
     def __init__(self, name: str, size: Size, model: Model, device: torch.device, vae: torch.dtype) -> None:
-        with _made(device, vae):
-            self.vae = AutoencoderKL(**_VAES[name] | size.vae).eval().requires_grad_(False)
-        with _made(device, DTYPES[model.dtype]):
+        with made_in(device, vae):
+            self.vae = AutoencoderKL(**PUBLISHED[name].vae | size.vae).eval().requires_grad_(False)
+        with made_in(device, DTYPES[model.dtype]):
             self.text = [encoder.eval().requires_grad_(False) for encoder in _text_encoders(name, *size.text)]
         self.name, self.size, self.device, self.token_limit = name, size, device, size.tokens
 
@@ -139,9 +126,9 @@ def random_family(name: str, size: Size, device: torch.device) -> Any:
 
         def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
             if self.made is None:
-                with _made(device, DTYPES[model.dtype]):
-                    made = {"sdxl": (UNet2DConditionModel, SDXL_UNET), "flux": (FluxTransformer2DModel, FLUX_TRANSFORMER)}[name]
-                    self.made = made[0](**made[1] | size.denoiser).eval().requires_grad_(False)
+                with made_in(device, DTYPES[model.dtype]):
+                    made = architecture.denoiser_class(**PUBLISHED[name].denoiser | size.denoiser)
+                    self.made = made.eval().requires_grad_(False)
             denoiser = copy.deepcopy(self.made, {id(parameter): parameter for parameter in self.made.parameters()})
             if adapter is not None:
                 for path, layer in denoiser.named_modules():
@@ -164,22 +151,10 @@ def random_family(name: str, size: Size, device: torch.device) -> Any:
     return Random()
 
 
-def _text_encoders(name: str, first: dict[str, Any], second: dict[str, Any]) -> tuple[Any, Any]:
-    """CLIP-L, and OpenCLIP bigG or T5-XXL; `first` and `second` are what is to be different about them."""
-    clip = CLIPTextModel(CLIPTextConfig(**_CLIP_L | first))
-    if name == "flux":
-        return clip, T5EncoderModel(T5Config(**_T5_XXL | second))
-    big = _CLIP_BIG_G | {"projection_dim": 1280, "hidden_act": "gelu"} | second
-    return clip, CLIPTextModelWithProjection(CLIPTextConfig(**big))
-
-
-@contextmanager
-def _made(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Models made in the block are on the device in this dtype from the start: no float32, no main memory."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
+def _text_encoders(name: str, *different: dict[str, Any]) -> list[Any]:
+    """CLIP-L, and OpenCLIP bigG or T5-XXL; `different` is what is not as published."""
+    kinds = CLIPTextModel, T5EncoderModel if name == "flux" else CLIPTextModelWithProjection
+    return [
+        kind(kind.config_class(**values | changed))
+        for kind, values, changed in zip(kinds, PUBLISHED[name].text_encoders, different, strict=True)
+    ]

@@ -8,20 +8,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from cpo_ray.config import Config, ConfigError, Optimization
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.findings import Finding
 from cpo_ray.models import PIPELINES
-from cpo_ray.models.base import base_source
-from cpo_ray.plan import Plan, in_training
-from cpo_ray.schema import target_row_bytes
+from cpo_ray.models.base import HUB_ID, local_base
+from cpo_ray.plan import in_training
+from cpo_ray.planner.machine import Resources, available
+from cpo_ray.planner.planner import plan_findings
 from cpo_ray.tracking import resolve_uri
 from cpo_ray.training.schedule import BFLOAT16_SHARE, VISIBLE_SHARE, largest_change, swallowed
 from cpo_ray.training.settings import missing_package
@@ -38,28 +37,18 @@ UNSAFE_FLAGS = (
 USUAL_WEIGHT = 0.02
 
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
-
-
-class Finding(NamedTuple):
-    """One line of the answer."""
-
-    verdict: Literal["ok", "note", "missing"]
-    sentence: str
-
-
 def check(config: Config) -> list[Finding]:
     """Everything that can be seen without starting; the run can start when no finding is "missing"."""
-    vae = _vae(config)
+    vae, model = _vae(config), list(_model(config))
     pictures, data = _data(config)
+    plannable = all(finding.verdict != "missing" for finding in model)
     return [
         *_settings(config, vae),
         *_bfloat16(config, pictures),
         *_hierarchy(config),
         *data,
-        *_model(config),
-        *_resources(config),
-        *_disk(config, vae, pictures),
+        *model,
+        *_resources(config, pictures if plannable else None),
         *_security(os.environ),
     ]
 
@@ -174,7 +163,7 @@ def _tree(config: Config) -> Hierarchy | None:
 
 
 def _model(config: Config) -> Iterator[Finding]:
-    base, folder = config.model.base, _base_folder(config)
+    base, folder = config.model.base, local_base(config.model)
     if folder is not None:
         index = folder / "model_index.json"
         if not index.is_file():
@@ -193,25 +182,20 @@ def _model(config: Config) -> Iterator[Finding]:
         yield Finding("missing", f"expert.adapter: there is nothing at {adapter}; leave it out to train an expert")
 
 
-def _base_folder(config: Config) -> Path | None:
-    """Where the base lies on this machine: its folder, or the hub's cache."""
-    source = base_source(config.model)
-    if config.model.base == "toy" or Path(source).is_dir():
-        return Path(source)
-    if not HUB_ID.fullmatch(source):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(source, "model_index.json", revision=config.model.revision)
-    return Path(index).parent if isinstance(index, str) else None
-
-
-def _resources(config: Config) -> Iterator[Finding]:
+def _resources(config: Config, pictures: int | None) -> Iterator[Finding]:
+    """What the run takes of what there is; with None for the pictures nothing is planned, since there is no model to plan for."""
     try:
-        where, cpus, gpus = available()
+        found = available()
     except OSError as error:
         yield Finding("missing", f"no cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start one or unset it")
         return
+    yield from _processors(config, found)
+    if pictures is not None:
+        yield from plan_findings(config, local_base(config.model), found, pictures)
+
+
+def _processors(config: Config, found: Resources) -> Iterator[Finding]:
+    cpus, gpus, where = found.cpus, found.gpus, found.where
     for stage, needed_cpus, needed_gpus in _demands(config):
         have = f"{needed_cpus:g} CPUs and {needed_gpus:g} GPUs of {cpus:g} and {gpus:g} {where}"
         if needed_cpus > cpus + 1e-9 or needed_gpus > gpus + 1e-9:
@@ -237,29 +221,8 @@ def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
     yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor
 
 
-def available() -> tuple[str, float, float]:
-    """(where, CPUs, GPUs) of the cluster that a job would join, or of this machine. Raises OSError if it does not answer."""
-    import ray
-
-    if ray.is_initialized():
-        resources = ray.cluster_resources()
-        return "in the cluster", resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
-        import torch
-
-        return "on this machine", float(os.cpu_count() or 1), float(torch.cuda.device_count())
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():  # Ray itself waits minutes for a port where nobody listens
-        socket.create_connection((host, int(port)), timeout=5).close()
-    ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-    resources = ray.cluster_resources()
-    ray.shutdown()  # leaves the cluster, which goes on
-    return "in the cluster", resources.get("CPU", 0.0), resources.get("GPU", 0.0)
-
-
 def _vae(config: Config) -> dict[str, Any] | None:
-    folder = _base_folder(config)
+    folder = local_base(config.model)
     return _json(folder / "vae" / "config.json") if folder else None
 
 
@@ -269,51 +232,3 @@ def _factor(vae: dict[str, Any]) -> int:
 
 def _json(file: Path) -> dict[str, Any] | None:
     return dict(json.loads(file.read_text())) if file.is_file() else None
-
-
-def _disk(config: Config, vae: dict[str, Any] | None, pictures: int) -> Iterator[Finding]:
-    folder = config.targets.folder
-    free = shutil.disk_usage(next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())).free
-    size = _targets_size(config, pictures) if vae and pictures else None
-    if size is None:
-        yield Finding(
-            "note", f"targets: {free / 1e9:.1f} GB are free at {folder}; their size shows once data and model are there"
-        )
-        return
-    verdict: Literal["ok", "missing"] = "ok" if size < free else "missing"
-    yield Finding(verdict, f"targets take up to {size / 1e9:.2f} GB, {free / 1e9:.1f} GB are free at {folder}")
-
-
-def _targets_size(config: Config, pictures: int) -> float:
-    """Bytes of all target shards of stage 2, at most."""
-    training, sizes = config.preference.optimization, row_sizes(config)
-    assert sizes is not None
-    plan = Plan.build(
-        (f"{number:09d}" for number in range(pictures)),
-        config.run.seed,
-        training.global_batch,
-        config.targets.draws,
-        epochs=training.epochs,
-        steps=training.steps,
-    )
-    return len(plan.production_order()) * target_row_bytes(*sizes)
-
-
-def row_sizes(config: Config) -> tuple[int, int] | None:
-    """(numbers in a latent, numbers in a prompt's conditions) of one sample, at most: every prompt in a shard could be a new one.
-
-    None where the base is not on this machine.
-    """
-    vae, folder = _vae(config), _base_folder(config)
-    if vae is None or folder is None:
-        return None
-    side = config.model.resolution // _factor(vae)
-    encoders = [_json(folder / name / "config.json") for name in ("text_encoder", "text_encoder_2")]
-    text = sum(_text_values(encoder, config.model.flow.text_tokens) for encoder in encoders if encoder)
-    return vae["latent_channels"] * side * side, text
-
-
-def _text_values(encoder: dict[str, Any], t5_tokens: int) -> int:
-    """Numbers that a text encoder gives for one prompt, at most; T5 has no length of its own."""
-    width = encoder["d_model"] if "d_model" in encoder else encoder["hidden_size"]
-    return int(width) * (int(encoder.get("max_position_embeddings", t5_tokens)) + 1)

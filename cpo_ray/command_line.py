@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cpo_ray.config import Config, ConfigError, Settings, load_as
 
 if TYPE_CHECKING:
-    from cpo_ray.checks import Finding
+    from cpo_ray.findings import Finding
 
 Check = Callable[[Config], "Sequence[Finding]"]
 

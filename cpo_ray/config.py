@@ -187,6 +187,18 @@ class Evaluation(Section):
     """Seed of the noise that is counted; never used in training or tuning."""
 
 
+class Machine(Section):
+    """What the run is planned for; `--check` looks at the machine or cluster that it runs on for what is not stated here."""
+
+    gpu: str | None = None
+    """Kind of GPU, such as "H100", to plan for one that is elsewhere."""
+    gpu_gigabytes: PositiveFloat | None = None
+    """What a program can use of each GPU, in 10^9 bytes."""
+    teraflop_per_second: PositiveFloat | None = None
+    """What one GPU, or one CPU where there is none, sustains on these models; expected times follow from it. Without it 40 % of
+    the peak of a known GPU."""
+
+
 class Tracking(Section):
     uri: str | None = None
     """MLflow tracking URI; without it an sqlite store in the output folder."""
@@ -204,6 +216,7 @@ class Config(Section):
     preference: Preference
     evaluation: Evaluation = Evaluation()
     tracking: Tracking = Tracking()
+    machine: Machine = Machine()
     sweep: Sweep | None = None
     """What `tune/search_cpo.py` tries out; every other job leaves it alone."""
 
@@ -236,6 +249,18 @@ def load_as(schema: type[Settings], file: Path | str, overrides: Sequence[str] =
         return schema.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(schema, path, problem) for problem in error.errors())) from None
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with some values replaced, as on the command line. Raises ConfigError as `load` does."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    for text in overrides:
+        _override(tree, text)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        where = Path("the configuration")
+        raise ConfigError("\n".join(_sentence(Config, where, problem) for problem in error.errors())) from None
 
 
 def dump(config: Config) -> str:

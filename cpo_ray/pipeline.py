@@ -148,7 +148,8 @@ def open_run(config: Config, resume: bool = False) -> Run:
             "(workers, their resources, micro_batch and zero_stage may change, what is trained may not)"
         )
     connect()
-    if missing := [finding.sentence for finding in check(config) if finding.verdict == "missing"]:
+    findings = check(config)
+    if missing := [finding.sentence for finding in findings if finding.verdict == "missing"]:
         raise ConfigError("\n".join(missing))
     tree = load_hierarchy(config.data.hierarchy)
     dataset = open_data(config, tree)
@@ -156,6 +157,9 @@ def open_run(config: Config, resume: bool = False) -> Run:
     record.write_text(resolved)
     tracker = start_tracking(config, dataset, tree, config.run.name, folder, None, resume)
     run = Run(config, tree, dataset, folder, tracker, resume)
+    for finding in findings:
+        if finding.planned:
+            run.say(finding.sentence)
     sizes = told_of_pictures(config, dataset)
     run.say(f"WARNING: {sizes.sentence}" if sizes.left_out else sizes.sentence)
     return run

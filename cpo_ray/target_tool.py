@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpo_ray.checks import row_sizes
 from cpo_ray.config import Config
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.models.base import local_base
 from cpo_ray.pipeline import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
+from cpo_ray.planner.disk import row_of
 from cpo_ray.schema import target_row_bytes
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.targets.expert import ExpertSpec, target_store
@@ -84,13 +85,12 @@ class Need:
     samples: int
     shards: int
     there: int | None
-    bytes: int | None
+    bytes: int
 
     def sentence(self) -> str:
         """One line for people."""
-        size = "of a size that shows once the model is there" if self.bytes is None else f"{self.bytes / 1e9:.2f} GB at most"
         there = "" if self.there is None else f", {self.there} of them there already"
-        return f"{self.stage}: {self.samples:,} samples in {self.shards} shards, {size}{there}"
+        return f"{self.stage}: {self.samples:,} samples in {self.shards} shards, {self.bytes / 1e9:.2f} GB at most{there}"
 
 
 def needs(config: Config) -> list[Need]:
@@ -116,13 +116,11 @@ def needs(config: Config) -> list[Need]:
 
 
 def _need(config: Config, stage: str, shards: Sequence[Items], spec: ExpertSpec | None) -> Need:
-    samples, sizes = sum(map(len, shards)), row_sizes(config)
+    samples, row = sum(map(len, shards)), row_of(config, local_base(config.model))
     there = None if spec is None else len(shards) - len(target_store(spec, config.targets.folder).missing(shards))
-    if sizes is None:
-        return Need(stage, samples, len(shards), there, None)
     # Stage 1 has x_t and the truth alone, in float16.
-    row = 4 * sizes[0] + 2 * sizes[1] if stage == "stage 1" else target_row_bytes(*sizes)
-    return Need(stage, samples, len(shards), there, samples * row)
+    size = 4 * row.latent + 2 * row.text if stage == "stage 1" else target_row_bytes(*row)
+    return Need(stage, samples, len(shards), there, samples * size)
 
 
 def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:

@@ -8,6 +8,7 @@ import pytest
 
 from cpo_ray import checks
 from cpo_ray.config import Config, load
+from cpo_ray.planner.machine import Resources
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "jobs" / "configs" / "toy.toml"
@@ -17,7 +18,7 @@ TOY = ROOT / "jobs" / "configs" / "toy.toml"
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative paths lead into an empty folder, and the machine is a fixed one: no other Ray is looked for."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(checks, "available", lambda: ("here", 2.0, 0.0))
+    monkeypatch.setattr(checks, "available", lambda: Resources("here", 2.0, 0.0, main_bytes=25e9))
 
 
 def toy(*overrides: str) -> Config:
@@ -66,24 +67,6 @@ def test_flags_that_let_data_run_code_are_refused() -> None:
     name = checks.UNSAFE_FLAGS[0]
     assert checks.unsafe_flags({name: "1"}) == [name]
     assert checks.unsafe_flags({name: "0", "PATH": "1"}) == []
-
-
-def test_the_size_of_the_targets() -> None:
-    # 10 steps of 32 over 100 pictures: 320 items, all distinct with 4 draws. A latent is 8 x 16 x 16; per value six float16
-    # tensors and one float32, so 16 bytes, and 2 for each value of the prompt's conditions.
-    config = toy("preference.optimization.steps=10")
-    latent, text = checks.row_sizes(config) or (0, 0)
-    assert latent == 8 * 16 * 16 and text > 0
-    assert checks._targets_size(config, pictures=100) == 320 * (16 * latent + 2 * text)
-    one_draw = toy("preference.optimization.steps=10", "targets.draws=1")
-    assert checks._targets_size(one_draw, pictures=100) == 100 * (16 * latent + 2 * text)
-    assert checks.row_sizes(toy("model.base=nowhere")) is None
-
-
-def test_a_text_is_as_long_as_its_encoder_reads() -> None:
-    clip = {"hidden_size": 768, "max_position_embeddings": 77}
-    assert checks._text_values(clip, 512) == 768 * 78
-    assert checks._text_values({"d_model": 4096, "n_positions": 512}, 256) == 4096 * 257  # as long as model.flow.text_tokens
 
 
 @pytest.mark.parametrize(("learning_rate", "verdict"), [(1e-8, "missing"), (1.28e-6, None), (5e-7, "note")])

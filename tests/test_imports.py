@@ -24,6 +24,7 @@ FENCES = {
 #: These stay light: no torch, no ray, wherever in the file the import stands.
 LIGHT = (
     "cpo_ray/section.py",
+    "cpo_ray/findings.py",
     "cpo_ray/sweep/settings.py",
     "cpo_ray/annotation/settings.py",
     "cpo_ray/review/settings.py",
@@ -41,12 +42,20 @@ LIGHT = (
 
 #: From low to high; a module imports its own layer and those below, never one above.
 LAYERS = (
-    ("hierarchy", "cpo_ray.section", "cpo_ray.sweep.settings", "cpo_ray.training.settings", "cpo_ray.config", "cpo_ray.schema"),
+    (
+        "hierarchy",
+        "cpo_ray.section",
+        "cpo_ray.findings",
+        "cpo_ray.sweep.settings",
+        "cpo_ray.training.settings",
+        "cpo_ray.config",
+        "cpo_ray.schema",
+    ),
     ("cpo_ray.plan", "cpo_ray.prompts", "cpo_ray.diffusion", "cpo_ray.objectives"),
     ("cpo_ray.models",),
     ("cpo_ray.data", "cpo_ray.targets", "cpo_ray.evaluation", "cpo_ray.annotation", "cpo_ray.tracking", "cpo_ray.toy"),
     ("cpo_ray.training",),
-    ("cpo_ray.pipeline", "cpo_ray.session", "cpo_ray.checks"),
+    ("cpo_ray.pipeline", "cpo_ray.session", "cpo_ray.checks", "cpo_ray.planner"),
     ("cpo_ray.sweep", "cpo_ray.target_tool", "cpo_ray.review", "cpo_ray.command_line"),
     ("jobs", "tune"),
 )

@@ -17,7 +17,6 @@ from torch import Tensor
 from cpo_ray.config import Lora, Model
 from cpo_ray.models import family
 from cpo_ray.models.lora_formats import Place, original_layers
-from cpo_ray.models.published import published_denoiser
 from cpo_ray.training.export import probe_output
 
 EVERYTHING = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "net.0.proj", "net.2", "conv1", "conv2", "time_emb_proj")
@@ -68,7 +67,8 @@ def test_factors_and_alpha_by_hand() -> None:
 
 def test_kohyas_sdxl_names_are_those_of_the_published_scripts() -> None:
     """Names that kohya's SDXL adapters have, of the real UNet."""
-    config, found = published_denoiser("sdxl").config, family(Model(family="sdxl", base="published"))
+    found = family(model := Model(family="sdxl", base="published"))
+    config = found.skeleton(model).denoiser.config
     for ours, theirs in {
         "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_q": "input_blocks.4.1.transformer_blocks.1.attn1.to_q",
         "down_blocks.2.attentions.1.transformer_blocks.9.ff.net.0.proj": "input_blocks.8.1.transformer_blocks.9.ff.net.0.proj",
@@ -133,7 +133,8 @@ def test_both_forms_of_flux_go_through_diffusers_own_loader(flux: Model, tmp_pat
 @pytest.mark.parametrize("rank", [3, 4])  # diffusers cuts a fused layer in another way where its rank is a multiple of the parts
 def test_the_real_fluxs_blocks_come_back_with_equal_updates(rank: int, tmp_path: Path) -> None:
     """At FLUX.1's widths: every update B A, and none where the adapter has none."""
-    found, denoiser = family(Model(family="flux", base="published")), published_denoiser("flux")
+    found = family(model := Model(family="flux", base="published"))
+    denoiser = found.skeleton(model).denoiser
     names = found.add_lora(denoiser, Lora(rank=rank, alpha=0.1 * rank), seed=0)
     generator = torch.Generator().manual_seed(0)
     kept = [name for name in names if name.startswith(("transformer_blocks.7.", "single_transformer_blocks.30."))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +15,32 @@ from cpo_ray.config import Lora, Model
 
 if TYPE_CHECKING:
     from cpo_ray.diffusion import DiffusionProcess
+    from cpo_ray.models.skeleton import Skeleton
 
 #: Named conditioning tensors, each with the batch as its first dimension; the names are the family's own.
 Conditioning = dict[str, Tensor]
 
 TOY_BASE = Path(__file__).parents[1] / "toy" / "assets" / "base"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def base_source(model: Model) -> str:
     """Where the base is loaded from: the embedded folder, a local folder or a hub id."""
     return str(TOY_BASE) if model.base == "toy" else model.base
+
+
+def local_base(model: Model) -> Path | None:
+    """Where the base lies on this machine: its folder, or the hub's cache; None where it is in neither."""
+    source = base_source(model)
+    if Path(source).is_dir():
+        return Path(source)
+    if not HUB_ID.fullmatch(source):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    index = try_to_load_from_cache(source, "model_index.json", revision=model.revision)
+    return Path(index).parent if isinstance(index, str) else None
 
 
 @dataclass(frozen=True)
@@ -75,6 +91,12 @@ class Family(Protocol):
 
         `adapter` is an export of ours: a LoRA is merged into the weights, a whole denoiser takes their place.
         """
+
+    def skeleton(self, model: Model, folder: Path | None = None) -> Skeleton:
+        """The base's models without weights, as the pipeline in `folder` has them or, without one, the published base."""
+
+    def largest_inputs(self, skeleton: Skeleton, model: Model, batch: int) -> tuple[Tensor, Tensor, Conditioning]:
+        """Inputs of `predict` on the CPU for so many samples of the model's resolution, with texts as long as they may be."""
 
     def load_process(self, model: Model) -> DiffusionProcess:
         """The base's own noise schedule and prediction space."""

@@ -12,12 +12,15 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import CLIPTextModel, T5EncoderModel
 
 from cpo_ray.config import Flow, Model
 from cpo_ray.diffusion import FlowProcess
 from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_source
 from cpo_ray.models.lora_formats import Place
 from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
+from cpo_ray.models.published import FLUX as PUBLISHED
+from cpo_ray.models.skeleton import Skeleton
 
 
 class SameTextFluxPipeline(FluxPipeline):
@@ -99,10 +102,21 @@ class Flux(DiffusersFamily):
     denoiser = "transformer"
     denoiser_class = FluxTransformer2DModel
     pipeline_class = SameTextFluxPipeline
+    text_encoder_classes = (CLIPTextModel, T5EncoderModel)
+    published = PUBLISHED
     dynamic_shapes = None  # unpadded texts have a length of their own in every shard
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> FluxEncoders:
         return FluxEncoders(model, device, vae)
+
+    def largest_inputs(self, skeleton: Skeleton, model: Model, batch: int) -> tuple[Tensor, Tensor, Conditioning]:
+        config, side = skeleton.denoiser.config, model.resolution // skeleton.factor
+        conditioning = {
+            "prompt_embeds": torch.ones(batch, model.flow.text_tokens, config.joint_attention_dim),  # zeros would be padding
+            "pooled_prompt_embeds": torch.zeros(batch, config.pooled_projection_dim),
+            **({"guidance": torch.zeros(batch)} if config.guidance_embeds else {}),
+        }
+        return torch.zeros(batch, config.in_channels // 4, side, side), torch.zeros(batch), conditioning
 
     def load_process(self, model: Model) -> FlowProcess:
         return FlowProcess(model.flow.timesteps, model.flow.shift or _shift_of_base(model))

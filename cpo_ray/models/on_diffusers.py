@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cpo_ray.config import ConfigError, Lora, Model
 from cpo_ray.models.base import DTYPES, base_source
 from cpo_ray.models.lora_formats import Place, write_lora_formats
+from cpo_ray.models.skeleton import Configurations, Skeleton, build_skeleton
 
 ADAPTER = "default"
 # A block is compiled per width, aspect ratio and batch size; torch gives up after 8.
@@ -24,7 +25,7 @@ _SHAPES = 64
 
 
 class DiffusersFamily:
-    """The part of `Family` that differs between architectures by three names only.
+    """The part of `Family` that differs between architectures by a few names only.
 
     `denoiser` is the denoiser's folder in a pipeline, and the prefix of its LoRA's keys.
     """
@@ -32,12 +33,18 @@ class DiffusersFamily:
     denoiser: str
     denoiser_class: Any
     pipeline_class: Any
+    text_encoder_classes: tuple[Any, ...]
+    published: Configurations
     dynamic_shapes: bool | None = False
     """For compiled blocks: False has one program per shape, None lets a dimension vary once it is seen to."""
 
     def original_place(self, config: Any, module: str) -> Place:
         """Where a layer of the denoiser lies in the architecture's original code. Raises KeyError for one without a place."""
         raise NotImplementedError
+
+    def skeleton(self, model: Model, folder: Path | None = None) -> Skeleton:
+        denoiser = (self.denoiser, self.denoiser_class)
+        return build_skeleton(model, folder, self.published, denoiser, self.text_encoder_classes)
 
     def load_denoiser(self, model: Model, adapter: Path | None = None) -> Any:
         whole = self._is_whole(adapter)

@@ -1,12 +1,10 @@
-"""The denoisers that people download, as their configurations: what they take can be known without downloading them."""
+"""The bases that people download, as their configurations: what they take can be known without downloading them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
-from torch import nn
+from cpo_ray.models.skeleton import Configurations
 
 #: stabilityai/stable-diffusion-xl-base-1.0
 SDXL_UNET: dict[str, Any] = {
@@ -37,11 +35,35 @@ FLUX_TRANSFORMER: dict[str, Any] = {
     "guidance_embeds": True,
     "axes_dims_rope": (16, 56, 56),
 }
-
-
-def published_denoiser(family: str) -> nn.Module:
-    """The denoiser of "sdxl" or "flux" at its real size on the meta device: shapes without memory, in evaluation mode."""
-    with torch.device("meta"):
-        if family == "flux":
-            return FluxTransformer2DModel(**FLUX_TRANSFORMER).eval()
-        return UNet2DConditionModel(**SDXL_UNET).eval()
+_VAE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+SDXL_VAE: dict[str, Any] = _VAE | {"latent_channels": 4, "scaling_factor": 0.13025}
+FLUX_VAE: dict[str, Any] = _VAE | {
+    "latent_channels": 16,
+    "scaling_factor": 0.3611,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+CLIP_L: dict[str, Any] = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_BIG_G: dict[str, Any] = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "projection_dim": 1280,
+    "hidden_act": "gelu",
+}
+T5_XXL: dict[str, Any] = {
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}
+SDXL = Configurations(SDXL_UNET, SDXL_VAE, (CLIP_L, CLIP_BIG_G))
+FLUX = Configurations(FLUX_TRANSFORMER, FLUX_VAE, (CLIP_L, T5_XXL))

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from cpo_ray.config import Model
 from cpo_ray.diffusion import DiscreteProcess
 from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_source
 from cpo_ray.models.lora_formats import Place
 from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
+from cpo_ray.models.published import SDXL as PUBLISHED
+from cpo_ray.models.skeleton import Skeleton
 
 
 class SDXLEncoders:
@@ -65,9 +68,21 @@ class SDXL(DiffusersFamily):
     denoiser = "unet"
     denoiser_class = UNet2DConditionModel
     pipeline_class = StableDiffusionXLPipeline
+    text_encoder_classes = (CLIPTextModel, CLIPTextModelWithProjection)
+    published = PUBLISHED
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> SDXLEncoders:
         return SDXLEncoders(model, device, vae)
+
+    def largest_inputs(self, skeleton: Skeleton, model: Model, batch: int) -> tuple[Tensor, Tensor, Conditioning]:
+        config, side = skeleton.denoiser.config, model.resolution // skeleton.factor
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        conditioning = {
+            "prompt_embeds": torch.zeros(batch, skeleton.text_tokens[0], config.cross_attention_dim),
+            "pooled_prompt_embeds": torch.zeros(batch, pooled),
+            "time_ids": torch.zeros(batch, 6),
+        }
+        return torch.zeros(batch, config.in_channels, side, side), torch.zeros(batch, dtype=torch.long), conditioning
 
     def load_process(self, model: Model) -> DiscreteProcess:
         scheduler = DDPMScheduler.from_pretrained(base_source(model), subfolder="scheduler", revision=model.revision)

@@ -13,11 +13,13 @@ from typing import Any
 
 import ray
 
-from cpo_ray.checks import Finding, available, check
+from cpo_ray.checks import check
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.evaluation.generate import Picture
 from cpo_ray.evaluation.stage import domain_of
+from cpo_ray.findings import Finding
 from cpo_ray.pipeline import Run, check_obedience, expert_spec, open_run, told, train_expert
+from cpo_ray.planner.machine import available
 from cpo_ray.session import ProgressLine, connect
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.sweep.measure import Measurer, save_pictures, validation_prompts
@@ -71,10 +73,11 @@ def findings(config: Config) -> list[Finding]:
     sweep, found = _section(config), check(config)
     if any(finding.verdict == "missing" for finding in found):
         return found
-    _, cpus, gpus = available()
-    if problem := refusal([Room(cpus, gpus)], demand(config)):
+    there = available()
+    machine = [Room(there.cpus, there.gpus)]
+    if problem := refusal(machine, demand(config)):
         return [*found, Finding("missing", problem)]
-    at_once = trials_at_once([Room(cpus, gpus)], demand(config), sweep.max_concurrent or 10**6)
+    at_once = trials_at_once(machine, demand(config), sweep.max_concurrent or 10**6)
     count = len(listed_points(sweep, config.run.seed)) if sweep.search in ("grid", "random") else sweep.trials
     return [*found, Finding("ok", f"sweep: {count} trials by search {sweep.search!r}, {at_once} at once")]
 

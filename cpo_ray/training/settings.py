@@ -14,6 +14,7 @@ FREE_ON_RESUME = frozenset((
     "workers", "cpus_per_worker", "gpus_per_worker", "micro_batch", "zero_stage", "offload_optimizer",
     "gradient_checkpointing", "checkpoint_every", "max_failures", "spike_factor",
     "overlap", "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "timeout_seconds", "actors", "cpus_per_sample",
+    "gpu", "gpu_gigabytes", "teraflop_per_second",
 ))  # fmt: skip
 
 #: Numbers that ZeRO reduces or gathers at a time, at most. DeepSpeed's own 5e8 hold 1 to 2 GB of a GPU whatever the model's size;

@@ -1,0 +1,125 @@
+"""What there is to compute with: found by looking, or stated in the configuration for a machine that is elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cpo_ray.config import ConfigError, Machine
+
+#: Share of a GPU's peak rate that training and frozen forwards of these models are planned with.
+USUAL_SHARE = 0.4
+
+
+class Card(NamedTuple):
+    """Gigabytes (10^9 bytes) that programs can use of a kind of GPU, and its peak in bfloat16 without sparsity, in TFLOP/s."""
+
+    gigabytes: float
+    teraflop_per_second: float
+
+
+#: By their makers' data sheets. Longer names first: a name is looked for in what a driver or Ray says.
+CARDS = {
+    "RTX 4090": Card(25.4, 165),
+    "RTX-4090": Card(25.4, 165),
+    "A100-40G": Card(42.3, 312),
+    "A100-SXM4-40GB": Card(42.3, 312),
+    "A100-PCIE-40GB": Card(42.3, 312),
+    "GH200": Card(101.0, 989),
+    "B200": Card(191.0, 2250),
+    "H200": Card(150.0, 989),
+    "H100": Card(85.0, 989),
+    "A100": Card(85.0, 312),
+    "L40S": Card(47.6, 362),
+    "A10G": Card(23.6, 125),
+    "L4": Card(23.7, 121),
+}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """CPUs, GPUs and main memory that a job may take. `gpu` names their kind; None where there is none or it is not known."""
+
+    where: str
+    cpus: float
+    gpus: float
+    gpu: str | None = None
+    gpu_bytes: float | None = None
+    main_bytes: float | None = None
+
+
+def available() -> Resources:
+    """The cluster that a job would join, or this machine. Raises OSError if the cluster does not answer."""
+    import ray
+
+    if ray.is_initialized():
+        return _cluster()
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        return _this_machine()
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():  # Ray itself waits minutes for a port where nobody listens
+        socket.create_connection((host, int(port)), timeout=5).close()
+    ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    found = _cluster()
+    ray.shutdown()  # leaves the cluster, which goes on
+    return found
+
+
+def _this_machine() -> Resources:
+    import torch
+
+    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
+    if not gpus:
+        return Resources("on this machine", cpus, gpus, main_bytes=memory)
+    smallest = min(map(torch.cuda.get_device_properties, range(int(gpus))), key=lambda card: card.total_memory)
+    return Resources("on this machine", cpus, gpus, smallest.name, float(smallest.total_memory), memory)
+
+
+def _cluster() -> Resources:
+    import ray
+
+    nodes: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "memory", "object_store_memory")}
+    kinds = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
+    smallest = min(kinds, key=lambda kind: card_of(kind, Card(0, 0)).gigabytes) if kinds else None
+    memory = total["memory"] + total["object_store_memory"]  # Ray keeps the rest for the system
+    return Resources("in the cluster", total["CPU"], total["GPU"], smallest, None, memory)
+
+
+def card_of(name: str | None, otherwise: Card) -> Card:
+    """What is known of a kind of GPU."""
+    return next((card for known, card in CARDS.items() if name and known.lower() in name.lower()), otherwise)
+
+
+def stated(machine: Machine, found: Resources) -> Resources:
+    """What was found, with what the configuration states in its place.
+
+    Raises ConfigError for a stated kind of GPU that is not known and has no stated memory.
+    """
+    kind = machine.gpu or found.gpu
+    card = card_of(kind, Card(0, 0))
+    if machine.gpu and not card.gigabytes and machine.gpu_gigabytes is None:
+        raise ConfigError(
+            f"machine.gpu is {machine.gpu!r}, of which nothing is known; "
+            f"set machine.gpu_gigabytes, or take one of {', '.join(sorted(CARDS))}"
+        )
+    seen = None if machine.gpu else found.gpu_bytes
+    gpu_bytes = machine.gpu_gigabytes * 1e9 if machine.gpu_gigabytes else seen or card.gigabytes * 1e9 or None
+    elsewhere = machine.gpu is not None and not found.gpus  # where there may be any amount of main memory
+    return Resources(found.where, found.cpus, found.gpus, kind, gpu_bytes, None if elsewhere else found.main_bytes)
+
+
+def rate(machine: Machine, resources: Resources, on_gpu: bool) -> tuple[float, str] | None:
+    """FLOP/s that one GPU or CPU is planned with, and where the number is from; None where nothing is stated or known."""
+    unit = "GPU" if on_gpu else "CPU"
+    if machine.teraflop_per_second is not None:
+        return machine.teraflop_per_second * 1e12, f"{machine.teraflop_per_second:g} TFLOP/s of a {unit}, as stated"
+    peak = card_of(resources.gpu, Card(0, 0)).teraflop_per_second if on_gpu else 0
+    if not peak:
+        return None
+    planned = USUAL_SHARE * peak
+    return planned * 1e12, f"{planned:.0f} TFLOP/s of a GPU, {USUAL_SHARE:.0%} of the peak of {resources.gpu}"
