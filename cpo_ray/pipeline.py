@@ -21,7 +21,7 @@ from cpo_ray.config import ConditionMixture, Config, ConfigError, Lora, Optimiza
 from cpo_ray.data.buckets import Bucket, assign
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.shards import AnnotatedDataset, DataError
-from cpo_ray.evaluation.evaluate import table
+from cpo_ray.evaluation.evaluate import EvaluationResult, card_section, table
 from cpo_ray.evaluation.obedience import Obedience, measure_obedience
 from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.stage import domain_of, evaluate_run
@@ -33,11 +33,13 @@ from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produ
 from cpo_ray.targets.store import Kind, TargetStore
 from cpo_ray.toy.dataset import make_dataset
 from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
+from cpo_ray.training.export import add_evaluation
 from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.run import TrainingError, TrainResult, train
 from cpo_ray.training.worker import SNAPSHOTS, TrainSpec
 from hierarchy import Hierarchy, load_hierarchy
 
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 OBEDIENCE = Path("expert", "obedience.json")
 
 
@@ -357,7 +359,7 @@ def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> No
     run.say(f"{name}: {result.sentence}")
     if result.ledger_problem:
         run.say(f"{name}: WARNING: {result.ledger_problem}")
-    if (result.adapter / "pytorch_lora_weights.safetensors").exists():
+    if (result.adapter / LORA_WEIGHTS).exists():
         tracker.log_adapter(result.adapter, base_source(run.config.model), run.config.model.revision)
     tracker.finish()
 
@@ -414,9 +416,20 @@ def _evaluate(run: Run) -> None:
                 key = name.split(",")[0]
                 logger.log(0, {f"{key}/negatives": model.negatives.mean, f"{key}/content": model.content.mean,
                                f"{key}/distance": model.distance})  # fmt: skip
+        _complete_cards(run, adapters, result)
     run.tracker.finish()
     if result is not None:
         print("\n" + table(result) + "\n")
     print(f"report        {report}")
     print(f"MLflow store  {run.tracker.uri}")
     print(f"open it with  {ui_command(run.tracker.uri)}")
+
+
+def _complete_cards(run: Run, adapters: Mapping[str, Path], result: EvaluationResult) -> None:
+    """Say in each model card, here and in MLflow, what was measured."""
+    for name, folder in adapters.items():
+        add_evaluation(folder, card_section(result, name))
+        if (folder / LORA_WEIGHTS).exists():
+            tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, resume=True)
+            tracker.log_card(folder, run.config.model.revision)
+            tracker.finish()

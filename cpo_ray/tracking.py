@@ -155,6 +155,14 @@ class RunTracker:
                 mlflow.diffusers.save_model(str(folder), str(model), base_model=base)
             MlflowClient(self.uri).log_artifacts(self.run_id, str(model), "adapter")
 
+    def log_card(self, folder: Path, revision: str | None = None) -> None:
+        """Log the model card of an adapter anew; the arguments are those that `log_adapter` had."""
+        if self.run_id is None:
+            return
+        with _forgiving("the model card"):
+            place = "adapter" if revision else "adapter/adapter_weights"  # mlflow's name in a model
+            MlflowClient(self.uri).log_artifact(self.run_id, str(folder / "README.md"), place)
+
     def log_report(self, path: Path) -> None:
         """Log a finished file, such as the report, under its own name."""
         if self.run_id is None:

@@ -17,6 +17,7 @@ from torch import distributed
 from cpo_ray.config import Optimization
 from cpo_ray.training import settings
 from cpo_ray.training.engine import STATE, Engine
+from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.worker import Trainer, TrainSpec, _warnings
 
 pytestmark = pytest.mark.slow
@@ -62,6 +63,16 @@ def _in_small_buckets(spec: TrainSpec) -> dict[int, Numbers]:
     return made
 
 
+def _offloaded(spec: TrainSpec) -> dict[int, Numbers]:
+    """The same with optimizer and moving average in main memory, two micro-batches a step, by ZeRO stage."""
+    made = {}
+    for stage in STAGES[1:]:
+        trainer = Trainer(at(spec, zero_stage=stage, offload_optimizer=True, micro_batch=2))
+        assert trainer.engine.accumulation == 2
+        made[stage] = _numbers(trainer, [trainer.step(step) for step in range(2)])
+    return made
+
+
 def _bytes_in_backward() -> dict[int, int]:
     """The most bytes of one tensor near the end of the backward pass of a model of 512 weights, by stage."""
     largest: dict[int, int] = {}
@@ -103,6 +114,10 @@ def _part(spec: TrainSpec, steps: range, before: Path | None, after: Path) -> Nu
     trainer.engine.save(after)
     distributed.barrier()
     return _numbers(trainer, metrics)
+
+
+def _built(spec: TrainSpec) -> None:
+    Trainer(spec)
 
 
 def _diverged(spec: TrainSpec) -> list[str | None]:
@@ -161,6 +176,12 @@ def small_buckets(spec: TrainSpec, pair: Ranks, matrix: dict[str, Numbers]) -> d
     return made
 
 
+@pytest.fixture(scope="module")
+def offloaded(spec: TrainSpec, pair: Ranks, matrix: dict[str, Numbers]) -> dict[int, Numbers]:
+    made: dict[int, Numbers] = pair(_offloaded, spec)[0]
+    return made
+
+
 def near(numbers: Numbers, others: Numbers, tolerance: float) -> None:
     """The same curves, weights and averages, but for the order of additions. Adam divides by what may be next to nothing."""
     for name in ("loss", "gradient_norm"):
@@ -186,6 +207,13 @@ def test_stage_and_ranks_change_nothing(matrix: dict[str, Numbers], kind: str, s
 @pytest.mark.parametrize("stage", STAGES)
 def test_small_buckets_change_nothing(small_buckets: dict[int, Numbers], matrix: dict[str, Numbers], stage: int) -> None:
     near(small_buckets[stage], matrix["1 full 0"], tolerance=0.01 * 1e-4)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_an_optimizer_in_main_memory_changes_nothing(
+    offloaded: dict[int, Numbers], matrix: dict[str, Numbers], stage: int
+) -> None:
+    near(offloaded[stage], matrix["1 lora 0"], tolerance=0.01 * 1e-2)
 
 
 def test_buffers_are_no_larger_than_what_is_trained(single: Ranks) -> None:
@@ -239,6 +267,13 @@ def test_the_file_of_another_training_is_refused(spec: TrainSpec, single: Ranks,
         single(_part, at(spec, **KINDS["full"]), range(0), tmp_path / "other", tmp_path / "own")
     with pytest.raises(ValueError, match="holds no checkpoint of this training"):
         single(_part, spec, range(0), tmp_path, tmp_path / "own")
+
+
+def test_a_rate_that_bfloat16_swallows_is_refused_before_the_first_step(spec: TrainSpec, single: Ranks) -> None:
+    full = at(spec, parameters="full", learning_rate=1e-9)
+    with pytest.raises(TrainingHealthError, match="bfloat16 shows so small a change in"):
+        single(_built, replace(full, model=spec.model.model_copy(update={"dtype": "bfloat16"})))
+    single(_built, full)  # float32 shows it
 
 
 def test_ranks_that_differ_in_one_bit_are_named(spec: TrainSpec, pair: Ranks) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Flow
+from cpo_ray.data import buckets
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.models import family
@@ -96,6 +97,40 @@ def test_two_forwards_make_a_shard_and_a_bound_only_splits_them(
         torch.testing.assert_close(pieces[name].float(), tensor.float(), rtol=1e-3, atol=1e-5)
 
 
+def test_the_vae_encodes_about_a_megapixel_at_a_time(
+    expert: Expert, expert_spec: ExpertSpec, shard: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, made = expert._encoders.encode_pictures, list[int]()
+    monkeypatch.setattr(expert._encoders, "encode_pictures", lambda part: made.append(len(part)) or encode(part))
+    expert(ITEMS * 16, images(expert_spec, ITEMS * 16))
+    assert made == [64], "a shard of the embedded domain's size is encoded as one"
+    monkeypatch.setattr(buckets, "ENCODED_PIXELS", 3 * 64 * 64 + 1)
+    pieces = expert(ITEMS, images(expert_spec, ITEMS))
+    monkeypatch.setattr(buckets, "ENCODED_PIXELS", 64)
+    expert(ITEMS[:2], images(expert_spec, ITEMS[:2]))
+    assert made[1:] == [3, 1, 1, 1]
+    torch.testing.assert_close(pieces["x_t"].float(), shard["x_t"].float(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_text_encoders_in_main_memory_visit_the_device_to_encode_only(
+    expert_spec: ExpertSpec, shard: dict[str, Tensor], offload: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def places(expert: Expert) -> set[str]:
+        encoders = [model for name, model in expert._encoders.text.components.items() if name.startswith("text_encoder")]
+        return {values.device.type for encoder in encoders for values in encoder.parameters()}
+
+    # Nothing that was on this device comes back from it.
+    assert places(Expert(replace(expert_spec, device="meta", offload_text_encoders=offload))) == {"cpu" if offload else "meta"}
+
+    expert, placed = Expert(replace(expert_spec, device="cpu:0", offload_text_encoders=offload)), list[str]()
+    place = expert._encoders.place_text
+    monkeypatch.setattr(expert._encoders, "place_text", lambda device: placed.append(str(device)) or place(device))
+    made = expert(ITEMS, images(expert_spec, ITEMS))
+    assert placed == (["cpu:0", "cpu"] if offload else [])
+    assert all(torch.equal(made[name], values) for name, values in shard.items())
+
+
 def test_the_contrast_is_within_half_a_percent_of_float64(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:
     """Every output once more in float64, each from a forward of its own, with texts made here."""
     model, found = expert_spec.model, family(expert_spec.model)
@@ -154,6 +189,25 @@ def test_what_belongs_to_a_sample_beside_its_text_is_stored(expert_spec: ExpertS
         return
     # 96 x 80 is scaled to 77 x 64, of which 6 columns on the left are cut.
     assert shard["micro.time_ids"].tolist() == [[80, 96, 0, 6, 64, 64], *[[64, 64, 0, 0, 64, 64]] * 3]
+
+
+def test_all_three_models_are_told_one_guidance(flux_expert_spec: ExpertSpec) -> None:
+    """The reference and θ1 compute with the value that is stored for the trained model."""
+    model = flux_expert_spec.model.model_copy(update={"flow": Flow(guidance=3.5)})
+    found, pictures = family(model), images(flux_expert_spec, ITEMS)
+    shard = Expert(replace(flux_expert_spec, model=model))(ITEMS, pictures)
+    usual = Expert(flux_expert_spec)(ITEMS, pictures)
+    assert shard["micro.guidance"].tolist() == [3.5] * 4
+    text = {name[5:]: rows[shard["prompt_index"]].float() for name, rows in shard.items() if name.startswith("text.")}
+    null = found.load_encoders(model, torch.device("cpu")).encode_prompts([""])
+    nothing = {name: rows.half().float().expand(4, *rows.shape[1:]) for name, rows in null.items()}
+    for adapter, words, name in ((None, text, "reference"), (flux_expert_spec.adapter, nothing, "null_minus_reference")):
+        with torch.no_grad():
+            told = {**words, "guidance": shard["micro.guidance"]}
+            output = found.predict(found.load_denoiser(model, adapter), shard["x_t"].float(), shard["timestep"], told)
+        stored = shard["reference"] + (0 if adapter is None else shard[name].float())
+        torch.testing.assert_close(output, stored, rtol=1e-3, atol=1e-4)
+        assert relative_error(usual[name], shard[name].double()) > 1e-3, "guidance does nothing, so this shows nothing"
 
 
 def test_supervised_targets_draw_their_text_and_share_the_noise(expert_spec: ExpertSpec, shard: dict[str, Tensor]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 import yaml
@@ -20,6 +22,7 @@ from cpo_ray.models.base import DTYPES
 from cpo_ray.training.export import (
     ExportError,
     Probe,
+    add_evaluation,
     base_licence,
     card_text,
     export_adapter,
@@ -121,9 +124,35 @@ def test_a_whole_denoiser_goes_round(model: Model, tmp_path: Path) -> None:
     export(t, folder, parameters="full")
     part = {"sdxl": "unet", "flux": "transformer"}[model.family]
     assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", part])
-    for denoiser in (family(model).load_denoiser(model, folder), family(model).load_pipeline(model, folder).components[part]):
+    # As the card tells a user to do it.
+    usage = re.findall(r"^    (\w+ = \w+\.from_pretrained.*)$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert len(usage) == 2
+    names = {**vars(diffusers), "FOLDER": folder, "BASE": model.base}
+    exec("\n".join(usage), names)
+    ours = (family(model).load_denoiser(model, folder), family(model).load_pipeline(model, folder).components[part])
+    for denoiser in (*ours, names["pipeline"].components[part]):
         output = probe_output(family(model), denoiser, t.probe.x_t, t.probe.timestep, t.probe.conditioning)
         torch.testing.assert_close(output, t.probe.output, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("parameters", ["lora", "full"])
+def test_an_evaluation_is_one_section_of_the_card_and_touches_no_other_line(
+    model: Model, parameters: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    export(trained(model, 0.02, lora=LORA if parameters == "lora" else None), folder, parameters=parameters)
+    card, before = folder / "README.md", (folder / "README.md").read_text()
+    add_evaluation(folder, "## Evaluation\n\nfirst\n")
+    assert card.read_text().startswith(before) and "first" in card.read_text()
+    card.write_text(card.read_text().replace("| objective |", "| the objective |") + "A note of the user's.\n")
+    first = card.read_text()
+    add_evaluation(folder, "## Evaluation\n\nsecond\n")
+    assert card.read_text() == first.replace("first", "second")
+    add_evaluation(folder, "## Evaluation\n\nsecond\n")
+    assert card.read_text() == first.replace("first", "second")
+    card.unlink()
+    add_evaluation(folder, "## Evaluation\n")
+    assert not card.exists()
 
 
 def test_an_adapter_trained_in_bfloat16_goes_round(model: Model, tmp_path: Path) -> None:
@@ -138,5 +167,6 @@ def test_the_card_names_the_bases_licence_and_how_to_load(model: Model, tmp_path
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: artists-only\n---\n# A base\n")
     stated = card_text(model.model_copy(update={"base": str(tmp_path)}), {}, "full")
     assert yaml.safe_load(stated.split("---")[1])["license_name"] == "artists-only" and "The base's: artists-only." in stated
+    assert "from_pretrained(FOLDER" in stated
     assert base_licence(model.model_copy(update={"base": "black-forest-labs/FLUX.1-dev"})) == "flux-1-dev-non-commercial-license"
     assert base_licence(model.model_copy(update={"base": "somebody/some-model"})) is None

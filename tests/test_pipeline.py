@@ -12,6 +12,7 @@ import pytest
 from cpo_ray import pipeline
 from cpo_ray.config import Config, load
 from cpo_ray.training.ledger import read_ledger
+from hierarchy import load_hierarchy
 
 ROOT = Path(__file__).parents[1]
 TOY = ROOT / "jobs" / "configs" / "toy.toml"
@@ -81,6 +82,25 @@ def test_main_job_from_nothing_to_the_report(tmp_path: Path) -> None:
     shown = [file.name for file in (tmp_path / "mlartifacts").rglob("samples*.png")]
     assert len(shown) == 4, "three of stage 2 and one of the expert are in MLflow"
 
+    card = (run / "cpo_s" / "adapter" / "README.md").read_text()
+    measured = result["models"]["cpo_s"]
+    tree = load_hierarchy(config(tmp_path, "whole").data.hierarchy)
+    for line in (
+        "license_name: Apache-2.0",
+        f"| hierarchy | {tree.name} {tree.version}, {tree.content_hash} |",
+        "| omega_win | 1.0 |",
+        "| beta | ",
+        "| training pictures | ",
+        "| data | 90 pictures, ",
+        "| last step: loss | ",
+        "12 pictures, of the same prompts and noise",
+        f"| cpo_s | {measured['negatives']['mean']:.2f} [",
+        f" | {measured['content']['mean']:.3f} | ",
+    ):
+        assert line in card, line
+    kept = [file for file in (tmp_path / "mlartifacts").rglob("README.md") if "objective | cpo_s" in file.read_text()]
+    assert [file.read_text() for file in kept] == [card], "the card in MLflow is the one here"
+
     again = job("train_cpo.py", *arguments)
     assert again.returncode == 2
     assert "already holds a run; pass --resume" in again.stderr and "Traceback" not in again.stderr
@@ -93,6 +113,7 @@ def test_main_job_from_nothing_to_the_report(tmp_path: Path) -> None:
     resumed = job("evaluate.py", *arguments)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert adapter.stat().st_mtime_ns == before
+    assert (run / "cpo_s" / "adapter" / "README.md").read_text() == card
 
 
 @pytest.mark.ray

@@ -122,6 +122,14 @@ def test_an_adapter_comes_back_with_its_base(store: tuple[str, str, Path], tmp_p
         Path(loaded.adapter_path, "pytorch_lora_weights.safetensors").read_bytes()
         == (adapter / "pytorch_lora_weights.safetensors").read_bytes()
     )
+    pinned = begin(store, "pinned")
+    pinned.log_adapter(adapter, "somebody/some-model", "1a2b")
+    (adapter / "README.md").write_text("card with an evaluation")
+    tracker.log_card(adapter)
+    pinned.log_card(adapter, "1a2b")
+    artifacts = store[2] / "mlartifacts" / str(pinned.run_id) / "artifacts" / "adapter"
+    cards = [*folder.rglob("README.md"), *artifacts.rglob("README.md")]
+    assert [card.read_text() for card in cards] == ["card with an evaluation"] * 2
 
 
 def _closed_port() -> int:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import sys
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from ray import cloudpickle
 from safetensors.torch import load_file
 from tiny_training import make_spec, write_base, write_targets
 
 from cpo_ray.targets.store import TargetStore
+from cpo_ray.training.engine import Engine
 from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.ledger import check_ledger, read_ledger
 from cpo_ray.training.run import TrainingError, train
@@ -47,7 +52,27 @@ def kill_after(spec: TrainSpec, steps: int) -> threading.Thread:
     return thread
 
 
+@dataclass(frozen=True)
+class OneBitFlipped:
+    """Changes the last bit of one trained weight in the process that logs, rank 0's, after a step."""
+
+    step: int
+
+    def start(self) -> OneBitFlipped:
+        return self
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self.step:
+            (engine,) = [found for found in gc.get_objects() if type(found) is Engine]
+            weight = next(p for p in engine.denoiser.parameters() if p.requires_grad)
+            weight.data.view(torch.int32).view(-1)[0] ^= 1
+
+    def close(self) -> None:
+        pass
+
+
 def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
     model = write_base(tmp_path / "base")
     settings = {"checkpoint_every": 2, "max_failures": 0, "learning_rate": 1e-2}
     spec = make_spec(tmp_path, model, optimization=settings, steps=STEPS, run_id="killed", output=tmp_path / "killed")
@@ -84,10 +109,17 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
     assert any(tensor.any() for tensor in load_file(straight.adapter / name).values())
     assert resumed.metrics["loss"] == straight.metrics["loss"]
 
-    # The same, gone on with by two workers at ZeRO-2: the same items, and the same numbers but for rounding.
+    # The same, gone on with by three workers, one of which goes wrong after a checkpoint of theirs.
+    wider = spec.optimization.model_copy(update={"workers": 3, "cpus_per_worker": 0.5})
+    other = replace(spec, optimization=wider, output=tmp_path / "widened", resume=True)
+    named = "after step 7 the weights of rank 0 differ from those of the other ranks, by a fault of a machine"
+    with pytest.raises(TrainingHealthError, match=rf"{named}.*the last good checkpoint is {other.output}/killed/step-00000006; "):
+        train(replace(other, tracking=OneBitFlipped(6)))
+
+    # And then by two at ZeRO-2: the same items, and the same numbers but for rounding.
     wider = spec.optimization.model_copy(update={"workers": 2, "micro_batch": 3, "zero_stage": 2})
-    widened = train(replace(spec, optimization=wider, output=tmp_path / "widened", resume=True))
-    assert (widened.trained_steps, widened.ledger_problem) == (STEPS - 4, None)
+    widened = train(replace(other, optimization=wider))
+    assert (widened.trained_steps, widened.ledger_problem) == (STEPS - 6, None)
     assert widened.metrics["loss"] == pytest.approx(straight.metrics["loss"], rel=1e-3)
 
     snapshots = sorted((tmp_path / "straight" / "snapshots").iterdir())

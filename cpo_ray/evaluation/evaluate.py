@@ -128,8 +128,29 @@ def evaluate_models(
 
 def table(result: EvaluationResult) -> str:
     """The result as aligned plain text, one model to a line."""
+    heads, rows = _cells(result)
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    head, *body = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in (heads, *rows))
+    return "\n".join([head, "  ".join("─" * width for width in widths), *body])
+
+
+def card_section(result: EvaluationResult, name: str) -> str:
+    """What a model card says of the model `name` beside the base: Markdown."""
+    heads, rows = _cells(result)
+    lines = [heads, ("---",) * len(heads), *(row for row in rows if row[0] in (result.base, name))]
+    return (
+        "## Evaluation\n\n"
+        f"{len(result.models[name].labels)} pictures, of the same prompts and noise for both models. "
+        "#A_neg: the mean number of negative attributes found in a picture, with its 95 % bootstrap interval; content: the share "
+        "of pictures that show what was asked for; distance: squared Fréchet distance to good pictures.\n\n"
+        + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    )
+
+
+def _cells(result: EvaluationResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The heads of the columns, and a row for each model."""
     heads = ("model", "#A_neg [95 %]", f"change vs {result.base} [95 %]", "content", "distance")
-    rows = [
+    return heads, [
         (
             name,
             format_interval(model.negatives),
@@ -139,9 +160,6 @@ def table(result: EvaluationResult) -> str:
         )
         for name, model in result.models.items()
     ]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    head, *body = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in (heads, *rows))
-    return "\n".join([head, "  ".join("─" * width for width in widths), *body])
 
 
 def format_interval(interval: Interval, *, signed: bool = False) -> str:

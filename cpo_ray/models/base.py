@@ -58,7 +58,7 @@ class Encoders(Protocol):
     token_limit: int
 
     def place_text(self, device: torch.device) -> None:
-        """Move the text encoders; they encode where `load_encoders` was told, so bring them back before."""
+        """Move the text encoders; they encode on the device that `load_encoders` was told, so bring them there before."""
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] → scaled latents (B, C, h, w), float32; the posterior's mean, so that it is a function."""
@@ -81,7 +81,7 @@ class Family(Protocol):
     """The denoiser's folder in a pipeline that diffusers saved."""
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
-        """The encoders on `device`, the VAE in float32, or the one in the folder `vae` in float16.
+        """The VAE on `device` in float32, or the one in the folder `vae` in float16; the text encoders in main memory.
 
         Raises ConfigError for a `vae` whose latents have another scale than the base's.
         """

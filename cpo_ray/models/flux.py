@@ -66,7 +66,7 @@ class FluxEncoders:
         self.vae = load_vae(model, device, vae)
         self.text = SameTextFluxPipeline.from_pretrained(
             source, transformer=None, vae=None, revision=model.revision, dtype=DTYPES[model.dtype], use_safetensors=True
-        ).to(device)
+        )
         self.text.settings = model.flow
         transformer = FluxTransformer2DModel.load_config(source, subfolder="transformer", revision=model.revision)
         self.guided = bool(transformer["guidance_embeds"])  # FLUX.1-schnell is not

@@ -30,7 +30,7 @@ class SDXLEncoders:
         self.vae = load_vae(model, device, vae)
         self.text = StableDiffusionXLPipeline.from_pretrained(
             source, unet=None, vae=None, revision=model.revision, dtype=dtype, use_safetensors=True
-        ).to(device)
+        )
         self.text.set_progress_bar_config(disable=True)
         self.zero_null = bool(self.text.config.force_zeros_for_empty_prompt)
         self.token_limit: int = self.text.tokenizer.model_max_length

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Model, Pictures
-from cpo_ray.data.buckets import Bucket, bucket_of
+from cpo_ray.data.buckets import Bucket, bucket_of, encoded_together
 from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset
 from cpo_ray.diffusion import DiffusionProcess
@@ -38,8 +38,8 @@ class ExpertSpec:
 
     kind "supervised" gives noisy latents and their ground truth for one text per item: a draw from `mixture` (stage 1), or the
     content prompt without one. kind "expert" needs `adapter` and adds the outputs of θ1 and the reference.
-    `forward_batch` bounds the samples per forward where a whole shard does not fit into the device's memory. The fields after it
-    are those of `config.Targets`. `pictures` says at which sizes pictures are taken.
+    `forward_batch` bounds the samples per forward of a denoiser where a whole shard does not fit into the device's memory. The
+    fields after it are those of `config.Targets`. `pictures` says at which sizes pictures are taken.
     """
 
     kind: Kind
@@ -131,6 +131,8 @@ class Expert:
         self._dataset = AnnotatedDataset.open(spec.dataset)
         self._tree = load_hierarchy(spec.hierarchy)
         self._encoders = self._family.load_encoders(spec.model, device, spec.vae)
+        if not spec.offload_text_encoders:
+            self._encoders.place_text(device)
         self._processes: dict[int, DiffusionProcess] = {}
         self._denoisers: FrozenDenoisers | None = None
         if spec.kind == "expert":
@@ -183,7 +185,7 @@ class Expert:
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             fitted = list(threads.map(self._fit, items, images, repeat(bucket)))
         pictures = torch.stack([picture for picture, _ in fitted])
-        x0 = torch.cat([self._encoders.encode_pictures(part) for part in pictures.split(self._spec.forward_batch or len(items))])
+        x0 = torch.cat([self._encoders.encode_pictures(part) for part in pictures.split(encoded_together(bucket))])
         noise = torch.stack([self._noise(item, x0.shape[1:]) for item in items]).to(self._device)
         uniform = [counter_generator(self._spec.seed, *item, "timestep").random() for item in items]
         timestep = process.timestep(torch.tensor(uniform, dtype=torch.float64)).to(self._device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cpo_ray.config import Model
 from cpo_ray.models.base import Conditioning, Family, base_source
+from cpo_ray.training.ledger import write_text
 
 #: Allowed relative distance of two outputs that differ by rounding alone, and of the adapter's own effect besides.
 _ROUNDING = {"float32": 1e-5, "bfloat16": 3e-2}
@@ -147,11 +148,24 @@ def card_text(model: Model, card: Mapping[str, str], parameters: Literal["lora",
         f"# Trained on {model.base}\n\n"
         f"Weights for {model.base}{revision}, written by cpo_ray. "
         "Loaded back after the export, they gave the trained model's output.\n\n"
-        f"{_USAGE[parameters]}\n\n"
+        f"{_usage(model.family, parameters)}\n\n"
         f"| | |\n|---|---|\n{rows}\n\n"
         "Licence: these weights are a derivative of the base model and of the training pictures; the terms of both apply. "
         f"The base's: {licence or 'not stated where it was loaded from; look it up before you pass these on'}.\n"
     )
+
+
+def add_evaluation(folder: Path, section: str) -> None:
+    """Put an evaluation at the end of the model card in `folder`, or in the place of an earlier one; the rest stays as it is.
+
+    `section` is Markdown that ends with a line feed. Nothing happens where the card was taken away.
+    """
+    card = folder / "README.md"
+    if card.exists():
+        text, marked = card.read_text(), f"{_EVALUATION[0]}\n{section}{_EVALUATION[1]}\n"
+        before, begun, rest = text.partition(f"{_EVALUATION[0]}\n")
+        _, _, after = rest.partition(f"{_EVALUATION[1]}\n")
+        write_text(card, before + marked + after if begun else f"{text}\n{marked}")
 
 
 def base_licence(model: Model) -> str | None:
@@ -165,8 +179,22 @@ def base_licence(model: Model) -> str | None:
     return PUBLISHED_LICENCES.get(model.base)
 
 
+_EVALUATION = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
-_USAGE = {
-    "lora": "`pipeline.load_lora_weights(FOLDER)` reads this folder; `formats/` holds the same for kohya's scripts and ComfyUI.",
-    "full": "The denoiser alone, as diffusers saves it: load it with `from_pretrained` and hand it to the base's pipeline.",
-}
+
+
+def _usage(family_name: str, parameters: Literal["lora", "full"]) -> str:
+    """How diffusers loads an export."""
+    if parameters == "lora":
+        return (
+            "`pipeline.load_lora_weights(FOLDER)` reads this folder; `formats/` holds the same for kohya's scripts and ComfyUI."
+        )
+    pipeline, denoiser, part = {
+        "sdxl": ("StableDiffusionXLPipeline", "UNet2DConditionModel", "unet"),
+        "flux": ("FluxPipeline", "FluxTransformer2DModel", "transformer"),
+    }[family_name]
+    return (
+        "The denoiser alone, as diffusers saves it:\n\n"
+        f'    {part} = {denoiser}.from_pretrained(FOLDER, subfolder="{part}")\n'
+        f"    pipeline = {pipeline}.from_pretrained(BASE, {part}={part})"
+    )
