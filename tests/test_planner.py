@@ -70,7 +70,13 @@ def test_processes_that_share_a_gpu_get_their_part_of_it() -> None:
 
 
 def test_where_nothing_helps_it_says_so() -> None:
-    config = toy(f"machine.gpu_gigabytes={GPU_PROCESS / 2e9}")
+    small = [
+        "targets.shard_size=2",
+        "evaluation.batch=2",
+        "preference.optimization.micro_batch=2",
+        "expert.optimization.micro_batch=2",
+    ]
+    config = toy(*small, f"machine.gpu_gigabytes={GPU_PROCESS / 2e9}")
     refusals = [finding.sentence for finding in found(config) if finding.verdict == "missing"]
     assert len(refusals) == 4
     assert all("take a GPU of more memory" in sentence for sentence in refusals)

@@ -28,6 +28,8 @@ class Stage:
         return max(self.targets, self.training) if self.together else self.targets + self.training
 
     def __str__(self) -> str:
+        if not self.targets:
+            return f"{self.name} {in_words(self.training)}"
         parts = f"targets {in_words(self.targets)}, training {in_words(self.training)}"
         return f"{self.name} {in_words(self.seconds)} ({parts}{', at the same time' if self.together else ''})"
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model, Optimization
-from cpo_ray.data.buckets import ENCODED_PIXELS
+from cpo_ray.data.buckets import Bucket, encoded_together
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
 from cpo_ray.models.skeleton import Skeleton
@@ -95,7 +95,7 @@ def text_cost(model: Model, folder: Path | None, prompts: int) -> Count:
 @lru_cache(maxsize=64)
 def encode_cost(model: Model, folder: Path | None) -> tuple[Count, int]:
     """The VAE on as many pictures as it encodes at a time, in float32, and that number."""
-    vae, pictures = skeleton_of(model, folder).vae, max(1, ENCODED_PIXELS // model.resolution**2)
+    vae, pictures = skeleton_of(model, folder).vae, encoded_together(Bucket(*[model.resolution] * 3))
     size = (pictures, 3, model.resolution, model.resolution)
     with torch.device("meta"):
         return count_forward(lambda: vae.encode(torch.zeros(size)).latent_dist.mode(), [vae]), pictures

@@ -24,6 +24,9 @@ def plan_findings(config: Config, base: Path | None, found: Resources, pictures:
     except ConfigError as error:
         yield Finding("missing", str(error))
         return
+    if base is None:
+        published = f"the published {config.model.family.upper()}"
+        yield Finding("note", f"{config.model.base} is not on this machine; it is planned for as {published}", True)
     needs = {}
     for section, role in roles(config):
         need = needs[section] = role(config, base)

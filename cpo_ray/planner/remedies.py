@@ -79,12 +79,12 @@ def _for_training(section: str, settings: Any, together: int) -> Iterator[Change
     yield from ((f"{section}.micro_batch={size}",) for size in _halves(together))
     if not settings.gradient_checkpointing:
         yield (f"{section}.gradient_checkpointing=true",)
+    cut = () if settings.optimizer == "adamw" else (f"{section}.optimizer=adamw",)  # ZeRO cuts no other's state
     if settings.parameters == "full":  # an adapter's optimizer is small already
-        stage = max(2, settings.zero_stage)
-        zero = (f"{section}.optimizer=adamw", f"{section}.zero_stage={stage}")
-        yield (*zero, f"{section}.offload_optimizer=true")
-    zero = (f"{section}.optimizer=adamw", f"{section}.zero_stage=3")
-    yield from ((*zero, f"{section}.workers={workers}") for workers in (2, 4, 8) if workers >= settings.workers)
+        yield (*cut, f"{section}.zero_stage={max(2, settings.zero_stage)}", f"{section}.offload_optimizer=true")
+    for workers in (2, 4, 8):
+        if workers >= settings.workers:
+            yield (*cut, f"{section}.zero_stage=3", f"{section}.workers={workers}")
     if settings.parameters == "full":
         yield (f"{section}.parameters=lora",)
 
