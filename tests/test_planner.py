@@ -124,6 +124,7 @@ def test_time_follows_from_the_operations_and_the_rate() -> None:
     sentence = line(found(config), "at 1 TFLOP/s of a GPU, as stated").sentence
     assert "stage 1" in sentence and "baseline sft" in sentence and "evaluation" in sentence
     slow, fast = (stages(config, base, 1280, rate) for rate in (1e12, 2e12))
+    assert "stage 1 200, stage 2 120, baseline sft 120" in line(found(config), "optimizer steps").sentence
     assert [stage.name for stage in slow] == ["stage 1", "stage 2", "baseline sft", "baseline cpo"]
     assert all(one.seconds == pytest.approx(2 * other.seconds) for one, other in zip(slow, fast, strict=True))
     assert slow[1].seconds == max(slow[1].targets, slow[1].training) and slow[3].targets == 0

@@ -16,9 +16,10 @@ _CONDITIONS = 5
 
 @dataclass(frozen=True)
 class Stage:
-    """Seconds of a training and of its targets, each on what it is given."""
+    """Optimizer steps of a training, its seconds and those of its targets, each on what it is given."""
 
     name: str
+    steps: int
     targets: float
     training: float
     together: bool
@@ -85,8 +86,9 @@ def stages(config: Config, folder: Path | None, pictures: int, rate: float) -> l
 
     def training(name: str, optimization: Optimization, lora: Lora, distinct: int, each: float) -> Stage:
         power = _power(optimization.workers, optimization.cpus_per_worker, optimization.gpus_per_worker, rate)
-        trained = work(optimization, pictures, None).trained * training_flop(config, folder, optimization, lora)
-        return Stage(name, distinct * each / producing, trained / power, targets.overlap)
+        trained = work(optimization, pictures, None).trained
+        steps, flop = math.ceil(trained / optimization.global_batch), trained * training_flop(config, folder, optimization, lora)
+        return Stage(name, steps, distinct * each / producing, flop / power, targets.overlap)
 
     found = []
     if expert.adapter is None:

@@ -38,7 +38,7 @@ def plan_findings(config: Config, base: Path | None, found: Resources, pictures:
     yield _main_memory(config, needs, resources)
     yield _disk(config, base, pictures)
     if pictures:
-        yield _time(config, base, pictures, resources)
+        yield from _time(config, base, pictures, resources)
         yield _ratio(config, base, pictures)
 
 
@@ -85,19 +85,20 @@ def _disk(config: Config, base: Path | None, pictures: int) -> Finding:
     return Finding("missing", f"{sentence}; lower targets.draws, or set targets.folder and run.output to a larger disk", True)
 
 
-def _time(config: Config, base: Path | None, pictures: int, resources: Resources) -> Finding:
+def _time(config: Config, base: Path | None, pictures: int, resources: Resources) -> Iterator[Finding]:
+    """Steps, and seconds where a rate is known; start-ups and reading are left out."""
     uses = [config.targets.gpus_per_actor, config.preference.optimization.gpus_per_worker, config.evaluation.gpus_per_actor]
     found = rate(config.machine, resources, on_gpu=any(uses))
+    flop_per_second, source = found or (1.0, "")
+    planned = stages(config, base, pictures, flop_per_second)
+    yield Finding("ok", "optimizer steps: " + ", ".join(f"{stage.name} {stage.steps:,}" for stage in planned), True)
     if found is None:
         unit = "GPU" if any(uses) else "CPU"
-        return Finding(
-            "note", f"machine.teraflop_per_second, what one {unit} sustains, is not stated; times follow from it", True
-        )
-    flop_per_second, source = found
-    planned = stages(config, base, pictures, flop_per_second)
+        yield Finding("note", f"machine.teraflop_per_second, what one {unit} sustains, is not stated; times follow from it", True)
+        return
     evaluation = evaluation_seconds(config, base, flop_per_second)
     parts = ", ".join([*map(str, planned), f"evaluation {in_words(evaluation)}"])
-    return Finding("ok", f"about {in_words(total(planned, evaluation))} at {source}: {parts}", True)
+    yield Finding("ok", f"about {in_words(total(planned, evaluation))} at {source}: {parts}", True)
 
 
 def _ratio(config: Config, base: Path | None, pictures: int) -> Finding:
