@@ -7,30 +7,29 @@ Every stage leaves its result in the run's folder and is skipped when it is ther
 
 from __future__ import annotations
 
-import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from cpo_ray.checks import check, told_of_pictures
-from cpo_ray.config import ConditionMixture, Config, ConfigError, Lora, Optimization, changed, dump
-from cpo_ray.data.buckets import Bucket, assign
+from cpo_ray.config import Config, ConfigError, Lora, Optimization, changed, dump
+from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.importer import ImportReport, import_folder
-from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.evaluation.evaluate import EvaluationResult, card_section, table
 from cpo_ray.evaluation.obedience import Obedience, measure_obedience
 from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.stage import domain_of, evaluate_run
 from cpo_ray.models.base import base_source
-from cpo_ray.plan import Item, Plan, in_training
+from cpo_ray.plan import Item, Plan
+from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
 from cpo_ray.session import ProgressLine, connect
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
-from cpo_ray.targets.store import Kind, TargetStore
+from cpo_ray.targets.store import TargetStore
 from cpo_ray.toy.dataset import make_dataset
 from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
 from cpo_ray.training.export import add_evaluation
@@ -275,64 +274,6 @@ def _produce_and_train(
             producer.join()  # where the targets failed, training only waited for them: its sentence is the cause
             raise
         return result, producer.join()
-
-
-def usable_pictures(config: Config, dataset: AnnotatedDataset) -> dict[str, Bucket]:
-    """The ids of a data set with their buckets, without the pictures that are too small for any."""
-    sizes = {name: dataset.size(name) for name in dataset.ids}
-    return assign(sizes, config.model.resolution, config.data.pictures)
-
-
-def training_pictures(config: Config, pictures: Mapping[str, Bucket]) -> dict[str, Bucket]:
-    """The training split; a smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
-    return {name: bucket for name, bucket in pictures.items() if in_training(name, config.data.proportion)}
-
-
-def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: Optimization, draws: int | None = None) -> Plan:
-    """The order of training; without `draws` every visit of a picture has noise of its own."""
-    if not pictures:
-        raise DataError(
-            f"{config.data.folder} has no picture for this training; add (large enough) pictures or raise data.proportion"
-        )
-    batch, most = optimization.global_batch, config.data.pictures.together
-    together = max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
-    plan = Plan.build(
-        pictures,
-        config.run.seed,
-        batch,
-        draws or 1,
-        epochs=optimization.epochs,
-        steps=optimization.steps,
-        buckets=pictures,
-        bucket_batch=together,
-    )
-    return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(pictures)))
-
-
-def supervised_spec(config: Config, mixture: ConditionMixture | None = None) -> ExpertSpec:
-    """Targets of the denoising loss: stage 1 with its mixture of conditions, the supervised baseline on y alone."""
-    return _frozen_spec(config, "supervised", mixture=mixture)
-
-
-def expert_spec(config: Config, adapter: Path) -> ExpertSpec:
-    """Targets of stage 2: the outputs of θ1, which the adapter makes of the base, and of the reference."""
-    return _frozen_spec(config, "expert", adapter=adapter, compile=config.targets.compile, float8=config.targets.float8)
-
-
-def _frozen_spec(config: Config, kind: Kind, **more: Any) -> ExpertSpec:
-    targets = config.targets
-    return ExpertSpec(
-        kind,
-        config.model,
-        config.data.folder,
-        config.data.hierarchy,
-        config.run.seed,
-        forward_batch=targets.forward_batch,
-        vae=targets.vae,
-        offload_text_encoders=targets.offload_text_encoders,
-        pictures=config.data.pictures,
-        **more,
-    )
 
 
 def start_tracking(

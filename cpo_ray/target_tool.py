@@ -17,8 +17,8 @@ from cpo_ray.config import Config
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.models.base import local_base
-from cpo_ray.pipeline import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
 from cpo_ray.planner.disk import row_of
+from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
 from cpo_ray.schema import target_row_bytes
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.targets.expert import ExpertSpec, target_store

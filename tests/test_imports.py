@@ -55,7 +55,7 @@ LAYERS = (
     ("cpo_ray.models",),
     ("cpo_ray.data", "cpo_ray.targets", "cpo_ray.evaluation", "cpo_ray.annotation", "cpo_ray.tracking", "cpo_ray.toy"),
     ("cpo_ray.training",),
-    ("cpo_ray.pipeline", "cpo_ray.session", "cpo_ray.checks", "cpo_ray.planner"),
+    ("cpo_ray.pipeline", "cpo_ray.session", "cpo_ray.recipes", "cpo_ray.checks", "cpo_ray.planner"),
     ("cpo_ray.sweep", "cpo_ray.target_tool", "cpo_ray.review", "cpo_ray.command_line"),
     ("jobs", "tune"),
 )

@@ -9,8 +9,8 @@ import pytest
 
 from cpo_ray.config import Config, ConfigError, dump, load
 from cpo_ray.data.buckets import Bucket
-from cpo_ray.pipeline import training_pictures, training_plan
 from cpo_ray.plan import Item, split_of
+from cpo_ray.recipes import training_pictures, training_plan
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.sweep.settings import Sweep
 from cpo_ray.sweep.space import label, listed_points, parameters, point_config, rung_steps, trial_id

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from cpo_ray.config import Config
 from cpo_ray.data.buckets import Bucket
-from cpo_ray.pipeline import training_pictures, training_plan
 from cpo_ray.plan import Plan, split_of
+from cpo_ray.recipes import training_pictures, training_plan
 from cpo_ray.sweep.settings import Sweep
 from cpo_ray.sweep.space import point_config
 from cpo_ray.targets.store import Items

@@ -24,8 +24,9 @@ from ray import tune
 from cpo_ray.config import Config
 from cpo_ray.evaluation.generate import grid
 from cpo_ray.models.base import base_source
-from cpo_ray.pipeline import Run, start_tracking, training_plan, training_spec
+from cpo_ray.pipeline import Run, start_tracking, training_spec
 from cpo_ray.plan import Plan
+from cpo_ray.recipes import training_plan
 from cpo_ray.sweep.measure import save_pictures
 from cpo_ray.sweep.records import TRIALS, Rung, Trial, read_rungs, read_trial, rung_file, save_rung
 from cpo_ray.sweep.space import Point, label, point_config, rung_steps, trial_id

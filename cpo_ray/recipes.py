@@ -1,0 +1,74 @@
+"""From a configuration to what its trainings are made of: which pictures, in which order, and what the frozen models compute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cpo_ray.config import ConditionMixture, Config, Optimization
+from cpo_ray.data.buckets import Bucket, assign
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.plan import Plan, in_training
+from cpo_ray.targets.expert import ExpertSpec
+from cpo_ray.targets.store import Kind
+
+
+def usable_pictures(config: Config, dataset: AnnotatedDataset) -> dict[str, Bucket]:
+    """The ids of a data set with their buckets, without the pictures that are too small for any."""
+    sizes = {name: dataset.size(name) for name in dataset.ids}
+    return assign(sizes, config.model.resolution, config.data.pictures)
+
+
+def training_pictures(config: Config, pictures: Mapping[str, Bucket]) -> dict[str, Bucket]:
+    """The training split; a smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
+    return {name: bucket for name, bucket in pictures.items() if in_training(name, config.data.proportion)}
+
+
+def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: Optimization, draws: int | None = None) -> Plan:
+    """The order of training; without `draws` every visit of a picture has noise of its own."""
+    if not pictures:
+        raise DataError(
+            f"{config.data.folder} has no picture for this training; add (large enough) pictures or raise data.proportion"
+        )
+    batch, most = optimization.global_batch, config.data.pictures.together
+    together = max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
+    plan = Plan.build(
+        pictures,
+        config.run.seed,
+        batch,
+        draws or 1,
+        epochs=optimization.epochs,
+        steps=optimization.steps,
+        buckets=pictures,
+        bucket_batch=together,
+    )
+    return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(pictures)))
+
+
+def supervised_spec(config: Config, mixture: ConditionMixture | None = None) -> ExpertSpec:
+    """Targets of the denoising loss: stage 1 with its mixture of conditions, the supervised baseline on y alone."""
+    return _frozen_spec(config, "supervised", mixture=mixture)
+
+
+def expert_spec(config: Config, adapter: Path) -> ExpertSpec:
+    """Targets of stage 2: the outputs of θ1, which the adapter makes of the base, and of the reference."""
+    return _frozen_spec(config, "expert", adapter=adapter, compile=config.targets.compile, float8=config.targets.float8)
+
+
+def _frozen_spec(config: Config, kind: Kind, **more: Any) -> ExpertSpec:
+    targets = config.targets
+    return ExpertSpec(
+        kind,
+        config.model,
+        config.data.folder,
+        config.data.hierarchy,
+        config.run.seed,
+        forward_batch=targets.forward_batch,
+        vae=targets.vae,
+        offload_text_encoders=targets.offload_text_encoders,
+        pictures=config.data.pictures,
+        **more,
+    )
