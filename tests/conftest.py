@@ -22,16 +22,21 @@ pytest_plugins = ["limits"]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes to one process, where there are several: all that needs a Ray, all that needs ranks, else a file.
+    """What goes to one process, where there are several: all that needs a Ray, all files that need the same ranks, else a file.
 
     Those are the longest, so they come first; a test that starts a Ray of its own comes before the shared one is there.
     """
+    groups, shared = ("ray", "ranks", "four"), {"pair": "ranks", "single": "ranks", "four": "four"}
+    fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
+    of_file = {item.path: group for item in items for name, group in shared.items() if name in fixtures[item]}
     orders = {}
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        ray, ranks = item.get_closest_marker("ray") is not None, bool(fixtures & {"pair", "single"})
-        orders[item] = (not ray, not ray and not ranks, ray and "ray_session" in fixtures)
-        item.add_marker(pytest.mark.xdist_group("ray" if ray else "ranks" if ranks else item.path.name))
+        group = "ray" if item.get_closest_marker("ray") else of_file.get(item.path, item.path.name)
+        item.add_marker(pytest.mark.xdist_group(group))
+        orders[item] = (
+            groups.index(group) if group in groups else len(groups),
+            group == "ray" and "ray_session" in fixtures[item],
+        )
     items.sort(key=orders.__getitem__)
 
 
@@ -72,6 +77,16 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     from ranks import Ranks
 
     ranks = Ranks(1, tmp_path_factory.mktemp("single") / "ranks")
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Four processes that only have to be at the same place at the same time."""
+    from ranks import Ranks
+
+    ranks = Ranks(4, tmp_path_factory.mktemp("four") / "ranks")
     yield ranks
     ranks.close()
 

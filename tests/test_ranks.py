@@ -55,10 +55,10 @@ def test_ranks_that_fail_end_or_wait_are_told_of_and_replaced(two: Ranks, monkey
         two(_fail, True)
     assert [pid for _, pid in two(_sum, 3)] == [first, second], "both have answered, so both are as good as before"
     started = time.monotonic()
-    with pytest.raises((ValueError, RuntimeError), match="as it must|Connection closed"):
+    with pytest.raises((ValueError, RuntimeError), match=r"as it must|Connection closed"):
         two(_fail, False)
     assert not psutil.pid_exists(first) and not psutil.pid_exists(second)
-    with pytest.raises(RuntimeError, match="the process of rank 0 ended|Connection closed"):
+    with pytest.raises(RuntimeError, match=r"the process of rank 0 ended|Connection closed"):
         two(_end)
     assert two(_sum, 3)[0][0] == 7
     monkeypatch.setattr(ranks, "CALL_SECONDS", 1.0)
