@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share; limits.py has what keeps a run of the tests from hanging."""
 
 from __future__ import annotations
 
@@ -17,12 +17,41 @@ if TYPE_CHECKING:
     from cpo_ray.targets.expert import ExpertSpec
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """A real Ray of two CPUs for the tests of one module, so that no other test finds itself in a cluster.
+pytest_plugins = ["limits"]
 
-    Its folder is short because socket paths may not be long.
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What goes to one process, where there are several: all that needs a Ray, all files that need the same ranks, else a file.
+
+    Those are the longest, so they come first; a test that starts a Ray of its own comes before the shared one is there.
     """
+    groups, shared = ("ray", "ranks", "four"), {"pair": "ranks", "single": "ranks", "four": "four"}
+    fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
+    of_file = {item.path: group for item in items for name, group in shared.items() if name in fixtures[item]}
+    orders = {}
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else of_file.get(item.path, item.path.name)
+        item.add_marker(pytest.mark.xdist_group(group))
+        orders[item] = (
+            groups.index(group) if group in groups else len(groups),
+            group == "ray" and "ray_session" in fixtures[item],
+        )
+    items.sort(key=orders.__getitem__)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Let no other test find itself in a cluster."""
+    if item.get_closest_marker("ray") and nextitem is not None and not nextitem.get_closest_marker("ray"):
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A real Ray of two CPUs for all tests that need one. Its folder is short because socket paths may not be long."""
     import ray
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
@@ -48,6 +77,16 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     from ranks import Ranks
 
     ranks = Ranks(1, tmp_path_factory.mktemp("single") / "ranks")
+    yield ranks
+    ranks.close()
+
+
+@pytest.fixture(scope="session")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Four processes that only have to be at the same place at the same time."""
+    from ranks import Ranks
+
+    ranks = Ranks(4, tmp_path_factory.mktemp("four") / "ranks")
     yield ranks
     ranks.close()
 

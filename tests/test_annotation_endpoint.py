@@ -23,12 +23,12 @@ from cpo_ray.toy.agent import measure
 from cpo_ray.toy.dataset import draw_pictures
 from hierarchy import load_hierarchy
 
-PICTURES = 200
+PICTURES = 100
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 200 pictures of the embedded domain in `pictures`."""
+    """A folder with 100 pictures of the embedded domain in `pictures`."""
     folder = tmp_path_factory.mktemp("toy")
     draw_pictures(folder / "pictures", PICTURES, seed=3)
     return folder
@@ -81,11 +81,13 @@ def test_a_kill_in_the_middle_asks_no_answered_question_again(toy: Path, tmp_pat
         command = [sys.executable, str(Path(__file__).with_name("annotating.py")), str(tmp_path), server.url]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         program = subprocess.Popen(command, env=environment)
-        while server.total < 150:
-            assert program.poll() is None, "it ended too soon"
-            time.sleep(0.005)
-        program.send_signal(signal.SIGKILL)
-        program.wait()
+        try:
+            while server.total < 150:
+                assert program.poll() is None, "it ended too soon"
+                time.sleep(0.005)
+        finally:
+            program.send_signal(signal.SIGKILL)
+            program.wait(30)
         time.sleep(0.5)  # what it sent last still arrives
         before = dict(server.calls)
         answered = sum(len(path.read_text().splitlines()) for path in (tmp_path / "answers").glob("*.jsonl"))

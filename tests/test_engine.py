@@ -102,7 +102,7 @@ def _frozen(reference: torch.Tensor, winning: torch.Tensor, losing: torch.Tensor
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
     folder = tmp_path_factory.mktemp("training")
-    model: Model = write_base(folder / "base")
+    model: Model = write_base(folder / "base", channels=(32,))
     spec = make_spec(folder, model, optimization={"gradient_clip": 0.5})
     write_targets(spec)
     return spec

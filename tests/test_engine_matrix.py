@@ -159,7 +159,7 @@ def _small(folder: Path, optimizer: str) -> list[list[float]]:
 def spec(tmp_path_factory: pytest.TempPathFactory) -> TrainSpec:
     folder = tmp_path_factory.mktemp("training")
     chosen = {"gradient_clip": 0.5, "ema_decay": 0.25, "micro_batch": 3}
-    spec = make_spec(folder, write_base(folder / "base"), optimization=chosen)
+    spec = make_spec(folder, write_base(folder / "base", channels=(32,)), optimization=chosen)
     write_targets(spec)
     return replace(spec, held_out=replace(spec.plan, total_items=5))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from main_job import SHORT, TOY
 from safetensors.torch import load_file
-from test_pipeline import SHORT, TOY
 
 from cpo_ray import pipeline
 from cpo_ray.config import load

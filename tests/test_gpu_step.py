@@ -18,7 +18,9 @@ def test_it_runs_without_the_cluster_and_says_what_is_missing(tmp_path: Path) ->
     output = tmp_path / "result.json"
     arguments = ["gpu_step.py", "--size", "small", "--batch", "1", "--rounds", "1", "--output", str(output)]
     code = f"{WITHOUT}; sys.argv = {arguments}; sys.path.insert(0, {str(BENCHMARKS)!r}); import gpu_step; gpu_step.main()"
-    run = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=BENCHMARKS.parent)
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=BENCHMARKS.parent, timeout=200
+    )
     assert run.returncode == 0, run.stderr
     record = json.loads(output.read_text())
     assert "THE FIGURES OF THE REAL MODELS ON A GPU ARE MISSING" in run.stdout

@@ -205,7 +205,9 @@ def test_a_branch_and_an_attribute_in_the_terminal(painting: Hierarchy) -> None:
 def test_command_line(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hierarchy", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=FOLDER.parent, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", cwd=FOLDER.parent, check=False, timeout=60
+        )
 
     file, output = "hierarchy/product_photography.yaml", tmp_path / "view.json"
     done = run("export", "json-schema", file, "--root", "view", "--output", str(output))

@@ -233,7 +233,9 @@ def test_every_problem_is_listed_and_the_error_travels(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path) -> None:
     def run(action: str, path: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hierarchy", action, str(path)]
-        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=TOY.parents[1], check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", cwd=TOY.parents[1], check=False, timeout=60
+        )
 
     shown = run("show", TOY)
     assert shown.returncode == 0

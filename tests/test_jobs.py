@@ -1,20 +1,38 @@
-"""The command lines as a user types them: each in a process of its own, in the repository's root."""
+"""The command lines as a user types them, in the repository's root: in a process of their own where that is what matters."""
 
 from __future__ import annotations
 
 import resource
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+Job = Callable[..., subprocess.CompletedProcess[str]]
 JOBS = sorted(str(path.relative_to(ROOT)) for room in ("jobs", "tune") for path in (ROOT / room).glob("*.py"))
 
 
 def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def job_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Job:
+    """`job` in this process, where what is heavy was imported before."""
+
+    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(name, run_name="__main__")
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess([name, *arguments], int(ended.value.code or 0), said.out, said.err)
+
+    return run
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -58,8 +76,8 @@ def test_check_says_that_the_embedded_domain_can_start(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 
-def test_check_says_what_is_missing() -> None:
-    answer = job("jobs/train_cpo.py", "--check", "data.toy_pictures=0", "data.folder=nowhere", "targets.min_actors=1000000")
+def test_check_says_what_is_missing(job_here: Job) -> None:
+    answer = job_here("jobs/train_cpo.py", "--check", "data.toy_pictures=0", "data.folder=nowhere", "targets.min_actors=1000000")
     assert answer.returncode == 1
     lines = answer.stdout.splitlines()
     assert [line for line in lines if line.startswith("missing") and "no folder nowhere" in line]
@@ -91,18 +109,18 @@ def test_mistakes_of_ours_keep_their_traceback(kind: str, tmp_path: Path) -> Non
     assert answer.returncode == 1 and "Traceback" in answer.stderr
 
 
-def test_the_target_tool_takes_an_action() -> None:
-    answer = job("jobs/targets.py")
+def test_the_target_tool_takes_an_action(job_here: Job) -> None:
+    answer = job_here("jobs/targets.py")
     assert answer.returncode == 2 and "action" in answer.stderr
-    answer = job("jobs/targets.py", "list", "targets.folder=nowhere")
+    answer = job_here("jobs/targets.py", "list", "targets.folder=nowhere")
     assert answer.returncode == 0 and "0 sets of shards, 0.00 GB in" in answer.stdout
 
 
-def test_a_sweep_says_what_it_would_run(tmp_path: Path) -> None:
+def test_a_sweep_says_what_it_would_run(tmp_path: Path, job_here: Job) -> None:
     few = [f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}"]
     few += ["targets.cpus_per_actor=0.2", "evaluation.cpus_per_actor=0.05", "preference.optimization.cpus_per_worker=0.2"]
-    answer = job("tune/search_cpo.py", "--check", *few, "sweep.space={ omega = [1.0, 2.0], beta = [10.0, 100.0] }")
+    answer = job_here("tune/search_cpo.py", "--check", *few, "sweep.space={ omega = [1.0, 2.0], beta = [10.0, 100.0] }")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "sweep: 4 trials by search 'grid'" in answer.stdout
-    answer = job("tune/search_cpo.py", "--config", "jobs/configs/toy.toml", "--check")
+    answer = job_here("tune/search_cpo.py", "--config", "jobs/configs/toy.toml", "--check")
     assert answer.returncode == 2 and "has no [sweep] section" in answer.stderr

@@ -1,71 +1,63 @@
-"""The whole method through its command line on the embedded base, and that nothing about how it is run changes what comes out."""
+"""The whole method, submitted to a cluster as the README says, and that nothing about how it is run changes what comes out."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
+import ray
+from main_job import TOY, head, job, settings, submit
 
 from cpo_ray import pipeline
-from cpo_ray.config import Config, load
+from cpo_ray.config import load
 from cpo_ray.training.ledger import read_ledger
 from hierarchy import load_hierarchy
 
-ROOT = Path(__file__).parents[1]
-TOY = ROOT / "jobs" / "configs" / "toy.toml"
-#: The embedded demonstration, as short as it can be.
-SHORT = (
-    "data.toy_pictures=90",
-    "targets.shard_size=8",
-    "targets.draws=2",
-    "expert.optimization.steps=3",
-    "expert.optimization.warmup_steps=0",
-    "expert.optimization.global_batch=8",
-    "expert.optimization.workers=1",
-    "preference.optimization.steps=5",
-    "preference.optimization.warmup_steps=0",
-    "preference.optimization.global_batch=8",
-    "preference.optimization.workers=1",
-    "preference.optimization.checkpoint_every=2",
-    "preference.baselines=[]",
-    "evaluation.pictures=12",
-    "evaluation.inference_steps=2",
-    "evaluation.batch=6",
-    "evaluation.samples=3",
-)
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def settings(folder: Path, name: str, *overrides: str) -> list[str]:
-    return [
-        *SHORT,
-        f"run.output={folder}",
-        f"run.name={name}",
-        f"data.folder={folder / 'data'}",
-        f"targets.folder={folder / f'targets-{name}'}",
-        *overrides,
-    ]
+@dataclass(frozen=True)
+class Submitted:
+    """What `ray job submit` said: of a wrong setting, to somebody without the token, and of the run `whole` in `folder`."""
+
+    wrong: CompletedProcess[str]
+    refused: CompletedProcess[str]
+    done: CompletedProcess[str]
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "whole"
 
 
-def config(folder: Path, name: str, *overrides: str) -> Config:
-    return load(TOY, settings(folder, name, *overrides))
+@pytest.fixture(scope="session")
+def submitted(tmp_path_factory: pytest.TempPathFactory) -> Submitted:
+    """Two Rays on a machine disturb each other, so this one has ended before the others' tests begin."""
+    folder = tmp_path_factory.mktemp("submitted")
+    with head(folder) as environment:
+        wrong = submit(environment, "run.sed=1")
+        stranger = {key: value for key, value in environment.items() if not key.startswith("RAY_")} | {
+            "RAY_AUTH_MODE": "disabled"
+        }
+        refused = submit(stranger, "run.sed=1")
+        done = submit(environment, *settings(folder, "whole"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    return Submitted(wrong, refused, done, folder)
 
 
-def job(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / script), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+def test_job_is_submitted_with_a_token(submitted: Submitted) -> None:
+    wrong, refused = submitted.wrong, submitted.refused
+    assert wrong.returncode != 0 and "unknown key 'run.sed'; did you mean 'seed'?" in wrong.stdout + wrong.stderr
+    # Without the token the door is closed.
+    assert refused.returncode != 0 and "run.sed" not in refused.stdout
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_main_job_from_nothing_to_the_report(tmp_path: Path) -> None:
-    arguments = settings(tmp_path, "whole")
-    done = job("train_cpo.py", *arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "#A_neg" in done.stdout and "cpo_s" in done.stdout and "mlflow ui" in done.stdout
-    run = tmp_path / "whole"
+def test_main_job_from_nothing_to_the_report(submitted: Submitted) -> None:
+    said, run = submitted.done.stdout, submitted.run
+    assert "#A_neg" in said and "cpo_s" in said and "mlflow ui" in said
     page = (run / "evaluation" / "report.html").read_text()
     assert "data:image/png;base64," in page and "http-equiv" not in page
     result = json.loads((run / "evaluation" / "result.json").read_text())
@@ -79,12 +71,12 @@ def test_main_job_from_nothing_to_the_report(tmp_path: Path) -> None:
     assert [file.name for file in pictures] == [f"step-{step:08d}.png" for step in (2, 4, 5)]
     assert len({file.read_bytes() for file in pictures}) == 3, "the weights move, and what they draw with them"
     assert not any((run / "cpo_s" / "snapshots").iterdir())
-    shown = [file.name for file in (tmp_path / "mlartifacts").rglob("samples*.png")]
+    shown = [file.name for file in (submitted.folder / "mlartifacts").rglob("samples*.png")]
     assert len(shown) == 4, "three of stage 2 and one of the expert are in MLflow"
 
     card = (run / "cpo_s" / "adapter" / "README.md").read_text()
     measured = result["models"]["cpo_s"]
-    tree = load_hierarchy(config(tmp_path, "whole").data.hierarchy)
+    tree = load_hierarchy(load(TOY).data.hierarchy)
     for line in (
         "license_name: Apache-2.0",
         f"| hierarchy | {tree.name} {tree.version}, {tree.content_hash} |",
@@ -98,41 +90,39 @@ def test_main_job_from_nothing_to_the_report(tmp_path: Path) -> None:
         f" | {measured['content']['mean']:.3f} | ",
     ):
         assert line in card, line
-    kept = [file for file in (tmp_path / "mlartifacts").rglob("README.md") if "objective | cpo_s" in file.read_text()]
+    kept = [file for file in (submitted.folder / "mlartifacts").rglob("README.md") if "objective | cpo_s" in file.read_text()]
     assert [file.read_text() for file in kept] == [card], "the card in MLflow is the one here"
 
-    again = job("train_cpo.py", *arguments)
+
+def test_what_exists_is_neither_overwritten_nor_made_again(submitted: Submitted, ray_session: None) -> None:
+    arguments, address = settings(submitted.folder, "whole"), ray.get_runtime_context().gcs_address
+    again = job("train_cpo.py", *arguments, address=address)
     assert again.returncode == 2
     assert "already holds a run; pass --resume" in again.stderr and "Traceback" not in again.stderr
-    other = job("train_cpo.py", "--resume", *arguments, "preference.beta=7.0")
+    other = job("train_cpo.py", "--resume", *arguments, "preference.beta=7.0", address=address)
     assert other.returncode == 2 and "beta = 7.0" in other.stderr
 
-    # What exists is not made again: the adapter stays as it is, to the byte.
-    adapter = run / "cpo_s" / "adapter" / "pytorch_lora_weights.safetensors"
-    before = adapter.stat().st_mtime_ns
-    resumed = job("evaluate.py", *arguments)
+    # The adapter stays as it is, to the byte.
+    adapter = submitted.run / "cpo_s" / "adapter" / "pytorch_lora_weights.safetensors"
+    before, card = adapter.stat().st_mtime_ns, adapter.with_name("README.md")
+    evaluated = card.read_text()
+    resumed = job("evaluate.py", *arguments, address=address)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert adapter.stat().st_mtime_ns == before
-    assert (run / "cpo_s" / "adapter" / "README.md").read_text() == card
+    assert card.read_text() == evaluated
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_same_adapter_whatever_computes_the_targets(tmp_path: Path, ray_session: None) -> None:
-    """One actor beside training, or three ahead of it: the same bytes, in the target shards and in the adapter."""
-    first = config(tmp_path, "beside", "targets.overlap=true", "targets.max_actors=1")
-    run = pipeline.open_run(first)
-    pipeline.train_expert(run)
-    pipeline.align(run, "cpo_s")
-    expert = tmp_path / "beside" / "expert" / "adapter"
+def test_same_adapter_whatever_computes_the_targets(submitted: Submitted, ray_session: None) -> None:
+    """One actor or two beside training, or three ahead of it: the same bytes, in the target shards and in the adapter."""
+    folder, expert = submitted.folder, submitted.run / "expert" / "adapter"
     ahead = ("targets.overlap=false", "targets.min_actors=3", "targets.max_actors=3", f"expert.adapter={expert}")
-    second = pipeline.open_run(config(tmp_path, "ahead", *ahead, "targets.cpus_per_actor=0.3"))
+    second = pipeline.open_run(load(TOY, settings(folder, "ahead", *ahead, "targets.cpus_per_actor=0.3")))
     pipeline.align(second, "cpo_s")
 
     def contents(folder: Path, pattern: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.rglob(pattern)}
 
-    adapters = [contents(tmp_path / name / "cpo_s" / "adapter", "*.safetensors") for name in ("beside", "ahead")]
+    adapters = [contents(folder / name / "cpo_s" / "adapter", "*.safetensors") for name in ("whole", "ahead")]
     assert adapters[0] and adapters[0] == adapters[1]
-    expert_shards = contents(tmp_path / "targets-ahead", "*.safetensors")
-    assert expert_shards.items() <= contents(tmp_path / "targets-beside", "*.safetensors").items()
+    expert_shards = contents(folder / "targets-ahead", "*.safetensors")
+    assert expert_shards and expert_shards.items() <= contents(folder / "targets-whole", "*.safetensors").items()

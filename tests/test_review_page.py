@@ -163,12 +163,14 @@ def test_what_is_not_saved_is_said_so_and_what_is_survives_a_kill(reviewer: Revi
     given = [f"review.{name}={getattr(review, name)}" for name in ("annotations", "judgements", "hierarchy", "port")]
     command = [sys.executable, "jobs/review.py", *given, "--reviewer", "ann"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as job:
-        assert job.stdout is not None
-        said = [job.stdout.readline() for _ in range(3)]
-        reviewer.open(said[2].strip())
-        reviewer.press("y", "n")
-        reviewer.until(lambda: reviewer.verdicts()[:2] == ["confirmed", "rejected"])
-        job.kill()
+        try:
+            assert job.stdout is not None
+            said = [job.stdout.readline() for _ in range(3)]
+            reviewer.open(said[2].strip())
+            reviewer.press("y", "n")
+            reviewer.until(lambda: reviewer.verdicts()[:2] == ["confirmed", "rejected"])
+        finally:
+            job.kill()  # else the end of the block would wait for it
     assert said[0].startswith("ann: 0 of 4 pictures finished; judgements go to ")
     reviewer.press("u")
     reviewer.until(lambda: reviewer.shows("trouble"))

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import socket
 import subprocess
 import time
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
+from contextlib import chdir
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from ranks import Ranks
 from safetensors.numpy import save_file
+from torch import distributed
 
 from cpo_ray.config import ConfigError, Tracking
 from cpo_ray.tracking import FALLBACK, RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +73,14 @@ def test_a_run_comes_back_as_it_was_logged(store: tuple[str, str, Path], tmp_pat
 
 
 def _log_elsewhere(tracker: RunTracker, folder: Path) -> None:
-    os.chdir(folder)  # as a Ray worker, which runs in a folder of its own
-    with tracker.start() as live:
-        live.log(5, {"loss": 0.25})
+    if distributed.get_rank() == 0:
+        with chdir(folder), tracker.start() as live:  # as a Ray worker, which runs in a folder of its own
+            live.log(5, {"loss": 0.25})
 
 
-def test_a_handle_logs_from_another_process(store: tuple[str, str, Path], tmp_path: Path) -> None:
+def test_a_handle_logs_from_another_process(store: tuple[str, str, Path], four: Ranks, tmp_path: Path) -> None:
     tracker = begin(store, "elsewhere")
-    process = SPAWN.Process(target=_log_elsewhere, args=(tracker, tmp_path))
-    process.start()
-    process.join(100)
-    assert process.exitcode == 0
+    four(_log_elsewhere, tracker, tmp_path)
     assert tracker.run_id is not None
     (entry,) = MlflowClient(tracker.uri).get_metric_history(tracker.run_id, "loss")
     assert (entry.step, entry.value) == (5, 0.25)
@@ -171,21 +165,13 @@ def test_a_server_that_dies_costs_one_warning_and_no_metric(tmp_path: Path, capl
     assert len(warnings) == 1 and FALLBACK in warnings[0]
 
 
-def _open(uri: str, folder: Path, barrier: Barrier, ids: Queue[str | None]) -> None:
-    barrier.wait(60)
-    ids.put(open_experiment(uri, "shared", folder))
+def _open(uri: str, folder: Path) -> str | None:
+    distributed.barrier()
+    return open_experiment(uri, "shared", folder)
 
 
-def test_two_processes_may_create_the_same_experiment(tmp_path: Path) -> None:
-    barrier, ids = SPAWN.Barrier(2), SPAWN.Queue()
-    uri = resolve_uri(Tracking(), tmp_path)
-    processes = [SPAWN.Process(target=_open, args=(uri, tmp_path, barrier, ids)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    found = {ids.get(timeout=100) for _ in processes}
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [0, 0]
+def test_processes_may_create_the_same_experiment_at_once(four: Ranks, tmp_path: Path) -> None:
+    found = set(four(_open, resolve_uri(Tracking(), tmp_path), tmp_path))
     assert len(found) == 1 and None not in found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -12,22 +11,21 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from ranks import Ranks
 from safetensors.numpy import save_file
+from torch import distributed
 
 from cpo_ray.config import Tracking
 from cpo_ray.tracking import FALLBACK, RunTracker, open_experiment, resolve_uri, start_run
 
 pytestmark = pytest.mark.slow
 
-SPAWN = multiprocessing.get_context("spawn")
-TRIALS, STEPS = 6, 20
+TRIALS, STEPS = 4, 20
 
 
 @pytest.fixture(scope="module")
@@ -76,27 +74,21 @@ def _begin(uri: str, name: str, folder: Path, parent: str | None) -> RunTracker:
     return start_run(uri, experiment, name, folder / name, config_text="x = 1\n", params=params, tags={}, parent_run_id=parent)
 
 
-def _trial(number: int, uri: str, folder: Path, parent: str, barrier: Barrier, ids: Queue[str | None]) -> None:
-    barrier.wait(120)
+def _trial(uri: str, folder: Path, parent: str) -> str | None:
+    number = distributed.get_rank()
+    distributed.barrier()
     tracker = _begin(uri, f"trial-{number}", folder, parent)
     with tracker.start() as logger:
         for step in range(STEPS):
             logger.log(step, {"negatives": number + step / 100})
     tracker.finish()
-    ids.put(tracker.run_id)
+    return tracker.run_id
 
 
-def test_trials_that_start_at_once_are_all_there_with_all_their_metrics(uri: str, tmp_path: Path) -> None:
+def test_trials_that_start_at_once_are_all_there_with_all_their_metrics(uri: str, four: Ranks, tmp_path: Path) -> None:
     parent = _begin(uri, "sweep", tmp_path, None)
     assert parent.run_id is not None
-    barrier, ids = SPAWN.Barrier(TRIALS), SPAWN.Queue()
-    arguments = (uri, tmp_path, parent.run_id, barrier, ids)
-    processes = [SPAWN.Process(target=_trial, args=(number, *arguments)) for number in range(TRIALS)]
-    for process in processes:
-        process.start()
-    started = {ids.get(timeout=240) for _ in processes}
-    for process in processes:
-        process.join(60)
+    started = set(four(_trial, uri, tmp_path, parent.run_id))
     assert None not in started and len(started) == TRIALS
     assert not list(tmp_path.rglob(FALLBACK)), "metrics went to the file that is for a dead store"
     client = MlflowClient(uri)

@@ -24,7 +24,7 @@ SHAPES = {name: (6, 10) if int(name[-1]) % 4 == 0 else (8, 8) for name in IDS}  
 
 def tiny(folder: Path, family_name: Any) -> TrainSpec:
     """Two epochs in steps of 4, in groups of 2: ten groups in five steps, the last of each shape padded."""
-    model = write_base(folder / "base", family_name)
+    model = write_base(folder / "base", family_name, channels=(32,))
     spec = make_spec(folder, model, optimization={"global_batch": 4}, objective="sft")
     plan = Plan.build(IDS[:9], seed=1, global_batch=4, draws=2, epochs=2, buckets=SHAPES, bucket_batch=2)
     held_out = Plan.build(IDS[:9], seed=2, global_batch=6, draws=1, epochs=1, buckets=SHAPES)

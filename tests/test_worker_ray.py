@@ -73,7 +73,7 @@ class OneBitFlipped:
 
 def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-    model = write_base(tmp_path / "base")
+    model = write_base(tmp_path / "base", channels=(32,))
     settings = {"checkpoint_every": 2, "max_failures": 0, "learning_rate": 1e-2}
     spec = make_spec(tmp_path, model, optimization=settings, steps=STEPS, run_id="killed", output=tmp_path / "killed")
     spec = replace(spec, plan=replace(spec.plan, draws=5))
@@ -129,7 +129,7 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
 
 
 def test_numbers_that_explode_end_a_training_at_once(tmp_path: Path) -> None:
-    model = write_base(tmp_path / "base")
+    model = write_base(tmp_path / "base", channels=(32,))
     spec = make_spec(tmp_path, model, optimization={"max_failures": 3}, objective="sft", targets=TargetStore(tmp_path, "t"))
     write_targets(spec)
     items = spec.plan.shards(spec.shard_size)[0]
@@ -140,7 +140,7 @@ def test_numbers_that_explode_end_a_training_at_once(tmp_path: Path) -> None:
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(tmp_path: Path) -> None:
-    model = write_base(tmp_path / "base")
+    model = write_base(tmp_path / "base", channels=(32,))
     spec = make_spec(tmp_path, model, optimization={"workers": 3})
     with pytest.raises(TrainingError, match=r"3 workers with 1 CPUs each need 3 CPUs, and the cluster has 2"):
         train(spec)

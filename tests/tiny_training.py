@@ -19,14 +19,15 @@ SHARD_SIZE = 4
 IDS = [f"picture-{number}" for number in range(10)]
 
 
-def write_base(folder: Path, family: Literal["sdxl", "flux"] = "sdxl") -> Model:
+def write_base(folder: Path, family: Literal["sdxl", "flux"] = "sdxl", channels: tuple[int, ...] = (32, 64)) -> Model:
+    """`channels` of SDXL's levels: one level has half of the modules, each of which costs DeepSpeed time."""
     sizes: dict[str, Any] = {"vae_channels": (8, 16, 16), "text_width": TEXT_WIDTH, "latent_channels": 4}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if family == "flux":
             pipeline = tiny_flux(["red circle"], **sizes)
         else:
-            pipeline = tiny_sdxl(["red circle"], channels=(32, 64), sample_size=8, **sizes)
+            pipeline = tiny_sdxl(["red circle"], channels=channels, sample_size=8, **sizes)
     pipeline.save_pretrained(folder)
     return Model(family=family, base=str(folder), resolution=32)
 

@@ -71,7 +71,7 @@ def available() -> Resources:
 def _this_machine() -> Resources:
     import torch
 
-    memory = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    memory = _physical_memory()
     cpus, gpus = float(os.cpu_count() or 1), float(torch.cuda.device_count())
     if not gpus:
         return Resources("on this machine", cpus, gpus, main_bytes=memory)
@@ -86,8 +86,13 @@ def _cluster() -> Resources:
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "memory", "object_store_memory")}
     kinds = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
     smallest = min(kinds, key=lambda kind: card_of(kind, Card(0, 0)).gigabytes) if kinds else None
-    memory = total["memory"] + total["object_store_memory"]  # Ray keeps the rest for the system
+    # Ray counts what was free when it started; on one machine, where a driver is beside its node, what there is counts.
+    memory = total["memory"] + total["object_store_memory"] if len(nodes) > 1 else _physical_memory()
     return Resources("in the cluster", total["CPU"], total["GPU"], smallest, None, memory)
+
+
+def _physical_memory() -> float:
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def card_of(name: str | None, otherwise: Card) -> Card:
