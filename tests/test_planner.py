@@ -105,7 +105,7 @@ def test_main_memory_is_counted_over_what_runs_at_the_same_time() -> None:
     assert small.verdict == "missing" and "targets.overlap = false" in small.sentence
 
 
-def test_disk_is_counted_by_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_is_counted_by_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 10 steps of 32 over 100 pictures: 320 items, all distinct with 4 draws. A latent is 8 x 16 x 16; per value six float16
     # tensors and one float32, so 16 bytes, and 2 for each value of the prompt's conditions.
     config = toy("preference.optimization.steps=10")
@@ -117,6 +117,9 @@ def test_disk_is_counted_by_what_is_written(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(disk, "free_bytes", lambda _: 10**6)
     full = line(found(config), "targets take up to")
     assert full.verdict == "missing" and "lower targets.draws" in full.sentence
+    # A run that goes on has written a part of it, and is not refused for what it may need no more.
+    (tmp_path / "toy").mkdir()
+    assert line(found(toy(f"run.output={tmp_path}")), "targets take up to").verdict == "note"
 
 
 def test_time_follows_from_the_operations_and_the_rate() -> None:

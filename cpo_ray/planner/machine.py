@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpo_ray.config import ConfigError, Machine
@@ -92,7 +93,10 @@ def _cluster() -> Resources:
 
 
 def _physical_memory() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """This machine's, or what its container may take of it."""
+    machine, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
+    container = limit.read_text().strip() if limit.is_file() else ""
+    return float(min(machine, int(container)) if container.isdigit() else machine)
 
 
 def card_of(name: str | None, otherwise: Card) -> Card:

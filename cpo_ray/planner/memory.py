@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ray.config import Config, Lora, Optimization
+from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
 from cpo_ray.planner.engine_memory import engine_memory
 from cpo_ray.planner.model_costs import (
@@ -92,8 +93,7 @@ def expert_need(config: Config, folder: Path | None) -> Need:
     skeleton, size = skeleton_of(model, folder), DTYPES[model.dtype].itemsize
     on_gpu = targets.gpus_per_actor > 0
     whole = numbers([skeleton.denoiser])
-    full_expert = config.expert.adapter is None and config.expert.optimization.parameters == "full"
-    own = whole if full_expert else merged_numbers(skeleton.denoiser, config.expert.lora)
+    own = whole if _whole_expert(config) else merged_numbers(skeleton.denoiser, config.expert.lora)
     text = size * numbers(skeleton.text_encoders)
     encoded, _ = encode_cost(model, folder)
     vae_share = 0.5 if targets.vae else 1  # float16 instead of float32
@@ -114,6 +114,13 @@ def expert_need(config: Config, folder: Path | None) -> Need:
     }
     host = (2 * size * whole + text) if on_gpu else 0  # both are read before what they share is seen
     return Need("an actor that computes targets", _on(parts, on_gpu), targets.gpus_per_actor, targets.max_actors, host)
+
+
+def _whole_expert(config: Config) -> bool:
+    """Whether the expert is a denoiser of its own, and not the base with an adapter."""
+    if config.expert.adapter is None:
+        return config.expert.optimization.parameters == "full"
+    return (config.expert.adapter / family(config.model).denoiser).is_dir()
 
 
 def drawing_need(config: Config, folder: Path | None) -> Need:

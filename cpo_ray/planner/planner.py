@@ -82,6 +82,8 @@ def _disk(config: Config, base: Path | None, pictures: int) -> Finding:
     sentence = f"targets take up to {shards}, checkpoints {checkpoints / 1e9:.2f} GB, exports {exports / 1e9:.2f} GB; {there}"
     if all(size <= space for size, space in zip(wanted, free, strict=True)):
         return Finding("ok", sentence, True)
+    if config.folder.exists():
+        return Finding("note", f"{sentence}, beside what this run has written already", True)
     return Finding("missing", f"{sentence}; lower targets.draws, or set targets.folder and run.output to a larger disk", True)
 
 
