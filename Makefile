@@ -9,7 +9,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo sweep test browser check ui
+.PHONY: demo sweep test tests-with-ray tests-without-ray browser check ui
 .DEFAULT_GOAL := demo
 
 # torch is named with its version: pip then takes the build of the index in use and not the newest one with CUDA packages.
@@ -32,11 +32,19 @@ demo: $(STAMP)
 sweep: $(STAMP)
 	$(BIN)/python tune/search_cpo.py --resume
 
-# One process runs all that needs a Ray, which waits a lot, the other one the rest. Each test has a limit, and so has the whole.
+# Tests that start a Ray wait a lot, for processes to start and to be looked at, so the others run beside them.
+# Each test has a limit, and so has the whole; a test whose process has to be ended is reported, and the others go on in a new one.
 LIMIT := $(if $(shell command -v timeout),timeout --kill-after=30 1800)
+PYTEST := $(LIMIT) $(BIN)/python -m pytest -n 1 --max-worker-restart 2
 
 test: $(STAMP) browser
-	$(LIMIT) $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
+	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target tests-with-ray tests-without-ray
+
+tests-with-ray:
+	$(PYTEST) -m ray
+
+tests-without-ray:
+	$(PYTEST) -m "not ray"
 
 # The page of a review is tested in a real one.
 browser:

@@ -22,31 +22,8 @@ pytest_plugins = ["limits"]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What goes to one process, where there are several: all that needs a Ray, all files that need the same ranks, else a file.
-
-    Those are the longest, so they come first; a test that starts a Ray of its own comes before the shared one is there.
-    """
-    groups, shared = ("ray", "ranks", "four"), {"pair": "ranks", "single": "ranks", "four": "four"}
-    fixtures = {item: set(getattr(item, "fixturenames", ())) for item in items}
-    of_file = {item.path: group for item in items for name, group in shared.items() if name in fixtures[item]}
-    orders = {}
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else of_file.get(item.path, item.path.name)
-        item.add_marker(pytest.mark.xdist_group(group))
-        orders[item] = (
-            groups.index(group) if group in groups else len(groups),
-            group == "ray" and "ray_session" in fixtures[item],
-        )
-    items.sort(key=orders.__getitem__)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Let no other test find itself in a cluster."""
-    if item.get_closest_marker("ray") and nextitem is not None and not nextitem.get_closest_marker("ray"):
-        import ray
-
-        ray.shutdown()
+    """The shared Ray comes last: no other test finds itself in a cluster, and none starts a Ray of its own beside it."""
+    items.sort(key=lambda item: "ray_session" in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
