@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 
 import ray
+from ray import PlacementGroupID
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from cpo_ray.checks import unsafe_flags
 from cpo_ray.config import ConfigError
@@ -27,6 +29,27 @@ def connect() -> None:
     if not ray.is_initialized():
         address = None if os.environ.get("RAY_ADDRESS") else "local"
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def release_reserved(seconds: float = 10.0) -> int:
+    """Give back what trainings of this job have reserved that were killed; returns how many there were.
+
+    To be called when none is running. Ray Train has a process that does so, and tells it only once the workers run: a training
+    that is killed while it starts would hold its CPUs and GPUs as long as the job lasts, and the next one would wait for them.
+    """
+    ended, removed, quiet = time.monotonic() + seconds, 0, 0
+    while quiet < 2 and time.monotonic() < ended:  # what is being killed may just have asked for more
+        left = [
+            identity
+            for identity, group in placement_group_table().items()
+            # The end of an identity is its job's.
+            if group["state"] != "REMOVED" and identity.endswith(ray.get_runtime_context().get_job_id())
+        ]
+        for identity in left:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(identity)))
+        removed, quiet = removed + len(left), 0 if left else quiet + 1
+        time.sleep(0.5)
+    return removed
 
 
 class ProgressLine:

@@ -19,6 +19,7 @@ import ray
 from mlflow.tracking import MlflowClient
 
 from cpo_ray.config import Config, ConfigError, load
+from cpo_ray.session import release_reserved
 from cpo_ray.sweep.records import Trial, read_rungs, read_trials
 from cpo_ray.sweep.search import findings, search
 from cpo_ray.training.ledger import read_ledger
@@ -217,6 +218,25 @@ def test_when_the_time_is_over_nothing_goes_on_and_the_trials_stay_open(first: P
     assert {trial.status for trial in trials(folder, "short")} <= {"running"}
     assert not (folder / "short" / "best.toml").exists()
     until(lambda: not processes("RayTrainWorker"))  # else a stopped trial's training goes on
+    until(lambda: ray.available_resources().get("CPU") == 2)  # else it has left something reserved
+
+
+@ray.remote(num_cpus=0)
+class Reserving:
+    """Reserves a CPU and dies, as a training that is stopped before its workers run."""
+
+    def reserve(self) -> str:
+        return str(ray.util.placement_group([{"CPU": 1}]).wait(30))
+
+
+def test_what_a_killed_training_has_reserved_is_given_back(ray_session: None) -> None:
+    actor = Reserving.remote()
+    assert ray.get(actor.reserve.remote()) == "True"
+    ray.kill(actor)
+    until(lambda: ray.available_resources().get("CPU") == 1)
+    assert release_reserved() == 1
+    until(lambda: ray.available_resources().get("CPU") == 2)
+    assert release_reserved() == 0
 
 
 def test_a_sweep_that_does_not_fit_is_refused_before_anything_starts(folder: Path, ray_session: None) -> None:

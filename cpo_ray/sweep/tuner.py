@@ -19,6 +19,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from cpo_ray.evaluation.evaluate import format_number
 from cpo_ray.pipeline import Run
+from cpo_ray.session import release_reserved
 from cpo_ray.sweep.placement import DRIVER_CPUS
 from cpo_ray.sweep.records import SETTLED, Trial, read_rungs, read_trial, read_trials
 from cpo_ray.sweep.settings import Axis, Space, Sweep
@@ -49,7 +50,7 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     deadline = None if sweep.minutes is None else time.monotonic() + 60 * sweep.minutes
     trainable = tune.with_resources(tune.with_parameters(run_trial, bench=bench), {"CPU": DRIVER_CPUS})
-    tune.Tuner(
+    tuner = tune.Tuner(
         trainable,
         param_space=space,
         tune_config=tune.TuneConfig(
@@ -68,7 +69,11 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
             callbacks=[_Witness(run, deadline)],
             verbose=0,
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    finally:
+        release_reserved()  # by trials that were stopped, when the time was over, before their workers ran
 
 
 def _points_left(run: Run, sweep: Sweep, settled: Sequence[Trial]) -> tuple[dict[str, Any], OptunaSearch | None, int]:
