@@ -38,7 +38,7 @@ LIMIT := $(if $(shell command -v timeout),timeout --kill-after=30 1800)
 PYTEST := $(LIMIT) $(BIN)/python -m pytest -n 1 --max-worker-restart 2
 
 test: $(STAMP) browser
-	$(MAKE) --no-print-directory --jobs=2 --keep-going --output-sync=target tests-with-ray tests-without-ray
+	$(MAKE) --no-print-directory --jobs=2 --keep-going tests-with-ray tests-without-ray
 
 tests-with-ray:
 	$(PYTEST) -m ray
