@@ -25,8 +25,9 @@ from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.stage import domain_of, evaluate_run
 from cpo_ray.models.base import base_source
 from cpo_ray.plan import Item, Plan
+from cpo_ray.progress import ProgressLine
 from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
-from cpo_ray.session import ProgressLine, connect
+from cpo_ray.session import connect
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
 from cpo_ray.targets.store import TargetStore

@@ -1,13 +1,10 @@
-"""The driver's side of Ray: connecting, and telling how far things are."""
+"""The driver's side of Ray: connecting, and giving back what was reserved."""
 
 from __future__ import annotations
 
 import logging
 import os
-import sys
-import threading
 import time
-from collections.abc import Callable
 
 import ray
 from ray import PlacementGroupID
@@ -50,57 +47,3 @@ def release_reserved(seconds: float = 10.0) -> int:
         removed, quiet = removed + len(left), 0 if left else quiet + 1
         time.sleep(0.5)
     return removed
-
-
-class ProgressLine:
-    """How far the things are that go on at the same time: "cpo_s: targets 45 of 75, steps 60 of 150, about 33 s left".
-
-    One line that is rewritten in a terminal; elsewhere a plain line at every tenth of any of them.
-    """
-
-    def __init__(self, label: str) -> None:
-        self.note = ""
-        """Said after the counters, such as a rate or a cost."""
-        self._label = label
-        self._counters: dict[str, _Counter] = {}
-        self._lock = threading.Lock()
-
-    def counter(self, name: str) -> Callable[[int, int], None]:
-        """A function to tell (done, total) of one of them, from any thread."""
-
-        def tell(done: int, total: int) -> None:
-            with self._lock:
-                counter = self._counters.setdefault(name, _Counter(done, total))
-                tenth, counter.done = counter.tenth, done
-                self._print(counter.tenth != tenth or done == total)
-
-        return tell
-
-    def _print(self, notable: bool) -> None:
-        parts = [f"{name} {counter.done} of {counter.total}" for name, counter in self._counters.items()]
-        ended = all(counter.done == counter.total for counter in self._counters.values())
-        if self.note:
-            parts.append(self.note)
-        running = [counter for counter in self._counters.values() if counter.first < counter.done < counter.total]
-        if running:
-            parts.append(f"about {max(counter.seconds_left for counter in running):.0f} s left")
-        line = f"{self._label}: {', '.join(parts)}"
-        if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="\n" if ended else "", file=sys.stderr, flush=True)
-        elif notable:
-            print(line, file=sys.stderr, flush=True)
-
-
-class _Counter:
-    def __init__(self, done: int, total: int) -> None:
-        self.started, self.first = time.monotonic(), done
-        self.done, self.total = done, total
-
-    @property
-    def tenth(self) -> int:
-        return self.done * 10 // self.total
-
-    @property
-    def seconds_left(self) -> float:
-        """At the pace since the first report; what was there before it took no time."""
-        return (time.monotonic() - self.started) / (self.done - self.first) * (self.total - self.done)

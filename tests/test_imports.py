@@ -25,6 +25,7 @@ FENCES = {
 LIGHT = (
     "cpo_ray/section.py",
     "cpo_ray/findings.py",
+    "cpo_ray/progress.py",
     "cpo_ray/sweep/settings.py",
     "cpo_ray/annotation/settings.py",
     "cpo_ray/review/settings.py",
@@ -46,6 +47,7 @@ LAYERS = (
         "hierarchy",
         "cpo_ray.section",
         "cpo_ray.findings",
+        "cpo_ray.progress",
         "cpo_ray.sweep.settings",
         "cpo_ray.training.settings",
         "cpo_ray.config",

@@ -9,6 +9,7 @@ from pathlib import Path
 from cpo_ray.config import Config, Lora, Optimization
 from cpo_ray.planner.memory import micro_batch
 from cpo_ray.planner.model_costs import decode_cost, encode_cost, forward_cost, text_cost, training_cost
+from cpo_ray.progress import in_words
 
 #: Text conditions and forwards per sample of expert targets: y for the reference, four conditions for θ1.
 _CONDITIONS = 5
@@ -124,13 +125,6 @@ def ideal_ratio(config: Config, folder: Path | None, pictures: int) -> float:
 def _power(processes: int, cpus: float, gpus: float, rate: float) -> float:
     """FLOP/s of a pool."""
     return processes * (gpus or cpus) * rate
-
-
-def in_words(seconds: float) -> str:
-    """Seconds, minutes or hours, whichever reads best."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def total(found: list[Stage], evaluation: float) -> float:

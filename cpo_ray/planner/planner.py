@@ -8,10 +8,11 @@ from pathlib import Path
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.findings import Finding, Verdict
 from cpo_ray.planner import disk
-from cpo_ray.planner.durations import evaluation_seconds, ideal_ratio, in_words, stages, total
+from cpo_ray.planner.durations import evaluation_seconds, ideal_ratio, stages, total
 from cpo_ray.planner.machine import Resources, rate, stated
 from cpo_ray.planner.memory import Need, roles
 from cpo_ray.planner.remedies import remedy, room
+from cpo_ray.progress import in_words
 
 
 def plan_findings(config: Config, base: Path | None, found: Resources, pictures: int) -> Iterator[Finding]:

@@ -20,8 +20,9 @@ from cpo_ray.evaluation.stage import domain_of
 from cpo_ray.findings import Finding
 from cpo_ray.pipeline import Run, check_obedience, open_run, told, train_expert
 from cpo_ray.planner.machine import available
+from cpo_ray.progress import ProgressLine
 from cpo_ray.recipes import expert_spec
-from cpo_ray.session import ProgressLine, connect
+from cpo_ray.session import connect
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.sweep.measure import Measurer, save_pictures, validation_prompts
 from cpo_ray.sweep.outcome import BASE, conclude
