@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 
 from cpo_ray.config import Model
@@ -9,6 +10,9 @@ from cpo_ray.models.base import Family
 
 #: Architecture, which is also its module's name here → the pipeline class that diffusers writes for it.
 PIPELINES = {"sdxl": "StableDiffusionXLPipeline", "flux": "FluxPipeline"}
+
+# Without torchvision, which nothing here needs, it says twice in every process that pictures are processed with Pillow.
+logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
 
 
 def family(model: Model) -> Family:
