@@ -39,7 +39,6 @@ from cpo_ray.training.run import TrainingError, TrainResult, train
 from cpo_ray.training.worker import SNAPSHOTS, TrainSpec
 from hierarchy import Hierarchy, load_hierarchy
 
-LORA_WEIGHTS = "pytorch_lora_weights.safetensors"
 OBEDIENCE = Path("expert", "obedience.json")
 
 
@@ -301,8 +300,7 @@ def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> No
     run.say(f"{name}: {result.sentence}")
     if result.ledger_problem:
         run.say(f"{name}: WARNING: {result.ledger_problem}")
-    if (result.adapter / LORA_WEIGHTS).exists():
-        tracker.log_adapter(result.adapter, base_source(run.config.model), run.config.model.revision)
+    tracker.log_adapter(result.adapter, base_source(run.config.model), run.config.model.revision)
     tracker.finish()
 
 
@@ -371,7 +369,6 @@ def _complete_cards(run: Run, adapters: Mapping[str, Path], result: EvaluationRe
     """Say in each model card, here and in MLflow, what was measured."""
     for name, folder in adapters.items():
         add_evaluation(folder, card_section(result, name))
-        if (folder / LORA_WEIGHTS).exists():
-            tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, resume=True)
-            tracker.log_card(folder, run.config.model.revision)
-            tracker.finish()
+        tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, resume=True)
+        tracker.log_card(folder, run.config.model.revision)
+        tracker.finish()

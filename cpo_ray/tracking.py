@@ -35,7 +35,7 @@ from cpo_ray.config import ConfigError, Tracking
 # server that is gone, which are mlflow's own defaults.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 
 import mlflow.diffusers
@@ -49,6 +49,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # torch's "+cpu" is no news
 logger = logging.getLogger(__name__)
 
+LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 FALLBACK = "tracking-fallback.jsonl"
 SEND_EVERY_SECONDS = 2.0
 RETRY_AFTER_SECONDS = 60.0
@@ -143,9 +144,10 @@ class RunTracker:
         """Log an exported LoRA adapter as the artifact `adapter`, for `mlflow.diffusers.load_model`.
 
         `base` is the hub id or the folder of the base pipeline. With a pinned `revision` only the files are logged:
-        mlflow would write down the newest revision of the hub id as the one that the adapter belongs to.
+        mlflow would write down the newest revision of the hub id as the one that the adapter belongs to. A whole denoiser,
+        of many gigabytes, stays where it is.
         """
-        if self.run_id is None:
+        if self.run_id is None or not (folder / LORA_WEIGHTS).exists():
             return
         with _forgiving("the adapter"), tempfile.TemporaryDirectory() as temporary:
             model = folder
@@ -157,7 +159,7 @@ class RunTracker:
 
     def log_card(self, folder: Path, revision: str | None = None) -> None:
         """Log the model card of an adapter anew; the arguments are those that `log_adapter` had."""
-        if self.run_id is None:
+        if self.run_id is None or not (folder / LORA_WEIGHTS).exists():
             return
         with _forgiving("the model card"):
             place = "adapter" if revision else "adapter/adapter_weights"  # mlflow's name in a model
@@ -178,11 +180,13 @@ class RunTracker:
             MlflowClient(self.uri).set_tag(self.run_id, name, value)
 
     def register(self, model: str, alias: str) -> None:
-        """Make the run's adapter a version of the registered `model`, and let the alias point to it and to no other version."""
+        """Make the run's adapter, if it has logged one, a version of the registered `model`, and the only one with the alias."""
         if self.run_id is None:
             return
         with _forgiving(f"the model {model!r}"):
             client = MlflowClient(self.uri)
+            if not client.list_artifacts(self.run_id, "adapter"):
+                return
             try:
                 client.create_registered_model(model)
             except MlflowException as error:

@@ -107,7 +107,7 @@ def test_a_sweep_leaves_its_results_and_a_configuration_of_the_best(first: Path)
     assert best.expert.adapter == first / "expert" / "adapter"
 
 
-def test_trials_are_nested_runs_and_the_best_is_tagged_and_registered(first: Path) -> None:
+def test_trials_are_nested_runs_and_the_best_is_tagged_and_registered(first: Path, tmp_path: Path) -> None:
     client = MlflowClient(f"sqlite:///{first.parent / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("cpo")
     assert experiment is not None
@@ -118,7 +118,8 @@ def test_trials_are_nested_runs_and_the_best_is_tagged_and_registered(first: Pat
         assert runs[name].info.status == "FINISHED"
         assert [entry.step for entry in client.get_metric_history(runs[name].info.run_id, "negatives")] == [2, 4]
         assert len(client.get_metric_history(runs[name].info.run_id, "loss")) == 4
-        assert [file.path for file in client.list_artifacts(runs[name].info.run_id, "adapter")]
+        card = client.download_artifacts(runs[name].info.run_id, "adapter/adapter_weights/README.md", str(tmp_path))
+        assert f"\n| {name} | " in Path(card).read_text()
     (best,) = [run for run in runs.values() if run.data.tags.get("best") == "true"]
     assert client.get_model_version_by_alias("first-adapter", "best").run_id == best.info.run_id
 

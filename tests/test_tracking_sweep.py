@@ -121,6 +121,15 @@ def test_the_alias_points_to_the_best_trial_and_moves_with_it(uri: str, tmp_path
     assert best.run_id == trackers[0].run_id
     assert len(client.search_model_versions("name='toy-sweep-adapter'")) == 2
 
+    whole = tmp_path / "whole"  # a denoiser in full stays where it is, and is no version
+    (whole / "unet").mkdir(parents=True)
+    third = _begin(uri, "third", tmp_path, None)
+    third.log_adapter(whole, str(base))
+    third.log_card(whole)
+    third.register("toy-sweep-adapter", "best")
+    assert not client.list_artifacts(str(third.run_id), "adapter")
+    assert client.get_model_version_by_alias("toy-sweep-adapter", "best").run_id == trackers[0].run_id
+
     trackers[0].tag("best", "true")
     assert client.get_run(str(trackers[0].run_id)).data.tags["best"] == "true"
 

@@ -137,13 +137,17 @@ def table(result: EvaluationResult) -> str:
 def card_section(result: EvaluationResult, name: str) -> str:
     """What a model card says of the model `name` beside the base: Markdown."""
     heads, rows = _cells(result)
-    lines = [heads, ("---",) * len(heads), *(row for row in rows if row[0] in (result.base, name))]
+    return evaluation_section("test", len(result.models[name].labels), heads, [r for r in rows if r[0] in (result.base, name)])
+
+
+def evaluation_section(split: str, pictures: int, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A model card's section of two models, measured on so many pictures of that split's prompts: Markdown."""
     return (
         "## Evaluation\n\n"
-        f"{len(result.models[name].labels)} pictures, of the same prompts and noise for both models. "
+        f"{pictures} pictures, of the same {split} prompts and noise for both models. "
         "#A_neg: the mean number of negative attributes found in a picture, with its 95 % bootstrap interval; content: the share "
         "of pictures that show what was asked for; distance: squared Fréchet distance to good pictures.\n\n"
-        + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        + "".join(f"| {' | '.join(line)} |\n" for line in (heads, ("---",) * len(heads), *rows))
     )
 
 

@@ -15,10 +15,11 @@ from cpo_ray.pipeline import Run
 from cpo_ray.sweep.measure import read_pictures, shown_indices, validation_prompts
 from cpo_ray.sweep.records import read_rungs, read_trials, rung_file
 from cpo_ray.sweep.report import SweepReport, write_sweep_report
-from cpo_ray.sweep.results import Row, Scores, best_config, make_rows, rule, scores, table, write_parquet
+from cpo_ray.sweep.results import Row, Scores, best_config, card_section, make_rows, rule, scores, table, write_parquet
 from cpo_ray.sweep.settings import Sweep
 from cpo_ray.targets.producer import ProductionReport
 from cpo_ray.tracking import git_commit, ui_command
+from cpo_ray.training.export import add_evaluation
 
 #: Folder of what was measured of the base, in the form of a trial's.
 BASE = "base"
@@ -44,6 +45,8 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
         files[2].write_text(dump(best_config(run.config, best, run.adapter)))
     for file in files:
         run.tracker.log_report(file)
+    if base is not None:
+        _complete_cards(run, rows, base, sweep.pictures)
     _tell_mlflow(run, rows, best)
     print(f"\n{table(rows, base)}\n")
     left = sum(row.trial.status in ("running", "failed") for row in rows)
@@ -56,6 +59,15 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     if best is not None:
         print(f"best          {best.label} ({rule(sweep)})\n              jobs/train_cpo.py --config {files[2]}")
     print(f"MLflow store  {run.tracker.uri}\nopen it with  {ui_command(run.tracker.uri)}")
+
+
+def _complete_cards(run: Run, rows: Sequence[Row], base: Scores, pictures: int) -> None:
+    """Say in the card of each adapter, here and in MLflow, what was measured with it."""
+    for row in rows:
+        if row.trial.status == "finished" and row.scores is not None:
+            adapter = row.trial.folder(run.folder) / "adapter"
+            add_evaluation(adapter, card_section(row, base, pictures))
+            replace(run.tracker, run_id=row.trial.mlflow_run_id).log_card(adapter, run.config.model.revision)
 
 
 def _tell_mlflow(run: Run, rows: Sequence[Row], best: Row | None) -> None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.config import Config
-from cpo_ray.evaluation.evaluate import format_interval, format_number
+from cpo_ray.evaluation.evaluate import evaluation_section, format_interval, format_number
 from cpo_ray.evaluation.metrics import Interval, bootstrap_interval, paired_difference
 from cpo_ray.sweep.records import Measured, Rung, Trial
 from cpo_ray.sweep.settings import Sweep
@@ -24,6 +24,7 @@ RULES = {
     "distance": "smallest distance to good pictures",
     "knee": "the point of the front nearest to the ideal, both measures scaled to 0 … 1",
 }
+_HEADS = ("trial", "#A_neg [95 %]", "change vs base [95 %]", "content", "distance [95 %]")
 _INTERVALS = ("negatives", "change", "content", "distance")
 
 
@@ -135,7 +136,7 @@ def write_parquet(rows: Sequence[Row], base: Scores | None, file: Path) -> None:
 
 def table(rows: Sequence[Row], base: Scores | None) -> str:
     """Aligned plain text, one trial to a line: ● the best, ○ on the Pareto front."""
-    heads = ("", "trial", "#A_neg [95 %]", "change vs base [95 %]", "content", "distance [95 %]", "steps", "")
+    heads = ("", *_HEADS, "steps", "")
     body = [("", "base", *_cells(base), "", "")] if base is not None else []
     body += [
         (
@@ -154,6 +155,11 @@ def table(rows: Sequence[Row], base: Scores | None) -> str:
         middle = [cell.rjust(width) for cell, width in zip(cells[2:-1], widths[2:-1], strict=True)]
         lines.append("  ".join([*left, *middle, cells[-1]]).rstrip())
     return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
+
+
+def card_section(row: Row, base: Scores, pictures: int) -> str:
+    """What a trial's model card says of it beside the base: Markdown."""
+    return evaluation_section("validation", pictures, _HEADS, [("base", *_cells(base)), (row.label, *_cells(row.scores))])
 
 
 def _cells(found: Scores | None) -> tuple[str, str, str, str]:
