@@ -13,7 +13,8 @@ from cpo_ray.command_line import CONFIGS, parser, run_as
 
 def annotate(config: AnnotationConfig, arguments: Namespace) -> None:
     from cpo_ray.annotation import run
-    from cpo_ray.progress import ProgressLine, connect
+    from cpo_ray.progress import ProgressLine
+    from cpo_ray.session import connect
 
     connect()
     line = ProgressLine("annotate")
