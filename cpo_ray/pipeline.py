@@ -33,7 +33,7 @@ from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produ
 from cpo_ray.targets.store import TargetStore
 from cpo_ray.toy.dataset import make_dataset
 from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
-from cpo_ray.training.export import add_evaluation
+from cpo_ray.training.card import add_evaluation
 from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.run import TrainingError, TrainResult, train
 from cpo_ray.training.worker import SNAPSHOTS, TrainSpec

@@ -19,12 +19,10 @@ from torch import Tensor, nn
 from cpo_ray.config import Lora, Model
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
+from cpo_ray.training.card import add_evaluation, base_licence, card_text
 from cpo_ray.training.export import (
     ExportError,
     Probe,
-    add_evaluation,
-    base_licence,
-    card_text,
     export_adapter,
     probe_output,
     verify_export,

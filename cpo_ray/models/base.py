@@ -79,6 +79,8 @@ class Family(Protocol):
     name: str
     denoiser: str
     """The denoiser's folder in a pipeline that diffusers saved."""
+    denoiser_class: Any
+    """The denoiser's class in diffusers."""
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         """The VAE on `device` in float32, or the one in the folder `vae` in float16; the text encoders in main memory.

@@ -19,7 +19,7 @@ from cpo_ray.sweep.results import Row, Scores, best_config, card_section, make_r
 from cpo_ray.sweep.settings import Sweep
 from cpo_ray.targets.producer import ProductionReport
 from cpo_ray.tracking import git_commit, ui_command
-from cpo_ray.training.export import add_evaluation
+from cpo_ray.training.card import add_evaluation
 
 #: Folder of what was measured of the base, in the form of a trial's.
 BASE = "base"

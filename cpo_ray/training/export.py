@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from cpo_ray.config import Model
-from cpo_ray.models.base import Conditioning, Family, base_source
-from cpo_ray.training.ledger import write_text
+from cpo_ray.models.base import Conditioning, Family
+from cpo_ray.training.card import card_text
 
 #: Allowed relative distance of two outputs that differ by rounding alone, and of the adapter's own effect besides.
 _ROUNDING = {"float32": 1e-5, "bfloat16": 3e-2}
@@ -25,13 +23,6 @@ _NO_CHANGE = 1e-6
 
 #: Where a LoRA lies in the key formats of other programs.
 FORMATS = "formats"
-
-PUBLISHED_LICENCES = {
-    "toy": "Apache-2.0",
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
-    "black-forest-labs/FLUX.1-dev": "flux-1-dev-non-commercial-license",
-    "black-forest-labs/FLUX.1-schnell": "apache-2.0",
-}
 
 
 class ExportError(ValueError):
@@ -130,71 +121,3 @@ def _fits(denoiser: nn.Module, device: torch.device) -> bool:
     torch.cuda.empty_cache()
     size = sum(parameter.nbytes for parameter in denoiser.parameters())
     return torch.cuda.mem_get_info(device)[0] > 1.3 * size
-
-
-def card_text(model: Model, card: Mapping[str, str], parameters: Literal["lora", "full"] = "lora") -> str:
-    """A model card that diffusers' and the hub's readers understand; `card` gives the lines of its table."""
-    rows = "\n".join(f"| {name} | {value} |" for name, value in card.items())
-    revision = f" at revision {model.revision}" if model.revision else ""
-    licence = base_licence(model)
-    head = {
-        "library_name": "diffusers",
-        "base_model": model.base,
-        **({"license": "other", "license_name": licence} if licence else {}),
-        "tags": ["text-to-image", model.family, "cpo", *(["lora"] if parameters == "lora" else [])],
-    }
-    return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
-        f"# Trained on {model.base}\n\n"
-        f"Weights for {model.base}{revision}, written by cpo_ray. "
-        "Loaded back after the export, they gave the trained model's output.\n\n"
-        f"{_usage(model.family, parameters)}\n\n"
-        f"| | |\n|---|---|\n{rows}\n\n"
-        "Licence: these weights are a derivative of the base model and of the training pictures; the terms of both apply. "
-        f"The base's: {licence or 'not stated where it was loaded from; look it up before you pass these on'}.\n"
-    )
-
-
-def add_evaluation(folder: Path, section: str) -> None:
-    """Put an evaluation at the end of the model card in `folder`, or in the place of an earlier one; the rest stays as it is.
-
-    `section` is Markdown that ends with a line feed. Nothing happens where the card was taken away.
-    """
-    card = folder / "README.md"
-    if card.exists():
-        text, marked = card.read_text(), f"{_EVALUATION[0]}\n{section}{_EVALUATION[1]}\n"
-        before, begun, rest = text.partition(f"{_EVALUATION[0]}\n")
-        _, _, after = rest.partition(f"{_EVALUATION[1]}\n")
-        write_text(card, before + marked + after if begun else f"{text}\n{marked}")
-
-
-def base_licence(model: Model) -> str | None:
-    """The licence that a base states in its own model card, or that is known of a published one; None where nothing is stated."""
-    card = Path(base_source(model)) / "README.md"
-    if card.is_file() and (front := _FRONT_MATTER.match(card.read_text())):
-        fields = yaml.safe_load(front[1])
-        named = (fields.get("license_name"), fields.get("license")) if isinstance(fields, dict) else ()
-        if stated := next((str(name) for name in named if name), None):
-            return stated
-    return PUBLISHED_LICENCES.get(model.base)
-
-
-_EVALUATION = ("<!-- evaluation -->", "<!-- end of evaluation -->")
-_FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
-
-
-def _usage(family_name: str, parameters: Literal["lora", "full"]) -> str:
-    """How diffusers loads an export."""
-    if parameters == "lora":
-        return (
-            "`pipeline.load_lora_weights(FOLDER)` reads this folder; `formats/` holds the same for kohya's scripts and ComfyUI."
-        )
-    pipeline, denoiser, part = {
-        "sdxl": ("StableDiffusionXLPipeline", "UNet2DConditionModel", "unet"),
-        "flux": ("FluxPipeline", "FluxTransformer2DModel", "transformer"),
-    }[family_name]
-    return (
-        "The denoiser alone, as diffusers saves it:\n\n"
-        f'    {part} = {denoiser}.from_pretrained(FOLDER, subfolder="{part}")\n'
-        f"    pipeline = {pipeline}.from_pretrained(BASE, {part}={part})"
-    )
