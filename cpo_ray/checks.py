@@ -21,6 +21,7 @@ from cpo_ray.models.base import HUB_ID, local_base
 from cpo_ray.plan import in_training
 from cpo_ray.planner.machine import Resources, available
 from cpo_ray.planner.planner import plan_findings
+from cpo_ray.planner.trials import Trials
 from cpo_ray.tracking import resolve_uri
 from cpo_ray.training.schedule import BFLOAT16_SHARE, VISIBLE_SHARE, largest_change, swallowed
 from cpo_ray.training.settings import missing_package
@@ -37,8 +38,8 @@ UNSAFE_FLAGS = (
 USUAL_WEIGHT = 0.02
 
 
-def check(config: Config) -> list[Finding]:
-    """Everything that can be seen without starting; the run can start when no finding is "missing"."""
+def check(config: Config, trials: Trials | None = None) -> list[Finding]:
+    """Everything that can be seen without starting; the run, or the sweep of `trials`, can start when nothing is "missing"."""
     vae, model = _vae(config), list(_model(config))
     pictures, data = _data(config)
     plannable = all(finding.verdict != "missing" for finding in model)
@@ -48,7 +49,7 @@ def check(config: Config) -> list[Finding]:
         *_hierarchy(config),
         *data,
         *model,
-        *_resources(config, pictures if plannable else None),
+        *_resources(config, pictures if plannable else None, trials),
         *_security(os.environ),
     ]
 
@@ -182,7 +183,7 @@ def _model(config: Config) -> Iterator[Finding]:
         yield Finding("missing", f"expert.adapter: there is nothing at {adapter}; leave it out to train an expert")
 
 
-def _resources(config: Config, pictures: int | None) -> Iterator[Finding]:
+def _resources(config: Config, pictures: int | None, trials: Trials | None) -> Iterator[Finding]:
     """What the run takes of what there is; with None for the pictures nothing is planned, since there is no model to plan for."""
     try:
         found = available()
@@ -191,7 +192,7 @@ def _resources(config: Config, pictures: int | None) -> Iterator[Finding]:
         return
     yield from _processors(config, found)
     if pictures is not None:
-        yield from plan_findings(config, local_base(config.model), found, pictures)
+        yield from plan_findings(config, local_base(config.model), found, pictures, trials)
 
 
 def _processors(config: Config, found: Resources) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.stage import domain_of, evaluate_run
 from cpo_ray.models.base import base_source
 from cpo_ray.plan import Item, Plan
+from cpo_ray.planner.trials import Trials
 from cpo_ray.progress import ProgressLine
 from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
 from cpo_ray.session import connect
@@ -131,8 +132,8 @@ def import_data(config: Config, images: Path) -> ImportReport:
     return report
 
 
-def open_run(config: Config, resume: bool = False) -> Run:
-    """Load and check what every stage needs, claim the run's folder, connect to Ray and to MLflow.
+def open_run(config: Config, resume: bool = False, trials: Trials | None = None) -> Run:
+    """Load and check what every stage needs, claim the run's folder, connect to Ray and to MLflow; with `trials` for a sweep.
 
     Raises ConfigError when the folder holds another run: to resume, the configuration must be the one it was started with, except
     for what it is computed with.
@@ -147,7 +148,7 @@ def open_run(config: Config, resume: bool = False) -> Run:
             "(workers, their resources, micro_batch and zero_stage may change, what is trained may not)"
         )
     connect()
-    findings = check(config)
+    findings = check(config, trials)
     if missing := [finding.sentence for finding in findings if finding.verdict == "missing"]:
         raise ConfigError("\n".join(missing))
     tree = load_hierarchy(config.data.hierarchy)

@@ -16,6 +16,7 @@ from cpo_ray.planner.machine import CARDS, Resources, available, card_of
 from cpo_ray.planner.memory import GPU_PROCESS, roles
 from cpo_ray.planner.planner import plan_findings
 from cpo_ray.planner.remedies import room
+from cpo_ray.planner.trials import Trials
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 HERE = Resources("here", 8.0, 4.0, main_bytes=60e9)
@@ -120,6 +121,28 @@ def test_disk_is_counted_by_what_is_written(tmp_path: Path, monkeypatch: pytest.
     # A run that goes on has written a part of it, and is not refused for what it may need no more.
     (tmp_path / "toy").mkdir()
     assert line(found(toy(f"run.output={tmp_path}")), "targets take up to").verdict == "note"
+
+
+def test_a_sweep_is_planned_with_all_its_trials() -> None:
+    config = load(CONFIGS / "toy_sweep.toml")
+    base = local_base(config.model)
+    trials = Trials(count=5, at_once=2, checkpointed=2, drawn=1320)
+    planned, single = (list(plan_findings(config, base, HERE, 1280, number)) for number in (trials, None))
+    assert all(finding.verdict == "ok" for finding in planned)
+    assert "stage 1 200, 5 trials 600" in line(planned, "optimizer steps").sentence
+    assert [one.name for one in stages(config, base, 1280, 1e11, trials)] == ["stage 1", "5 trials"]
+    stage_two, all_trials = stages(config, base, 1280, 1e11)[1], stages(config, base, 1280, 1e11, trials)[1]
+    assert all_trials.targets == stage_two.targets  # one set of them
+    assert 2 * stage_two.training < all_trials.training < 5 * stage_two.training  # two and three turns' worth, and the pictures
+    none, one, five = (disk.training_bytes(config, base, Trials(*count, 0)) for count in ((0, 1, 0), (1, 1, 1), (5, 2, 2)))
+    assert five[0] - none[0] == 2 * (one[0] - none[0])  # checkpoints of those that run
+    assert five[1] - none[1] == 5 * (one[1] - none[1])  # exports of all
+    # Two trainings and what draws for them beside each other.
+    lines = [line(each, "all processes at a time").sentence for each in (planned, single)]
+    memory = [float(re.findall(r"up to (\S+) GB", sentence)[0]) for sentence in lines]
+    assert memory[0] > memory[1]
+    crowded = line(list(plan_findings(config, base, Resources("here", 2.0, 0.0, main_bytes=2e9), 1280, trials)), "main memory; ")
+    assert crowded.verdict == "missing"
 
 
 def test_time_follows_from_the_operations_and_the_rate() -> None:

@@ -99,6 +99,7 @@ def test_a_sweep_leaves_its_results_and_a_configuration_of_the_best(first: Path)
         assert all(rung.measured is not None and len(rung.measured.negatives) == 6 for rung in rungs)
         assert len(read_ledger(trial.folder(first))) == 4 * 8
         assert not list(trial.folder(first).glob("snapshots/step-*")), "weights of a rung are removed once it is measured"
+        assert not list(trial.folder(first).rglob("engine.safetensors")), "a finished trial needs no checkpoints"
     page = (first / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 * 6  # base and two trials, six prompts
     best = load(first / "best.toml")
@@ -194,6 +195,8 @@ def test_a_trial_that_dies_is_started_again_one_that_explodes_ends_and_the_other
     found = {float(trial.point["learning_rate"]): trial for trial in trials(folder, "crashed")}
     exploded = found.pop(1e30)
     assert exploded.status == "diverged" and exploded.sentence.startswith("training stopped: the ")
+    kept = {path.parents[2] for path in (folder / "crashed").rglob("engine.safetensors")}
+    assert kept <= {exploded.folder(folder / "crashed")}, "only what diverged keeps its checkpoints"
     assert [trial.status for trial in found.values()] == ["finished"] * 2
     for trial in found.values():
         assert [rung.step for rung in read_rungs(trial.folder(folder / "crashed"))] == [3, 6, 9, 12]
@@ -210,6 +213,7 @@ def test_tpe_with_a_scheduler_searches_what_was_asked_and_goes_on_from_its_resul
     found = trials(folder, "searched")
     assert len(found) == 3 and {trial.status for trial in found} <= {"finished", "stopped"}
     assert all(1 <= float(trial.point["omega"]) <= 3 and trial.point["objective"] in ("cpo", "cpo_s") for trial in found)
+    assert not list((folder / "searched" / "trials").rglob("engine.safetensors"))
     assert json.loads((found[0].folder(folder / "searched") / "trial.json").read_text())["mlflow_run_id"]
 
 

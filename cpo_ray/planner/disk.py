@@ -13,6 +13,7 @@ from cpo_ray.planner.durations import work
 from cpo_ray.planner.engine_memory import checkpoint_bytes
 from cpo_ray.planner.memory import micro_batch
 from cpo_ray.planner.model_costs import StepCost, skeleton_of, training_cost
+from cpo_ray.planner.trials import Trials
 from cpo_ray.schema import target_row_bytes
 
 #: Checkpoints of a training that are there at the same time: those that are kept, and the next one while it is written.
@@ -47,13 +48,22 @@ def target_bytes(config: Config, folder: Path | None, pictures: int) -> int:
     return amount.distinct * target_row_bytes(*row_of(config, folder))
 
 
-def training_bytes(config: Config, folder: Path | None) -> tuple[int, int]:
-    """Checkpoints and exports of all trainings of a run; the checkpoints of a finished one stay."""
+class Written(NamedTuple):
+    """Trainings of the same size: how many leave an export, and of how many there are checkpoints at the same time."""
+
+    optimization: Optimization
+    lora: Lora
+    exported: int
+    checkpointed: int
+
+
+def training_bytes(config: Config, folder: Path | None, trials: Trials | None = None) -> tuple[int, int]:
+    """Checkpoints and exports of all trainings of a run, or of a sweep with these trials."""
     checkpoints = exports = 0
-    for optimization, lora in trainings(config):
+    for optimization, lora, exported, checkpointed in trainings(config, trials):
         cost = training_cost(config.model, folder, optimization, lora, micro_batch(config, optimization))
-        checkpoints += CHECKPOINTS * checkpoint_bytes(optimization, cost.trained)
-        exports += _export_bytes(optimization, cost)
+        checkpoints += checkpointed * CHECKPOINTS * checkpoint_bytes(optimization, cost.trained)
+        exports += exported * _export_bytes(optimization, cost)
     return checkpoints, exports
 
 
@@ -61,12 +71,14 @@ def _export_bytes(optimization: Optimization, cost: StepCost) -> int:
     return 4 * cost.numbers * (1 if optimization.parameters == "full" else FORMATS)
 
 
-def trainings(config: Config) -> Iterator[tuple[Optimization, Lora]]:
-    """Those of stage 1, stage 2 and the baselines."""
-    if config.expert.adapter is None:
-        yield config.expert.optimization, config.expert.lora
-    for _ in {config.preference.objective, *config.preference.baselines}:
-        yield config.preference.optimization, config.preference.lora
+def trainings(config: Config, trials: Trials | None) -> Iterator[Written]:
+    """Those of stage 1, and of stage 2 and the baselines, whose checkpoints stay, or of the trials."""
+    expert, preference = config.expert, config.preference
+    if expert.adapter is None:
+        yield Written(expert.optimization, expert.lora, 1, 1)
+    objectives = len({preference.objective, *preference.baselines})
+    exported, checkpointed = (trials.count, trials.checkpointed) if trials else (objectives, objectives)
+    yield Written(preference.optimization, preference.lora, exported, checkpointed)
 
 
 def free_bytes(folder: Path) -> int:

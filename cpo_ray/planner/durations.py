@@ -9,6 +9,7 @@ from pathlib import Path
 from cpo_ray.config import Config, Lora, Optimization
 from cpo_ray.planner.memory import micro_batch
 from cpo_ray.planner.model_costs import decode_cost, encode_cost, forward_cost, text_cost, training_cost
+from cpo_ray.planner.trials import Trials
 from cpo_ray.progress import in_words
 
 #: Text conditions and forwards per sample of expert targets: y for the reference, four conditions for θ1.
@@ -77,16 +78,16 @@ def drawing_flop(config: Config, folder: Path | None) -> float:
     return 2 * steps * forward + decode_cost(config.model, folder, 1).flop
 
 
-def stages(config: Config, folder: Path | None, pictures: int, rate: float) -> list[Stage]:
-    """Every training of a run in its order, on GPUs (or CPUs where there are none) of so many FLOP/s each.
+def stages(config: Config, folder: Path | None, pictures: int, rate: float, trials: Trials | None = None) -> list[Stage]:
+    """Every training of a run, or of a sweep, in its order, on GPUs (or CPUs where there are none) of so many FLOP/s each.
 
-    Baselines find the expert's targets there.
+    Baselines find the expert's targets there, and so do trials.
     """
     expert, preference, targets = config.expert, config.preference, config.targets
     producing = _power(targets.max_actors, targets.cpus_per_actor, targets.gpus_per_actor, rate)
 
     def training(name: str, optimization: Optimization, lora: Lora, distinct: int, each: float) -> Stage:
-        power = _power(optimization.workers, optimization.cpus_per_worker, optimization.gpus_per_worker, rate)
+        power = _training_power(optimization, rate)
         trained = work(optimization, pictures, None).trained
         steps, flop = math.ceil(trained / optimization.global_batch), trained * training_flop(config, folder, optimization, lora)
         return Stage(name, steps, distinct * each / producing, flop / power, targets.overlap)
@@ -97,7 +98,10 @@ def stages(config: Config, folder: Path | None, pictures: int, rate: float) -> l
         found.append(training("stage 1", expert.optimization, expert.lora, count, supervised_flop(config, folder)))
     stage_two = preference.optimization, preference.lora
     count = work(preference.optimization, pictures, targets.draws).distinct
-    found.append(training("stage 2", *stage_two, count, expert_flop(config, folder)))
+    once = training("stage 2", *stage_two, count, expert_flop(config, folder))
+    if trials:
+        return [*found, _trials(config, folder, rate, once, trials)]
+    found.append(once)
     for name in preference.baselines:
         if name == "sft":  # on the few good pictures; as many visits
             count = work(preference.optimization, pictures, None).distinct
@@ -110,8 +114,20 @@ def stages(config: Config, folder: Path | None, pictures: int, rate: float) -> l
 def evaluation_seconds(config: Config, folder: Path | None, rate: float) -> float:
     """Drawing the pictures of the base, the expert and all that is trained."""
     evaluation, trained = config.evaluation, {config.preference.objective, *config.preference.baselines}
-    power = _power(evaluation.actors, evaluation.cpus_per_actor, evaluation.gpus_per_actor, rate)
-    return (2 + len(trained)) * evaluation.pictures * drawing_flop(config, folder) / power
+    return (2 + len(trained)) * evaluation.pictures * drawing_flop(config, folder) / _drawing_power(config, rate)
+
+
+def _trials(config: Config, folder: Path | None, rate: float, one: Stage, trials: Trials) -> Stage:
+    """All trials when one takes as long as `one`, and beside them the pictures that they are judged by.
+
+    Drawing on parts of a GPU, or on CPUs, takes from the trainings; on GPUs of its own it does not.
+    """
+    power, own = trials.at_once * _training_power(config.preference.optimization, rate), _drawing_power(config, rate)
+    training = math.ceil(trials.count / trials.at_once) * one.training
+    drawing = trials.drawn * drawing_flop(config, folder) / own
+    apart = config.evaluation.gpus_per_actor >= 1
+    seconds = max(training, drawing) if apart else (training * power + drawing * own) / (power + own)
+    return Stage(f"{trials.count} trials", trials.count * one.steps, one.targets, seconds, together=False)
 
 
 def ideal_ratio(config: Config, folder: Path | None, pictures: int) -> float:
@@ -120,6 +136,14 @@ def ideal_ratio(config: Config, folder: Path | None, pictures: int) -> float:
     amount = work(optimization, pictures, config.targets.draws)
     training = amount.trained * training_flop(config, folder, optimization, lora)
     return amount.distinct * expert_flop(config, folder) / training
+
+
+def _training_power(optimization: Optimization, rate: float) -> float:
+    return _power(optimization.workers, optimization.cpus_per_worker, optimization.gpus_per_worker, rate)
+
+
+def _drawing_power(config: Config, rate: float) -> float:
+    return _power(config.evaluation.actors, config.evaluation.cpus_per_actor, config.evaluation.gpus_per_actor, rate)
 
 
 def _power(processes: int, cpus: float, gpus: float, rate: float) -> float:

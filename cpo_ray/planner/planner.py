@@ -10,13 +10,18 @@ from cpo_ray.findings import Finding, Verdict
 from cpo_ray.planner import disk
 from cpo_ray.planner.durations import evaluation_seconds, ideal_ratio, stages, total
 from cpo_ray.planner.machine import Resources, rate, stated
-from cpo_ray.planner.memory import Need, roles
+from cpo_ray.planner.memory import PROCESS, Need, roles
 from cpo_ray.planner.remedies import remedy, room
+from cpo_ray.planner.trials import Trials
 from cpo_ray.progress import in_words
 
 
-def plan_findings(config: Config, base: Path | None, found: Resources, pictures: int) -> Iterator[Finding]:
+def plan_findings(
+    config: Config, base: Path | None, found: Resources, pictures: int, trials: Trials | None = None
+) -> Iterator[Finding]:
     """For a base in a folder, or the published one of its architecture without, and so many training pictures (0: not known).
+
+    With `trials` it is the plan of a sweep.
 
     Nothing is loaded or started: the models are counted on the meta device, for some seconds.
     """
@@ -36,11 +41,12 @@ def plan_findings(config: Config, base: Path | None, found: Resources, pictures:
         if verdict == "missing" and resources.gpu_bytes:
             advice = f"; {remedy(config, base, section, role, resources.gpu_bytes)}"
         yield Finding(verdict, f"{need.role} takes {need.bytes / 1e9:.1f} GB {space}: {need}{advice}", True)
-    yield _main_memory(config, needs, resources)
-    yield _disk(config, base, pictures)
+    yield _main_memory(config, needs, resources, trials)
+    yield _disk(config, base, pictures, trials)
     if pictures:
-        yield from _time(config, base, pictures, resources)
-        yield _ratio(config, base, pictures)
+        yield from _time(config, base, pictures, resources, trials)
+        if not trials:
+            yield _ratio(config, base, pictures)
 
 
 def _verdict(need: Need, resources: Resources) -> tuple[Verdict, str]:
@@ -54,10 +60,12 @@ def _verdict(need: Need, resources: Resources) -> tuple[Verdict, str]:
     return ("ok" if need.bytes <= here else "missing"), f"of {share} {here / 1e9:.1f} GB"
 
 
-def _main_memory(config: Config, needs: dict[str, Need], resources: Resources) -> Finding:
-    """Of what is there at the same time: targets beside each training, or one after the other; then evaluation."""
+def _main_memory(config: Config, needs: dict[str, Need], resources: Resources, trials: Trials | None) -> Finding:
+    """Of what is there at the same time: targets beside each training, or one after the other; then evaluation, beside trials."""
     actors = needs.pop("targets").main_bytes
     drawing = needs.pop("evaluation").main_bytes
+    if trials:
+        drawing += trials.at_once * (PROCESS + needs.pop("preference.optimization").main_bytes)  # each has a driver
     beside = actors if config.targets.overlap else 0
     most = max(actors, drawing, *(training.main_bytes + beside for training in needs.values()))
     sentence = f"all processes at a time take up to {most / 1e9:.1f} GB of main memory"
@@ -70,9 +78,9 @@ def _main_memory(config: Config, needs: dict[str, Need], resources: Resources) -
     return Finding("missing", f"{sentence}; {change}", True)
 
 
-def _disk(config: Config, base: Path | None, pictures: int) -> Finding:
+def _disk(config: Config, base: Path | None, pictures: int, trials: Trials | None) -> Finding:
     """Targets beside what is free at their folder, checkpoints and exports at the run's; their sum where it is one disk."""
-    checkpoints, exports = disk.training_bytes(config, base)
+    checkpoints, exports = disk.training_bytes(config, base, trials)
     targets = disk.target_bytes(config, base, pictures)
     wanted, folders = [targets, checkpoints + exports], [config.targets.folder, config.run.output]
     if disk.existing(folders[0]).stat().st_dev == disk.existing(folders[1]).stat().st_dev:
@@ -88,19 +96,19 @@ def _disk(config: Config, base: Path | None, pictures: int) -> Finding:
     return Finding("missing", f"{sentence}; lower targets.draws, or set targets.folder and run.output to a larger disk", True)
 
 
-def _time(config: Config, base: Path | None, pictures: int, resources: Resources) -> Iterator[Finding]:
+def _time(config: Config, base: Path | None, pictures: int, resources: Resources, trials: Trials | None) -> Iterator[Finding]:
     """Steps, and seconds where a rate is known; start-ups and reading are left out."""
     uses = [config.targets.gpus_per_actor, config.preference.optimization.gpus_per_worker, config.evaluation.gpus_per_actor]
     found = rate(config.machine, resources, on_gpu=any(uses))
     flop_per_second, source = found or (1.0, "")
-    planned = stages(config, base, pictures, flop_per_second)
+    planned = stages(config, base, pictures, flop_per_second, trials)
     yield Finding("ok", "optimizer steps: " + ", ".join(f"{stage.name} {stage.steps:,}" for stage in planned), True)
     if found is None:
         unit = "GPU" if any(uses) else "CPU"
         yield Finding("note", f"machine.teraflop_per_second, what one {unit} sustains, is not stated; times follow from it", True)
         return
-    evaluation = evaluation_seconds(config, base, flop_per_second)
-    parts = ", ".join([*map(str, planned), f"evaluation {in_words(evaluation)}"])
+    evaluation = 0.0 if trials else evaluation_seconds(config, base, flop_per_second)
+    parts = ", ".join([*map(str, planned), *([] if trials else [f"evaluation {in_words(evaluation)}"])])
     yield Finding("ok", f"about {in_words(total(planned, evaluation))} at {source}: {parts}", True)
 
 

@@ -35,6 +35,9 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     base = None if measured is None else scores(measured, None)
     trials = [(trial, read_rungs(trial.folder(run.folder))) for trial in read_trials(run.folder)]
     rows = make_rows(run.config, trials, measured)
+    for trial, _ in trials:
+        if trial.status in ("finished", "stopped"):  # one that diverged names its last good checkpoint
+            trial.remove_checkpoints(run.folder)
     files = [run.folder / name for name in ("results.parquet", "report.html", "best.toml")]
     write_parquet(rows, base, files[0])
     write_sweep_report(_report(run, sweep, rows, base, targets), files[1])

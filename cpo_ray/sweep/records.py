@@ -8,6 +8,7 @@ trials/<id>/rungs/step-00000040/        pictures of that rung, for the report
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -86,6 +87,10 @@ class Trial:
 
     def folder(self, sweep: Path) -> Path:
         return sweep / TRIALS / self.id
+
+    def remove_checkpoints(self, sweep: Path) -> None:
+        """Give their disk back, once nothing is to go on from them any more."""
+        shutil.rmtree(self.folder(sweep) / f"{sweep.name}-{self.id}", ignore_errors=True)  # where its training has them
 
     def ended(self, status: Status, sentence: str = "") -> Trial:
         return replace(self, status=status, sentence=sentence)

@@ -7,6 +7,7 @@ What a finished trial leaves in its folder is all that a resumed sweep needs to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from cpo_ray.evaluation.stage import domain_of
 from cpo_ray.findings import Finding
 from cpo_ray.pipeline import Run, check_obedience, open_run, told, train_expert
 from cpo_ray.planner.machine import available
+from cpo_ray.planner.trials import Trials
 from cpo_ray.progress import ProgressLine
 from cpo_ray.recipes import expert_spec
 from cpo_ray.session import connect
@@ -47,8 +49,8 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
     machines = _machines()
     if problem := refusal(machines, demand(config)):
         raise ConfigError(problem)
-    at_once = trials_at_once(machines, demand(config), sweep.max_concurrent or 10**6)
-    run = _everywhere(open_run(config, resume))
+    trials = planned_trials(config, sweep, machines)
+    run = _everywhere(open_run(config, resume, trials))
     train_expert(run)
     check_obedience(run)
     frozen = expert_spec(run.config, run.adapter)
@@ -60,7 +62,7 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
         measurers = _measurers(run, sweep)
         try:
             base = None if read_rungs(run.folder / BASE) else measurers[0].measure.remote(None)
-            run_trials(Bench(run, sweep.rungs, targets, shards, held_out, measurers), sweep, at_once)
+            run_trials(Bench(run, sweep.rungs, targets, shards, held_out, measurers), sweep, trials.at_once)
             if base is not None:
                 _save_base(run, *ray.get(base))
         finally:
@@ -72,16 +74,31 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
 
 def findings(config: Config) -> list[Finding]:
     """What `--check` says: everything that a run needs, and whether a trial fits."""
-    sweep, found = _section(config), check(config)
-    if any(finding.verdict == "missing" for finding in found):
-        return found
-    there = available()
+    sweep = _section(config)
+    try:
+        there = available()
+    except OSError:
+        return check(config)  # which says so
     machine = [Room(there.cpus, there.gpus)]
     if problem := refusal(machine, demand(config)):
-        return [*found, Finding("missing", problem)]
-    at_once = trials_at_once(machine, demand(config), sweep.max_concurrent or 10**6)
-    count = len(listed_points(sweep, config.run.seed)) if sweep.search in ("grid", "random") else sweep.trials
-    return [*found, Finding("ok", f"sweep: {count} trials by search {sweep.search!r}, {at_once} at once")]
+        return [*check(config), Finding("missing", problem)]
+    trials = planned_trials(config, sweep, machine)
+    return [
+        *check(config, trials),
+        Finding("ok", f"sweep: {trials.count} trials by search {sweep.search!r}, {trials.at_once} at once"),
+    ]
+
+
+def planned_trials(config: Config, sweep: Sweep, machines: Sequence[Room]) -> Trials:
+    """How many trials there are, and how many of them fit on the machines at once.
+
+    A finished trial leaves no checkpoints; one that a scheduler has stopped leaves them to the end of the sweep.
+    """
+    listed = sweep.search in ("grid", "random")
+    count = len(listed_points(sweep, config.run.seed)) if listed else sweep.trials or 0
+    at_once = min(count, trials_at_once(machines, demand(config), sweep.max_concurrent or count))
+    checkpointed = at_once if sweep.scheduler == "none" else count
+    return Trials(count, at_once, checkpointed, drawn=(1 + count * sweep.rungs) * sweep.pictures)
 
 
 def _section(config: Config) -> Sweep:

@@ -100,6 +100,7 @@ def _run_to_its_end(trial: Trial, folder: Path, bench: Bench) -> None:
     tracker.log_adapter(result.adapter, base_source(config.model), config.model.revision)
     ended = replace(trial, seconds=trial.seconds + time.monotonic() - started)
     ended.ended("finished", result.ledger_problem or "").save(bench.run.folder)
+    ended.remove_checkpoints(bench.run.folder)
     tracker.finish()
     tune.report(report)  # at last, since a scheduler may end the process in answer
 
