@@ -198,7 +198,7 @@ def _resources(config: Config, pictures: int | None, trials: Trials | None) -> I
 def _processors(config: Config, found: Resources) -> Iterator[Finding]:
     cpus, gpus, where = found.cpus, found.gpus, found.where
     for stage, needed_cpus, needed_gpus in _demands(config):
-        have = f"{needed_cpus:g} CPUs and {needed_gpus:g} GPUs of {cpus:g} and {gpus:g} {where}"
+        have = f"{needed_cpus:g} of {cpus:g} CPUs{f' and {needed_gpus:g} of {gpus:g} GPUs' if needed_gpus else ''} {where}"
         if needed_cpus > cpus + 1e-9 or needed_gpus > gpus + 1e-9:
             yield Finding("missing", f"{stage} takes {have}; lower workers, actors or what each takes, or add machines")
         else:

@@ -32,8 +32,8 @@ def missing(config: Config) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["preference.optimization.workers=9"], "stage 2 with its targets takes 4.9 CPUs and 0 GPUs of 2 and 0 here"),
-        (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.4 CPUs and 0.5 GPUs of 2 and 0 here"),
+        (["preference.optimization.workers=9"], "stage 2 with its targets takes 4.9 of 2 CPUs here"),
+        (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.4 of 2 CPUs and 0.5 of 0 GPUs here"),
         (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
         (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
         (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
