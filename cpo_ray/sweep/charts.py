@@ -64,7 +64,7 @@ def curve_chart(dots: Sequence[Dot], base: Interval | None, names: tuple[str, st
     if base is not None:
         band = f'y="{y(base.high):.1f}" height="{max(y(base.low) - y(base.high), 1):.1f}"'
         parts.append(f'<rect class="band" x="{LEFT}" width="{WIDTH - LEFT - RIGHT}" {band}><title>base</title></rect>')
-        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{y(base.mean) - 4:.1f}" text-anchor="end">base</text>')
+        parts.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{y(base.high) + 11:.1f}" text-anchor="end">base</text>')
     if joined:
         by_value: dict[float, list[float]] = {}
         for dot in dots:
