@@ -85,7 +85,7 @@ def test_main_job_from_nothing_to_the_report(submitted: Submitted) -> None:
         "| training pictures | ",
         "| data | 90 pictures, ",
         "| last step: loss | ",
-        "12 pictures, of the same prompts and noise",
+        "12 pictures, of the same test prompts and noise",
         f"| cpo_s | {measured['negatives']['mean']:.2f} [",
         f" | {measured['content']['mean']:.3f} | ",
     ):
