@@ -30,12 +30,12 @@ import numpy as np
 from aiohttp import web
 from PIL import Image, ImageFilter
 
-from cpo_ray.annotation.annotator import Annotator
-from cpo_ray.annotation.backend import open_back_end
-from cpo_ray.annotation.cache import Answers
+from cpo_ray.annotation.asking.annotator import Annotator
+from cpo_ray.annotation.asking.cache import Answers
+from cpo_ray.annotation.back_ends.base import open_back_end
 from cpo_ray.annotation.pictures import Picture, prepare
-from cpo_ray.annotation.settings import AnnotationConfig
-from hierarchy import load_hierarchy
+from cpo_ray.config.annotation import AnnotationConfig
+from cpo_ray.hierarchy import load_hierarchy
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting.yaml"
 ANSWER = {"description": "A description of two sentences. " * 4, "sub_dimensions": [], "positive_ids": [], "negative_ids": []}

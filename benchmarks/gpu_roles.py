@@ -13,18 +13,18 @@ from random_models import Size, random_family
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
+from cpo_ray.core.plan import Batch, Item
+from cpo_ray.core.prompts import Labels, condition_texts
 from cpo_ray.data.picture import decode, fit
 from cpo_ray.data.shards import AnnotatedDataset, write_shards
 from cpo_ray.data.validate import annotated_row
+from cpo_ray.domains.toy.render import render, sample_scene
+from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models.base import DTYPES, Conditioning, Family
 from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, ObjectiveParameters, get_objective
-from cpo_ray.plan import Batch, Item
-from cpo_ray.prompts import Labels, condition_texts
 from cpo_ray.targets.expert import Expert, ExpertSpec
 from cpo_ray.targets.reader import TargetReader
 from cpo_ray.targets.store import TargetStore
-from cpo_ray.toy.render import render, sample_scene
-from hierarchy import load_hierarchy
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
 OMEGA, BETA = 2.0, 5000.0

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.config import Config, load
-from cpo_ray.pipeline import align, open_run, train_sft
+from cpo_ray.pipeline import train_sft
+from cpo_ray.run import open_run
+from cpo_ray.stages import align
 
 ROOT = Path(__file__).parents[1]
 

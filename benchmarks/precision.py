@@ -22,13 +22,13 @@ import torch
 from torch import nn
 
 from cpo_ray.config import Model
+from cpo_ray.core.plan import Item
 from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.domains.toy.dataset import make_dataset
+from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.objectives import ExpertDifferences, direction_cosine
-from cpo_ray.plan import Item
 from cpo_ray.targets.expert import Expert, ExpertSpec
-from cpo_ray.toy.dataset import make_dataset
-from hierarchy import load_hierarchy
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
 

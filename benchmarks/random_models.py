@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 from cpo_ray.config import Lora, Model
-from cpo_ray.diffusion import DiffusionProcess, DiscreteProcess, FlowProcess
+from cpo_ray.core.diffusion import DiffusionProcess, DiscreteProcess, FlowProcess
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES, Conditioning, PictureSize
 from cpo_ray.models.published import FLUX, SDXL

@@ -33,7 +33,9 @@ import psutil
 
 from cpo_ray.config import Config, load
 from cpo_ray.models.base import TOY_BASE
-from cpo_ray.pipeline import align, open_run, train_sft
+from cpo_ray.pipeline import train_sft
+from cpo_ray.run import open_run
+from cpo_ray.stages import align
 from cpo_ray.sweep.search import search
 from cpo_ray.sweep.space import point_config
 from cpo_ray.tracking import git_commit

@@ -23,16 +23,16 @@ from pathlib import Path
 import torch
 
 from cpo_ray.config import Lora, Model
+from cpo_ray.core.plan import Batch, Plan, counter_generator
+from cpo_ray.core.prompts import condition_texts
 from cpo_ray.data.picture import decode, fit
 from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.domains.toy.dataset import make_dataset
+from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, ObjectiveParameters, get_objective
-from cpo_ray.plan import Batch, Plan, counter_generator
-from cpo_ray.prompts import condition_texts
 from cpo_ray.targets.expert import Expert, ExpertSpec, target_store
 from cpo_ray.targets.reader import TargetReader
-from cpo_ray.toy.dataset import make_dataset
-from hierarchy import load_hierarchy
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
 MODEL = Model(family="sdxl", base="toy", resolution=64)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cpo_ray.config import Config, ConfigError, Settings, load_as
 
 if TYPE_CHECKING:
-    from cpo_ray.findings import Finding
+    from cpo_ray.preflight.findings import Finding
 
 Check = Callable[[Config], "Sequence[Finding]"]
 
@@ -49,7 +49,7 @@ def parser(
 def run(line: argparse.ArgumentParser, job: Callable[[Config, argparse.Namespace], object], check: Check | None = None) -> int:
     """Parse, validate, then do the job or check what it needs; returns the exit code.
 
-    `check` says what --check finds, where a job needs more than `cpo_ray.checks` looks at.
+    `check` says what --check finds, where a job needs more than `cpo_ray.preflight.checks` looks at.
     """
     return run_as(Config, line, job, check)
 
@@ -86,7 +86,7 @@ def run_as(
 
 
 def _check(config: Any, check: Callable[[Any], Sequence[Finding]] | None) -> int:
-    from cpo_ray import checks
+    from cpo_ray.preflight import checks
 
     findings = (check or checks.check)(config)
     for finding in findings:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cpo_ray.config import ConditionMixture, Config, Optimization
+from cpo_ray.core.plan import Plan, in_training
 from cpo_ray.data.buckets import Bucket, assign
 from cpo_ray.data.shards import AnnotatedDataset, DataError
-from cpo_ray.plan import Plan, in_training
 from cpo_ray.targets.expert import ExpertSpec
 from cpo_ray.targets.store import Kind
 

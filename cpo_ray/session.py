@@ -10,8 +10,8 @@ import ray
 from ray import PlacementGroupID
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
-from cpo_ray.checks import unsafe_flags
 from cpo_ray.config import ConfigError
+from cpo_ray.preflight.checks import unsafe_flags
 
 
 def connect() -> None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from argparse import ArgumentTypeError, Namespace
 
-from cpo_ray.annotation.settings import AnnotationConfig
 from cpo_ray.command_line import CONFIGS, parser, run_as
+from cpo_ray.config.annotation import AnnotationConfig
 
 
 def annotate(config: AnnotationConfig, arguments: Namespace) -> None:
     from cpo_ray.annotation import run
-    from cpo_ray.progress import ProgressLine
+    from cpo_ray.core.progress import ProgressLine
     from cpo_ray.session import connect
 
     connect()

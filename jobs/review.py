@@ -10,7 +10,7 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from cpo_ray.command_line import CONFIGS, parser, run_as
-from cpo_ray.review.settings import ReviewConfig, is_loopback
+from cpo_ray.config.review import ReviewConfig, is_loopback
 
 
 def review(config: ReviewConfig, arguments: Namespace) -> None:

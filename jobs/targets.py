@@ -12,7 +12,7 @@ from cpo_ray.config import Config
 
 
 def targets(config: Config, arguments: Namespace) -> None:
-    from cpo_ray import target_tool
+    from cpo_ray.targets import maintenance as target_tool
 
     folder = config.targets.folder
     if arguments.action == "list":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from ranks import Ranks
+    from support.ranks import Ranks
 
     from cpo_ray.targets.expert import ExpertSpec
 
@@ -41,7 +41,7 @@ def ray_session() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Two ranks, which all tests share: a process that has DeepSpeed takes seconds to start."""
-    from ranks import Ranks
+    from support.ranks import Ranks
 
     ranks = Ranks(2, tmp_path_factory.mktemp("pair") / "ranks")
     yield ranks
@@ -51,7 +51,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """One rank."""
-    from ranks import Ranks
+    from support.ranks import Ranks
 
     ranks = Ranks(1, tmp_path_factory.mktemp("single") / "ranks")
     yield ranks
@@ -61,7 +61,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 @pytest.fixture(scope="session")
 def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """Four processes that only have to be at the same place at the same time."""
-    from ranks import Ranks
+    from support.ranks import Ranks
 
     ranks = Ranks(4, tmp_path_factory.mktemp("four") / "ranks")
     yield ranks
@@ -110,11 +110,11 @@ def _annotated_pictures(folder: Path, hierarchy: Path) -> list[str]:
     import numpy as np
     from PIL import Image
 
+    from cpo_ray.core.prompts import Labels
     from cpo_ray.data.shards import write_shards
     from cpo_ray.data.validate import annotated_row
-    from cpo_ray.prompts import Labels
-    from cpo_ray.toy.render import render, sample_scene
-    from hierarchy import load_hierarchy
+    from cpo_ray.domains.toy.render import render, sample_scene
+    from cpo_ray.hierarchy import load_hierarchy
 
     tree = load_hierarchy(hierarchy)
     generator = np.random.default_rng(0)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from main_job import SHORT, TOY
 from safetensors.torch import load_file
+from support.main_job import SHORT, TOY
 
 from cpo_ray import pipeline
 from cpo_ray.config import load
 from cpo_ray.models import family
 from cpo_ray.targets.expert import ExpertSpec
-from cpo_ray.training.ledger import read_ledger
+from cpo_ray.training.artifacts.ledger import read_ledger
 
 
 @pytest.mark.ray

@@ -9,12 +9,12 @@ from subprocess import CompletedProcess
 
 import pytest
 import ray
-from main_job import TOY, head, job, settings, submit
+from support.main_job import TOY, head, job, settings, submit
 
-from cpo_ray import pipeline
 from cpo_ray.config import load
-from cpo_ray.training.ledger import read_ledger
-from hierarchy import load_hierarchy
+from cpo_ray.hierarchy import load_hierarchy
+from cpo_ray.run import open_run
+from cpo_ray.training.artifacts.ledger import read_ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -116,8 +116,8 @@ def test_same_adapter_whatever_computes_the_targets(submitted: Submitted, ray_se
     """One actor or two beside training, or three ahead of it: the same bytes, in the target shards and in the adapter."""
     folder, expert = submitted.folder, submitted.run / "expert" / "adapter"
     ahead = ("targets.overlap=false", "targets.min_actors=3", "targets.max_actors=3", f"expert.adapter={expert}")
-    second = pipeline.open_run(load(TOY, settings(folder, "ahead", *ahead, "targets.cpus_per_actor=0.3")))
-    pipeline.align(second, "cpo_s")
+    second = open_run(load(TOY, settings(folder, "ahead", *ahead, "targets.cpus_per_actor=0.3")))
+    stages.align(second, "cpo_s")
 
     def contents(folder: Path, pattern: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.rglob(pattern)}

@@ -13,8 +13,8 @@ import mlflow
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
-from ranks import Ranks
 from safetensors.numpy import save_file
+from support.ranks import Ranks
 from torch import distributed
 
 from cpo_ray.config import ConfigError, Tracking

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
-from ranks import Ranks
 from safetensors.numpy import save_file
+from support.ranks import Ranks
 from torch import distributed
 
 from cpo_ray.config import Tracking

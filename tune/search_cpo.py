@@ -9,7 +9,7 @@ from cpo_ray.command_line import CONFIGS, parser, run
 from cpo_ray.config import Config
 
 if TYPE_CHECKING:
-    from cpo_ray.findings import Finding
+    from cpo_ray.preflight.findings import Finding
 
 
 def search(config: Config, arguments: Namespace) -> None:

@@ -7,12 +7,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cpo_ray.annotation.annotator import Effort, Outcome
-from cpo_ray.annotation.settings import AnnotationConfig
+from cpo_ray.annotation.asking.annotator import Effort, Outcome
+from cpo_ray.config.annotation import AnnotationConfig
 
 
 @dataclass
-class Report:
+class AnnotationReport:
     """Pictures listed, annotated and set aside (by kind of reason), what was asked, and what of the answers was dropped."""
 
     config: AnnotationConfig

@@ -9,18 +9,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.annotation.annotator import Outcome
+from cpo_ray.annotation.asking.annotator import Outcome
+from cpo_ray.annotation.asking.questions import PROMPT_VERSION
 from cpo_ray.annotation.pictures import picture_digest
-from cpo_ray.annotation.questions import PROMPT_VERSION
-from cpo_ray.annotation.report import Report
-from cpo_ray.annotation.settings import AnnotationConfig
-from cpo_ray.annotation.sources import Entry, Listing, SetAside, read
+from cpo_ray.annotation.report import AnnotationReport
+from cpo_ray.annotation.sources.listing import Listing, PictureEntry, SetAside, read
+from cpo_ray.config.annotation import AnnotationConfig
+from cpo_ray.core.prompts import Labels
 from cpo_ray.data.importer import stage_quarantine
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import SHARDS, DataError, stage_shards, staged
 from cpo_ray.data.validate import RowError, annotated_row
-from cpo_ray.prompts import Labels
-from hierarchy import Hierarchy
+from cpo_ray.hierarchy import Hierarchy
 
 ABOUT = "annotation.json"
 CHUNK = 64
@@ -37,7 +37,7 @@ def check_output(folder: Path, pictures: Path) -> None:
 
 
 def write_results(
-    config: AnnotationConfig, tree: Hierarchy, listing: Listing, outcomes: Mapping[str, Outcome], report: Report
+    config: AnnotationConfig, tree: Hierarchy, listing: Listing, outcomes: Mapping[str, Outcome], report: AnnotationReport
 ) -> None:
     """Write shards, the quarantine, the judgements behind the labels, and what they were made with.
 
@@ -73,7 +73,7 @@ def _rows(
     """The annotated rows in the order of the source; notes the others in `set_aside` and writes a line of judgements for each."""
     about = {"back_end": config.identity["back_end"], "model": config.identity["model"], "prompt_version": PROMPT_VERSION}
     for start in range(0, len(listing.entries), CHUNK):
-        good: list[Entry] = []
+        good: list[PictureEntry] = []
         for entry in listing.entries[start : start + CHUNK]:
             outcome = outcomes[entry.id]
             if outcome.problem:

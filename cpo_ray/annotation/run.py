@@ -22,20 +22,20 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
-from cpo_ray.annotation.annotator import Annotator, Effort, Outcome
-from cpo_ray.annotation.backend import BackEnd, BackEndUnusable, open_back_end
-from cpo_ray.annotation.cache import Answers
+from cpo_ray.annotation.asking.annotator import Annotator, Effort, Outcome
+from cpo_ray.annotation.asking.cache import Answers
+from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, open_back_end
 from cpo_ray.annotation.pictures import Picture, picture_digest, prepare
-from cpo_ray.annotation.report import Report
+from cpo_ray.annotation.report import AnnotationReport
 from cpo_ray.annotation.results import check_output, write_results
-from cpo_ray.annotation.settings import AnnotationConfig
-from cpo_ray.annotation.sources import Entry, Listing, list_pictures, read
+from cpo_ray.annotation.sources.listing import Listing, PictureEntry, list_pictures, read
+from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.data.picture import PictureError
-from cpo_ray.toy.dataset import draw_pictures
-from hierarchy import Hierarchy, load_hierarchy
+from cpo_ray.domains.toy.dataset import draw_pictures
+from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 
 Result = TypeVar("Result")
-Progress = Callable[[Report], None]
+Progress = Callable[[AnnotationReport], None]
 
 BLOCK = 16
 #: A driver keeps track of so many blocks easily; more pictures make larger ones.
@@ -64,7 +64,7 @@ def annotate(
     dry_run: bool = False,
     retry_failed: bool = False,
     on_progress: Progress | None = None,
-) -> Report:
+) -> AnnotationReport:
     """Annotate the first `limit` pictures, or all, and write `annotation.output` anew; needs a Ray that is connected.
 
     A dry run asks and writes nothing: the report holds what a run would ask, the tokens estimated.
@@ -74,7 +74,7 @@ def annotate(
     tree = load_hierarchy(config.annotation.hierarchy)
     check_output(config.annotation.output, config.pictures.path)
     listing = listed(config, limit)
-    report = Report(config, len(listing.entries), dry_run)
+    report = AnnotationReport(config, len(listing.entries), dry_run)
     outcomes: dict[str, Outcome] = {}
     in_vain = 0
     for outcome in _outcomes(_for_workers(config), listing.entries, dry_run, retry_failed):
@@ -163,7 +163,7 @@ def annotator(
 
 def prepare_block(rows: pa.Table, config: AnnotationConfig) -> pa.Table:
     """Read and decode the pictures of one row of entries; what is no picture goes on as an outcome that says so."""
-    entries = [Entry(**entry) for entry in json.loads(rows["entries"][0].as_py())]
+    entries = [PictureEntry(**entry) for entry in json.loads(rows["entries"][0].as_py())]
     pictures, unusable = [], []
     for entry, data in zip(entries, read(entries), strict=True):
         try:
@@ -177,7 +177,7 @@ def prepare_block(rows: pa.Table, config: AnnotationConfig) -> pa.Table:
     return pa.table({"unusable": [json.dumps(unusable)], **columns}, schema=_PICTURES)
 
 
-def _outcomes(config: AnnotationConfig, entries: Sequence[Entry], dry_run: bool, retry_failed: bool) -> Iterator[Outcome]:
+def _outcomes(config: AnnotationConfig, entries: Sequence[PictureEntry], dry_run: bool, retry_failed: bool) -> Iterator[Outcome]:
     """What becomes of each picture, as it is known. Raises AnnotationError."""
     if not entries:
         return
@@ -195,7 +195,7 @@ def _outcomes(config: AnnotationConfig, entries: Sequence[Entry], dry_run: bool,
         raise AnnotationError(f"a worker of the annotation failed: {cause}") from error
 
 
-def _dataset(config: AnnotationConfig, entries: Sequence[Entry], dry_run: bool, retry_failed: bool) -> Dataset:
+def _dataset(config: AnnotationConfig, entries: Sequence[PictureEntry], dry_run: bool, retry_failed: bool) -> Dataset:
     size = max(BLOCK, -(-len(entries) // MOST_BLOCKS))
     blocks = [entries[start : start + size] for start in range(0, len(entries), size)]
     rows = [{"entries": json.dumps([asdict(entry) for entry in block])} for block in blocks]

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cpo_ray.config import Pictures
-from cpo_ray.section import ConfigError
+from cpo_ray.config.section import ConfigError
 
 Size = tuple[int, int]
 """(width, height) in pixels."""

@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cpo_ray.core.prompts import Labels
+from cpo_ray.core.schema import QUARANTINE
 from cpo_ray.data.picture import MAX_BYTES
 from cpo_ray.data.shards import DataError, Stage, stage_shards, staged
 from cpo_ray.data.validate import Reason, RowError, annotated_row
-from cpo_ray.prompts import Labels
-from cpo_ray.schema import QUARANTINE
-from hierarchy import Hierarchy
+from cpo_ray.hierarchy import Hierarchy
 
 METADATA = "metadata.jsonl"
 

@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cpo_ray.plan import Split, split_of
-from cpo_ray.prompts import Labels
-from cpo_ray.schema import ANNOTATED
-from hierarchy import Hierarchy
+from cpo_ray.core.plan import Split, split_of
+from cpo_ray.core.prompts import Labels
+from cpo_ray.core.schema import ANNOTATED
+from cpo_ray.hierarchy import Hierarchy
 
 SHARDS = "annotated-*.parquet"
 # Encoded pictures do not compress again, and statistics or a dictionary would hold whole copies of them.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from cpo_ray.core.prompts import Labels, in_hierarchy_order
 from cpo_ray.data.picture import PictureError, decode
-from cpo_ray.prompts import Labels, in_hierarchy_order
-from hierarchy import Hierarchy
+from cpo_ray.hierarchy import Hierarchy
 
 
 class Reason(NamedTuple):

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
-from cpo_ray.evaluation import charts
-from cpo_ray.evaluation.evaluate import EvaluationResult, ModelResult, format_interval, format_number
-from cpo_ray.evaluation.obedience import CONFIGURATIONS, Obedience
-from hierarchy import Hierarchy
+from cpo_ray.core.files import write_text
+from cpo_ray.evaluation.gate import CONFIGURATIONS, Obedience
+from cpo_ray.evaluation.measure import EvaluationResult, ModelResult
+from cpo_ray.hierarchy import Hierarchy
+from cpo_ray.reports import charts, page
 
 SERIES = tuple(f"--series-{i}" for i in range(7))  # colors of the style sheet
-SIDE = 384  # larger pictures are shrunk to this side, or a report of an SDXL run would weigh hundreds of megabytes
 CURVES = ("win", "lose", "distance_to_reference")
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """What a report shows.  Without `result`, for a domain that cannot measure, it shows pictures and curves."""
 
     title: str
@@ -53,20 +48,16 @@ class Report:
     """Rows of the picture grid."""
 
 
-def write_report(report: Report, file: Path) -> Path:
+def write_report(report: RunReport, file: Path) -> Path:
     """Write the report whole or not at all and return its path.
 
     Raises ValueError where the models' pictures differ in number, or a curve's file cannot be read.
     """
-    text = render(report)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, render(report))
     return file
 
 
-def render(report: Report) -> str:
+def render(report: RunReport) -> str:
     """The report as HTML."""
     counts = {name: len(made) for name, made in report.pictures.items()}
     if set(counts.values()) != {len(report.prompts)} or report.base not in counts:
@@ -74,18 +65,11 @@ def render(report: Report) -> str:
             f"the report has {len(report.prompts)} prompts and pictures of models {counts}; "
             f"give {report.base!r} and every other model one picture per prompt"
         )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": format_interval, "number": format_number}
     names = list(report.pictures)
     featured = report.featured or names[-1]
     colors = {name: SERIES[i % len(SERIES)] for i, name in enumerate(names)}
-    return environment.get_template("report.html").render(
+    return page.render(
+        Path(__file__).with_name("report.html"),
         report=report,
         featured=featured,
         colors=colors,
@@ -121,15 +105,6 @@ def read_curves(file: Path) -> dict[str, list[float]]:
     return dict(zip(("step", *CURVES), map(list, columns), strict=False))
 
 
-def data_uri(picture: NDArray[np.uint8]) -> str:
-    """A picture (H, W, 3) uint8 as the address of an inline PNG."""
-    image = Image.fromarray(picture)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)  # leaves smaller ones as they are
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _headline(result: EvaluationResult | None, featured: str) -> dict[str, ModelResult] | None:
     if result is None or featured not in result.models or featured == result.base:
         return None
@@ -145,7 +120,7 @@ def _table_rows(result: EvaluationResult | None) -> list[tuple[str, ModelResult,
     return [(name, model, marks[name]) for name, model in result.models.items()]
 
 
-def _grid(report: Report) -> list[dict[str, Any]]:
+def _grid(report: RunReport) -> list[dict[str, Any]]:
     """Rows of a prompt and one cell per model.  Evenly spaced over the list, so that nobody chose them by their looks."""
     count = min(report.shown, len(report.prompts))
     chosen = np.linspace(0, len(report.prompts) - 1, count).round().astype(int).tolist()
@@ -155,11 +130,11 @@ def _grid(report: Report) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _cell(report: Report, name: str, index: int) -> dict[str, Any]:
+def _cell(report: RunReport, name: str, index: int) -> dict[str, Any]:
     picture = report.pictures[name][index]
     cell = {
         "model": name,
-        "image": data_uri(picture),
+        "image": page.data_uri(picture),
         "pixelated": max(picture.shape) <= 128,
         "good": [],
         "bad": [],
@@ -187,7 +162,7 @@ def _curve_charts(name: str, columns: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _bars(report: Report, colors: dict[str, str]) -> Markup | None:
+def _bars(report: RunReport, colors: dict[str, str]) -> Markup | None:
     if report.result is None:
         return None
     models = report.result.models

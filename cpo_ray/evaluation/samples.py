@@ -20,12 +20,12 @@ from PIL import Image
 from ray.exceptions import RayError
 
 from cpo_ray.config import Config, Evaluation
+from cpo_ray.core.prompts import condition_texts
 from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.evaluation.gate import LONG
 from cpo_ray.evaluation.generate import GenerationJob, Picture, PictureActor, generation_job, grid
-from cpo_ray.evaluation.obedience import LONG
-from cpo_ray.prompts import condition_texts
+from cpo_ray.hierarchy import Hierarchy
 from cpo_ray.tracking import RunTracker
-from hierarchy import Hierarchy
 
 #: Neither the gate's nor the evaluation's noise.
 SAMPLE_SEED = 60_000

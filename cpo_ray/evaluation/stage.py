@@ -8,14 +8,14 @@ from pathlib import Path
 from PIL import Image
 
 from cpo_ray.config import Config, dump
+from cpo_ray.core.prompts import Labels, condition_texts, in_hierarchy_order
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.evaluation.evaluate import Domain, EvaluationResult, evaluate_models, table
+from cpo_ray.domains.toy.domain import ToyDomain
+from cpo_ray.evaluation.gate import LONG, Obedience
 from cpo_ray.evaluation.generate import generate_many, generation_job, grid
-from cpo_ray.evaluation.obedience import LONG, Obedience
-from cpo_ray.evaluation.report import Report, write_report
-from cpo_ray.prompts import Labels, condition_texts, in_hierarchy_order
-from cpo_ray.toy.domain import ToyDomain
-from hierarchy import Hierarchy
+from cpo_ray.evaluation.measure import Domain, EvaluationResult, evaluate_models, table
+from cpo_ray.evaluation.report import RunReport, write_report
+from cpo_ray.hierarchy import Hierarchy
 
 
 def domain_of(config: Config) -> Domain | None:
@@ -68,7 +68,7 @@ def evaluate_run(
         (folder / "result.json").write_text(result.as_json())
         (folder / "table.txt").write_text(table(result) + "\n")
     curves = {name: path for name in adapters if name != "sft" and (path := config.folder / name / "metrics.jsonl").exists()}
-    report = Report(
+    report = RunReport(
         title=f"CPO run {config.run.name}",
         pictures=pictures,
         prompts=prompts,

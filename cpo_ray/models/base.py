@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from cpo_ray.config import Lora, Model
 
 if TYPE_CHECKING:
-    from cpo_ray.diffusion import DiffusionProcess
+    from cpo_ray.core.diffusion import DiffusionProcess
     from cpo_ray.models.skeleton import Skeleton
 
 #: Named conditioning tensors, each with the batch as its first dimension; the names are the family's own.
 Conditioning = dict[str, Tensor]
 
-TOY_BASE = Path(__file__).parents[1] / "toy" / "assets" / "base"
+TOY_BASE = Path(__file__).parents[1] / "domains" / "toy" / "assets" / "base"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -19,7 +19,7 @@ from transformers import LogitsProcessor, PreTrainedTokenizerBase
 MAX_TEXT = 400
 
 
-class Place(NamedTuple):
+class FormPlace(NamedTuple):
     """Where in a form a text has come to: the part, what of it is written, and the ids that a list holds already."""
 
     part: int
@@ -50,7 +50,7 @@ class Form:
                 )
         self.parts.append(opening.removesuffix(", ") + "}")
 
-    def next_characters(self, place: Place) -> set[str] | None:
+    def next_characters(self, place: FormPlace) -> set[str] | None:
         """What may come next; None for any character of a text, and the empty set at the end."""
         if place.part == len(self.parts):
             return set()
@@ -62,7 +62,7 @@ class Form:
         ways = {item[len(place.written)] for item in self._items(part, place) if item.startswith(place.written)}
         return ways if place.written else ways | {"]"}
 
-    def step(self, place: Place, character: str) -> Place | None:
+    def step(self, place: FormPlace, character: str) -> FormPlace | None:
         """Where a character leads; None where it may not come."""
         if place.part == len(self.parts):
             return None
@@ -71,26 +71,26 @@ class Form:
         if isinstance(part, str):
             if not part.startswith(written):
                 return None
-            return Place(place.part + 1) if written == part else Place(place.part, written)
+            return FormPlace(place.part + 1) if written == part else FormPlace(place.part, written)
         if part is None:
             if character == '"':
                 return self._leave(place, character)
-            return Place(place.part, written) if character.isprintable() and character != "\\" else None
+            return FormPlace(place.part, written) if character.isprintable() and character != "\\" else None
         if not place.written and character == "]":
             return self._leave(place, character)
         for item in self._items(part, place):
             if item == written:
-                return Place(place.part, "", place.used | {item.removeprefix(", ")})
+                return FormPlace(place.part, "", place.used | {item.removeprefix(", ")})
             if item.startswith(written):
-                return Place(place.part, written, place.used)
+                return FormPlace(place.part, written, place.used)
         return None
 
-    def _leave(self, place: Place, character: str) -> Place | None:
+    def _leave(self, place: FormPlace, character: str) -> FormPlace | None:
         """The fixed text after a slot begins with the character that ends it."""
-        return self.step(Place(place.part + 1), character)
+        return self.step(FormPlace(place.part + 1), character)
 
     @staticmethod
-    def _items(ids: Iterable[str], place: Place) -> list[str]:
+    def _items(ids: Iterable[str], place: FormPlace) -> list[str]:
         separator = ", " if place.used else ""
         return [f"{separator}{item}" for item in ids if item not in place.used]
 
@@ -117,7 +117,7 @@ class Vocabulary:
             node.tokens.append(token)
         self._wide: dict[tuple[Any, ...], Tensor] = {}
 
-    def allowed(self, form: Form, place: Place) -> Tensor:
+    def allowed(self, form: Form, place: FormPlace) -> Tensor:
         """Ids of the tokens that may come at a place, (N,) int64: the end token alone where the form is complete."""
         if place.part == len(form.parts):
             return torch.tensor([self.end])
@@ -126,10 +126,10 @@ class Vocabulary:
         # Inside a free text nearly all tokens may come, and what may does not depend on the text so far.
         follows = tuple(map(str, form.parts[place.part + 1 : place.part + 3]))
         if follows not in self._wide:
-            self._wide[follows] = torch.tensor(self._walk(form, Place(place.part)))
+            self._wide[follows] = torch.tensor(self._walk(form, FormPlace(place.part)))
         return self._wide[follows]
 
-    def _walk(self, form: Form, place: Place) -> list[int]:
+    def _walk(self, form: Form, place: FormPlace) -> list[int]:
         found: list[int] = []
         open_places = [(self._root, place)]
         while open_places:
@@ -149,7 +149,7 @@ class ConstrainedAnswers(LogitsProcessor):
     def __init__(self, vocabulary: Vocabulary, schemas: Sequence[dict[str, Any]]) -> None:
         self._vocabulary = vocabulary
         self._forms = [Form(schema) for schema in schemas]
-        self._places = [Place(0)] * len(schemas)
+        self._places = [FormPlace(0)] * len(schemas)
         self._texts = [""] * len(schemas)
         self._length: int | None = None
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 from transformers import CLIPTextModel, T5EncoderModel
 
 from cpo_ray.config import Flow, Model
-from cpo_ray.diffusion import FlowProcess
+from cpo_ray.core.diffusion import FlowProcess
 from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_source
-from cpo_ray.models.lora_formats import Place
+from cpo_ray.models.lora_formats import LayerPlace
 from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
 from cpo_ray.models.published import FLUX as PUBLISHED
 from cpo_ray.models.skeleton import Skeleton
@@ -143,11 +143,11 @@ class Flux(DiffusersFamily):
         pipeline.transformer.register_forward_pre_hook(_hide_padding, with_kwargs=True)
         return pipeline
 
-    def original_place(self, config: Any, module: str) -> Place:
+    def original_place(self, config: Any, module: str) -> LayerPlace:
         stack, _, rest = module.partition(".")
         number, _, layer = rest.partition(".")
         original, path, parts = _PLACES[stack, layer]
-        return Place(f"{original}.{number}.{path}", tuple(f"{stack}.{number}.{part}" for part in parts))
+        return LayerPlace(f"{original}.{number}.{path}", tuple(f"{stack}.{number}.{part}" for part in parts))
 
 
 def pack(latent: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 
-class Place(NamedTuple):
+class LayerPlace(NamedTuple):
     """A layer of the original code, and the layers of diffusers whose outputs it gives, one after the other."""
 
     path: str
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 def write_lora_formats(
-    layers: Mapping[str, Tensor], scale: float, place: Callable[[str], Place], outputs: Callable[[str], int], folder: Path
+    layers: Mapping[str, Tensor], scale: float, place: Callable[[str], LayerPlace], outputs: Callable[[str], int], folder: Path
 ) -> None:
     """Write `kohya.safetensors` and `comfyui.safetensors`.
 
@@ -42,7 +42,7 @@ def write_lora_formats(
 
 
 def original_layers(
-    layers: Mapping[str, Tensor], scale: float, place: Callable[[str], Place], outputs: Callable[[str], int]
+    layers: Mapping[str, Tensor], scale: float, place: Callable[[str], LayerPlace], outputs: Callable[[str], int]
 ) -> dict[str, dict[str, Tensor]]:
     """Original path → `lora_down.weight` (R, in), `lora_up.weight` (out, R) and `alpha` (), with scale = alpha / R."""
     modules = {name.removesuffix(".lora_A.weight") for name in layers if name.endswith(".lora_A.weight")}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cpo_ray.config import ConfigError, Lora, Model
 from cpo_ray.models.base import DTYPES, base_source
-from cpo_ray.models.lora_formats import Place, write_lora_formats
+from cpo_ray.models.lora_formats import LayerPlace, write_lora_formats
 from cpo_ray.models.skeleton import Configurations, Skeleton, build_skeleton
 
 ADAPTER = "default"
@@ -38,7 +38,7 @@ class DiffusersFamily:
     dynamic_shapes: bool | None = False
     """For compiled blocks: False has one program per shape, None lets a dimension vary once it is seen to."""
 
-    def original_place(self, config: Any, module: str) -> Place:
+    def original_place(self, config: Any, module: str) -> LayerPlace:
         """Where a layer of the denoiser lies in the architecture's original code. Raises KeyError for one without a place."""
         raise NotImplementedError
 

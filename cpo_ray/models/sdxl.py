@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from cpo_ray.config import Model
-from cpo_ray.diffusion import DiscreteProcess
+from cpo_ray.core.diffusion import DiscreteProcess
 from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_source
-from cpo_ray.models.lora_formats import Place
+from cpo_ray.models.lora_formats import LayerPlace
 from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
 from cpo_ray.models.published import SDXL as PUBLISHED
 from cpo_ray.models.skeleton import Skeleton
@@ -93,8 +93,8 @@ class SDXL(DiffusersFamily):
         text = conditioning["prompt_embeds"].to(x_t.dtype)
         return denoiser(x_t, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
 
-    def original_place(self, config: Any, module: str) -> Place:
-        return Place(_original_path(config, module), (module,))
+    def original_place(self, config: Any, module: str) -> LayerPlace:
+        return LayerPlace(_original_path(config, module), (module,))
 
 
 def _original_path(config: Any, module: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from cpo_ray.evaluation.charts import figure
+from cpo_ray.reports.charts import figure
 
 
 def heat_map(names: Sequence[str], values: NDArray[np.float64], description: str) -> Markup:

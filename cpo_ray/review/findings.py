@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cpo_ray.core.prompts import Labels
+from cpo_ray.core.statistics import Interval, bootstrap_interval, intersection_over_union
 from cpo_ray.data.shards import AnnotatedDataset, DataError
-from cpo_ray.evaluation.metrics import Interval, bootstrap_interval, intersection_over_union
-from cpo_ray.prompts import Labels
-from cpo_ray.review import statistics
+from cpo_ray.hierarchy import Attribute, Hierarchy
+from cpo_ray.review import agreement
 from cpo_ray.review.judgements import Verdicts, signed_ids
-from hierarchy import Attribute, Hierarchy
 
 #: Labels that fewer pictures have, or a smaller share of them, say nothing of what goes together.
 FEWEST = 5
@@ -124,14 +124,14 @@ def trust(name: str, pictures: Sequence[Sequence[Votes]]) -> Trust:
     rejected = [sum(vote.rejected for vote in of) for of in pictures]
     unsure = sum(vote.unsure for of in pictures for vote in of)
     pairs = np.array(
-        [statistics.coincidences([v.confirmed for v in of], [v.rejected for v in of]).sum(axis=0) for of in pictures]
+        [agreement.coincidences([v.confirmed for v in of], [v.rejected for v in of]).sum(axis=0) for of in pictures]
     ).reshape(-1, 3)
     return Trust(
         name,
         Votes(sum(confirmed), sum(rejected), unsure),
-        statistics.wilson_interval(confirmed, np.add(confirmed, rejected)),
-        float(statistics.raw_agreement(pairs.sum(axis=0))) if pairs.any() else None,
-        statistics.over_pictures(pairs, statistics.krippendorff_alpha),
+        agreement.wilson_interval(confirmed, np.add(confirmed, rejected)),
+        float(agreement.raw_agreement(pairs.sum(axis=0))) if pairs.any() else None,
+        agreement.over_pictures(pairs, agreement.krippendorff_alpha),
     )
 
 
@@ -162,7 +162,7 @@ def cooccurrence(dataset: AnnotatedDataset, tree: Hierarchy, most: int = 24, pai
     if len(frequent) < 2:
         return None
     given = np.array([[signed in held for signed in frequent] for held in map(set, _all_labels(dataset))])
-    phi = statistics.correlation(given)
+    phi = agreement.correlation(given)
     found = [
         Pair(
             (frequent[i], frequent[j]),
@@ -216,7 +216,7 @@ def _likeness(name: str, labels: Sequence[tuple[Labels, Labels]], attributes: Se
         if a | b:
             overlaps.append(intersection_over_union(a, b))
     overlap = bootstrap_interval(overlaps, seed=0) if overlaps else None
-    return Likeness(name, overlap, statistics.over_pictures(np.array(counts, dtype=np.float64), statistics.cohen_kappa))
+    return Likeness(name, overlap, agreement.over_pictures(np.array(counts, dtype=np.float64), agreement.cohen_kappa))
 
 
 def _all_labels(dataset: AnnotatedDataset) -> list[tuple[str, ...]]:

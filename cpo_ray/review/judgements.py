@@ -17,10 +17,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from cpo_ray.config.section import Section
+from cpo_ray.core.prompts import Labels
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.prompts import Labels
-from cpo_ray.section import Section
-from hierarchy import Hierarchy
+from cpo_ray.hierarchy import Hierarchy
 
 #: "open" takes a judgement back; "unsure" is one: an expert looked and cannot tell.
 Verdict = Literal["confirmed", "rejected", "unsure", "open"]

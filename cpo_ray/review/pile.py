@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cpo_ray.config.review import ReviewSettings
+from cpo_ray.core.plan import hash_fraction
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.plan import hash_fraction
+from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.review.judgements import JudgementFile, ReviewError, Verdict, judgement_file, signed_ids
-from cpo_ray.review.settings import ReviewSettings
-from hierarchy import Hierarchy, load_hierarchy
 
 
 def reviewed_ids(dataset: AnnotatedDataset, sample: int | None, seed: int) -> tuple[str, ...]:

@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from cpo_ray.config.review import ReviewSettings
+from cpo_ray.core.statistics import format_interval
 from cpo_ray.data.picture import PictureError, decode
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.evaluation import charts
-from cpo_ray.evaluation import report as run_report
-from cpo_ray.evaluation.evaluate import format_interval
+from cpo_ray.hierarchy import Hierarchy, load_hierarchy
+from cpo_ray.reports import charts, page
 from cpo_ray.review import findings
 from cpo_ray.review.charts import heat_map
 from cpo_ray.review.findings import Likeness, Rejected, Trust
 from cpo_ray.review.judgements import ReviewError, Verdicts, read_judgements
-from cpo_ray.review.settings import ReviewSettings
-from hierarchy import Hierarchy, load_hierarchy
 
 THUMBNAIL = 104
 #: Pictures per rejected label, and rejected labels with pictures; all others are named.
@@ -93,14 +91,7 @@ def summary(reviewed: Reviewed) -> str:
 
 def render(reviewed: Reviewed) -> str:
     """The report as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, Path(run_report.__file__).parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": format_interval, "phrase": reviewed.tree.phrase, "sign": _sign}
+    filters = {"phrase": reviewed.tree.phrase, "sign": _sign}
     rejected = findings.rejected_labels(reviewed.reviews.values())
     own = {name: findings.by_picture(findings.votes_of([verdicts])) for name, verdicts in reviewed.reviews.items()}
     together = findings.cooccurrence(reviewed.dataset, reviewed.tree)
@@ -111,7 +102,9 @@ def render(reviewed: Reviewed) -> str:
         words = "Correlation of the most frequent labels over pictures; the table beside it names the strongest pairs"
         heat = heat_map(names, np.where(blank, np.nan, together.phi), words)
     counts = findings.frequencies(reviewed.dataset)
-    return environment.get_template("review.html").render(
+    return page.render(
+        Path(__file__).with_name("report.html"),
+        filters,
         reviewed=reviewed,
         pictures=_pictures(reviewed),
         marks=_marks([t.accuracy for t in reviewed.trust]),

@@ -21,12 +21,12 @@ from aiohttp import web
 from PIL import Image
 from pydantic import Field, ValidationError
 
+from cpo_ray.config.review import is_loopback
+from cpo_ray.config.section import Section
 from cpo_ray.data.picture import PictureError, decode
-from cpo_ray.evaluation import report as run_report
+from cpo_ray.reports.page import STYLE
 from cpo_ray.review.judgements import ReviewError, Verdict
 from cpo_ray.review.pile import Pile
-from cpo_ray.review.settings import is_loopback
-from cpo_ray.section import Section
 
 #: Longest side of a picture as it is sent; an expert may look closely.
 SIDE = 2048
@@ -35,7 +35,6 @@ SMALL = 512
 MOST_BYTES = 256 * 1024
 
 _HERE = Path(__file__).parent
-_STYLE = Path(run_report.__file__).with_name("style.css")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -119,7 +118,7 @@ class _Page:
         return response
 
     async def style(self, request: web.Request) -> web.Response:
-        return web.Response(text=_STYLE.read_text() + (_HERE / "page.css").read_text(), content_type="text/css")
+        return web.Response(text=STYLE.read_text() + (_HERE / "page.css").read_text(), content_type="text/css")
 
     async def script(self, request: web.Request) -> web.Response:
         return _text("page.js", "text/javascript")

@@ -10,9 +10,8 @@ from statistics import mean
 
 from markupsafe import Markup, escape
 
-from cpo_ray.evaluation.charts import figure, ticks
-from cpo_ray.evaluation.evaluate import format_number
-from cpo_ray.evaluation.metrics import Interval
+from cpo_ray.core.statistics import Interval, format_number
+from cpo_ray.reports.charts import figure, ticks
 
 WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 14, 44

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 
 from cpo_ray.config import Config
+from cpo_ray.config.sweep import Sweep
+from cpo_ray.core.plan import Plan, split_of
 from cpo_ray.data.buckets import Bucket
-from cpo_ray.plan import Plan, split_of
 from cpo_ray.recipes import training_pictures, training_plan
-from cpo_ray.sweep.settings import Sweep
 from cpo_ray.sweep.space import point_config
 from cpo_ray.targets.store import Items
 

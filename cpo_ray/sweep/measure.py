@@ -8,12 +8,12 @@ import numpy as np
 from PIL import Image
 
 from cpo_ray.config import Config
+from cpo_ray.core.statistics import frechet_interval
 from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.evaluation.generate import Picture, PictureActor, generation_job
-from cpo_ray.evaluation.metrics import frechet_interval
 from cpo_ray.evaluation.stage import domain_of
 from cpo_ray.sweep.records import Measured
-from cpo_ray.toy.domain import ToyDomain
 
 #: Noise that is tuned on. The gate, the samples beside a training and the evaluation that counts have theirs.
 VALIDATION_SEED = 70_000

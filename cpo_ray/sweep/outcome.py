@@ -10,16 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from cpo_ray.config import dump
+from cpo_ray.config.sweep import Sweep
 from cpo_ray.evaluation.generate import Picture
-from cpo_ray.pipeline import Run
+from cpo_ray.run import Run
 from cpo_ray.sweep.measure import read_pictures, shown_indices, validation_prompts
 from cpo_ray.sweep.records import read_rungs, read_trials, rung_file
 from cpo_ray.sweep.report import SweepReport, write_sweep_report
-from cpo_ray.sweep.results import Row, Scores, best_config, card_section, make_rows, rule, scores, table, write_parquet
-from cpo_ray.sweep.settings import Sweep
+from cpo_ray.sweep.results import Scores, TrialRow, best_config, card_section, make_rows, rule, scores, table, write_parquet
 from cpo_ray.targets.producer import ProductionReport
 from cpo_ray.tracking import git_commit, ui_command
-from cpo_ray.training.card import add_evaluation
+from cpo_ray.training.artifacts.card import add_evaluation
 
 #: Folder of what was measured of the base, in the form of a trial's.
 BASE = "base"
@@ -64,7 +64,7 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     print(f"MLflow store  {run.tracker.uri}\nopen it with  {ui_command(run.tracker.uri)}")
 
 
-def _complete_cards(run: Run, rows: Sequence[Row], base: Scores, pictures: int) -> None:
+def _complete_cards(run: Run, rows: Sequence[TrialRow], base: Scores, pictures: int) -> None:
     """Say in the card of each adapter, here and in MLflow, what was measured with it."""
     for row in rows:
         if row.trial.status == "finished" and row.scores is not None:
@@ -73,7 +73,7 @@ def _complete_cards(run: Run, rows: Sequence[Row], base: Scores, pictures: int) 
             replace(run.tracker, run_id=row.trial.mlflow_run_id).log_card(adapter, run.config.model.revision)
 
 
-def _tell_mlflow(run: Run, rows: Sequence[Row], best: Row | None) -> None:
+def _tell_mlflow(run: Run, rows: Sequence[TrialRow], best: TrialRow | None) -> None:
     for row in rows:
         replace(run.tracker, run_id=row.trial.mlflow_run_id).tag("best", str(row.best).lower())
     if best is not None:
@@ -85,7 +85,7 @@ def _tell_mlflow(run: Run, rows: Sequence[Row], best: Row | None) -> None:
     run.tracker.finish()
 
 
-def _report(run: Run, sweep: Sweep, rows: Sequence[Row], base: Scores | None, targets: ProductionReport) -> SweepReport:
+def _report(run: Run, sweep: Sweep, rows: Sequence[TrialRow], base: Scores | None, targets: ProductionReport) -> SweepReport:
     prompts = validation_prompts(run.config, run.dataset, sweep.pictures)
     facts = {
         "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -109,7 +109,7 @@ def _report(run: Run, sweep: Sweep, rows: Sequence[Row], base: Scores | None, ta
     )
 
 
-def _pictures(folder: Path, rows: Sequence[Row]) -> dict[str, list[Picture]]:
+def _pictures(folder: Path, rows: Sequence[TrialRow]) -> dict[str, list[Picture]]:
     """The base and the trials by their parameters, ω first; where there are too many, the front's and then others in order."""
     drawn = [row for row in rows if rung_file(row.trial.folder(folder), row.step).with_suffix("").is_dir()]
     kept = sorted(sorted(drawn, key=lambda row: not row.on_front)[: MOST_COLUMNS - 1], key=drawn.index)

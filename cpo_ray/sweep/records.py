@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cpo_ray.evaluation.metrics import Interval
+from cpo_ray.core.files import write_text
+from cpo_ray.core.statistics import Interval
 from cpo_ray.sweep.space import Point, trial_id
-from cpo_ray.training.ledger import write_text
 
 #: "running" also is what a killed trial leaves. A "stopped" one fell behind, a "diverged" one was ended by its own numbers:
 #: both are results, and are not run again. "failed" crashed as often as it may, and has another chance with --resume.

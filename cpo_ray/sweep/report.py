@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from cpo_ray.evaluation import report as run_report
-from cpo_ray.evaluation.evaluate import format_interval, format_number
+from cpo_ray.config.sweep import Axis, Space
+from cpo_ray.core.files import write_text
+from cpo_ray.core.statistics import Interval
 from cpo_ray.evaluation.generate import Picture
-from cpo_ray.evaluation.metrics import Interval
+from cpo_ray.reports import page
 from cpo_ray.sweep.charts import Dot, curve_chart, front_chart, parallel_chart
-from cpo_ray.sweep.results import Row, Scores
-from cpo_ray.sweep.settings import Axis, Space
+from cpo_ray.sweep.results import Scores, TrialRow
 
 MEASURES = {"negatives": "#A_neg", "distance": "distance to good pictures", "content": "content right"}
 NAMES = {
@@ -35,7 +33,7 @@ class SweepReport:
     """What the report of a sweep shows; `rule` says in words how the best was chosen."""
 
     title: str
-    rows: Sequence[Row]
+    rows: Sequence[TrialRow]
     base: Scores | None
     space: Space
     rule: str
@@ -49,16 +47,9 @@ class SweepReport:
 
 def write_sweep_report(report: SweepReport, file: Path) -> Path:
     """Write the report whole or not at all and return its path."""
-    environment = Environment(
-        loader=FileSystemLoader([Path(__file__).parent, Path(run_report.__file__).parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"interval": format_interval, "number": format_number}
     measured = [row for row in report.rows if row.scores is not None]
-    text = environment.get_template("sweep.html").render(
+    text = page.render(
+        Path(__file__).with_name("report.html"),
         report=report,
         measured=measured,
         best=next((row for row in report.rows if row.best), None),
@@ -67,14 +58,11 @@ def write_sweep_report(report: SweepReport, file: Path) -> Path:
         parallel=_parallel(measured, report.space) if len(measured) > 1 else None,
         grid=_grid(report),
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
+    write_text(file, text)
     return file
 
 
-def _curves(rows: Sequence[Row], report: SweepReport) -> list[tuple[str, list[Markup]]]:
+def _curves(rows: Sequence[TrialRow], report: SweepReport) -> list[tuple[str, list[Markup]]]:
     """For every searched number the three measures over it; only lists of values are joined by a line."""
     found = []
     for name, axis in report.space.axes.items():
@@ -88,13 +76,13 @@ def _curves(rows: Sequence[Row], report: SweepReport) -> list[tuple[str, list[Ma
     return found
 
 
-def _front(rows: Sequence[Row], base: Scores | None) -> Markup:
+def _front(rows: Sequence[TrialRow], base: Scores | None) -> Markup:
     dots = [_dot(row, _score(row.scores, "distance"), _score(row.scores, "negatives")) for row in rows]
     start = None if base is None else Dot("base", base.distance, base.negatives)
     return front_chart(dots, start, (MEASURES["distance"], MEASURES["negatives"]))
 
 
-def _parallel(rows: Sequence[Row], space: Space) -> Markup:
+def _parallel(rows: Sequence[TrialRow], space: Space) -> Markup:
     lines = {NAMES[name]: [_value(row, name).mean for row in rows] for name in space.axes}
     if space.objective:
         objectives = [str(name) for name in space.objective]
@@ -109,7 +97,7 @@ def _grid(report: SweepReport) -> list[dict[str, Any]]:
         {
             "prompt": prompt,
             "cells": [
-                {"label": label, "image": run_report.data_uri(made[i]), "pixelated": max(made[i].shape) <= 128}
+                {"label": label, "image": page.data_uri(made[i]), "pixelated": max(made[i].shape) <= 128}
                 for label, made in report.pictures.items()
             ],
         }
@@ -117,7 +105,7 @@ def _grid(report: SweepReport) -> list[dict[str, Any]]:
     ]
 
 
-def _dot(row: Row, x: Interval, y: Interval) -> Dot:
+def _dot(row: TrialRow, x: Interval, y: Interval) -> Dot:
     return Dot(row.label, x, y, row.best, row.on_front)
 
 
@@ -126,11 +114,11 @@ def _by_magnitude(axis: Axis) -> bool:
     return axis.log or (axis.least > 0 and axis.largest / axis.least >= 30)
 
 
-def _kind(row: Row) -> str:
+def _kind(row: TrialRow) -> str:
     return "best" if row.best else "front" if row.on_front else "other"
 
 
-def _value(row: Row, name: str) -> Interval:
+def _value(row: TrialRow, name: str) -> Interval:
     """A searched number as the place it takes on an axis."""
     value = float(row.trial.point[name])
     return Interval(value, value, value)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.config import Config
-from cpo_ray.evaluation.evaluate import evaluation_section, format_interval, format_number
-from cpo_ray.evaluation.metrics import Interval, bootstrap_interval, paired_difference
+from cpo_ray.config.sweep import Sweep
+from cpo_ray.core.statistics import Interval, bootstrap_interval, format_interval, format_number, paired_difference
+from cpo_ray.evaluation.measure import evaluation_section
 from cpo_ray.sweep.records import Measured, Rung, Trial
-from cpo_ray.sweep.settings import Sweep
 from cpo_ray.sweep.space import Point, label, parameters, point_config
 
 #: Rule of `sweep.choice` → what it takes, for people; `slack` is filled in.
@@ -39,7 +39,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """A trial at the last rung it reached; `parameters` are all that a sweep can search, searched or not."""
 
     trial: Trial
@@ -65,13 +65,13 @@ def scores(measured: Measured, base: Measured | None) -> Scores:
     )
 
 
-def make_rows(config: Config, trials: Sequence[tuple[Trial, Sequence[Rung]]], base: Measured | None) -> list[Row]:
+def make_rows(config: Config, trials: Sequence[tuple[Trial, Sequence[Rung]]], base: Measured | None) -> list[TrialRow]:
     """Rows in the order of the trials' parameters, with the front and the best among the finished ones marked."""
     rows = []
     for trial, rungs in trials:
         last = rungs[-1] if rungs else Rung(0, {}, None)
         measured = None if last.measured is None else scores(last.measured, base)
-        rows.append(Row(trial, parameters(point_config(config, trial.point)), last.step, measured, last.held_out))
+        rows.append(TrialRow(trial, parameters(point_config(config, trial.point)), last.step, measured, last.held_out))
     rows.sort(key=lambda row: tuple(row.parameters.values()))
     compared = [i for i, row in enumerate(rows) if row.trial.status == "finished" and row.scores is not None]
     assert config.sweep is not None
@@ -113,7 +113,7 @@ def rule(sweep: Sweep) -> str:
     return RULES[sweep.choice].format(slack=sweep.slack)
 
 
-def best_config(config: Config, best: Row, expert: Path) -> Config:
+def best_config(config: Config, best: TrialRow, expert: Path) -> Config:
     """The best point as a run of its own for `jobs/train_cpo.py`: the same expert, the same targets, the test's prompts."""
     chosen = point_config(config, best.trial.point)
     return chosen.model_copy(
@@ -125,7 +125,7 @@ def best_config(config: Config, best: Row, expert: Path) -> Config:
     )
 
 
-def write_parquet(rows: Sequence[Row], base: Scores | None, file: Path) -> None:
+def write_parquet(rows: Sequence[TrialRow], base: Scores | None, file: Path) -> None:
     """One line per trial, and one with the id "base"; intervals as `<name>`, `<name>_low` and `<name>_high`."""
     lines = [_line(row) for row in rows]
     if base is not None:
@@ -134,7 +134,7 @@ def write_parquet(rows: Sequence[Row], base: Scores | None, file: Path) -> None:
     pq.write_table(pa.Table.from_pylist(lines, _schema(held_out)), file)
 
 
-def table(rows: Sequence[Row], base: Scores | None) -> str:
+def table(rows: Sequence[TrialRow], base: Scores | None) -> str:
     """Aligned plain text, one trial to a line: ● the best, ○ on the Pareto front."""
     heads = ("", *_HEADS, "steps", "")
     body = [("", "base", *_cells(base), "", "")] if base is not None else []
@@ -157,7 +157,7 @@ def table(rows: Sequence[Row], base: Scores | None) -> str:
     return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
 
 
-def card_section(row: Row, base: Scores, pictures: int) -> str:
+def card_section(row: TrialRow, base: Scores, pictures: int) -> str:
     """What a trial's model card says of it beside the base: Markdown."""
     return evaluation_section("validation", pictures, _HEADS, [("base", *_cells(base)), (row.label, *_cells(row.scores))])
 
@@ -170,7 +170,7 @@ def _cells(found: Scores | None) -> tuple[str, str, str, str]:
     return format_interval(found.negatives), change, f"{found.content.mean:.3f}", distance
 
 
-def _line(row: Row) -> dict[str, Any]:
+def _line(row: TrialRow) -> dict[str, Any]:
     return {
         "id": row.trial.id,
         "label": row.label,

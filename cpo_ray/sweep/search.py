@@ -14,23 +14,24 @@ from typing import Any
 
 import ray
 
-from cpo_ray.checks import check
 from cpo_ray.config import Config, ConfigError
+from cpo_ray.config.sweep import Sweep
+from cpo_ray.core.progress import ProgressLine
 from cpo_ray.evaluation.generate import Picture
 from cpo_ray.evaluation.stage import domain_of
-from cpo_ray.findings import Finding
-from cpo_ray.pipeline import Run, check_obedience, open_run, told, train_expert
-from cpo_ray.planner.machine import available
-from cpo_ray.planner.trials import Trials
-from cpo_ray.progress import ProgressLine
+from cpo_ray.preflight.checks import check
+from cpo_ray.preflight.findings import Finding
+from cpo_ray.preflight.machine import available
+from cpo_ray.preflight.trials import Trials
 from cpo_ray.recipes import expert_spec
+from cpo_ray.run import Run, open_run
 from cpo_ray.session import connect
+from cpo_ray.stages import check_obedience, told, train_expert
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.sweep.measure import Measurer, save_pictures, validation_prompts
 from cpo_ray.sweep.outcome import BASE, conclude
 from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
 from cpo_ray.sweep.records import Measured, Rung, read_rungs, rung_file, save_rung
-from cpo_ray.sweep.settings import Sweep
 from cpo_ray.sweep.space import listed_points
 from cpo_ray.sweep.trial import Bench
 from cpo_ray.sweep.tuner import run_trials

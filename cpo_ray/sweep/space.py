@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cpo_ray.config import Config
-from cpo_ray.sweep.settings import Axis, Space, Sweep
+from cpo_ray.config.sweep import Axis, Space, Sweep
 
 #: What a trial differs in: the searched names of `settings.Space` and their values.
 Point = dict[str, float | str]

@@ -22,19 +22,20 @@ import ray
 from ray import tune
 
 from cpo_ray.config import Config
+from cpo_ray.core.plan import Plan
 from cpo_ray.evaluation.generate import grid
 from cpo_ray.models.base import base_source
-from cpo_ray.pipeline import Run, start_tracking, training_spec
-from cpo_ray.plan import Plan
 from cpo_ray.recipes import training_plan
+from cpo_ray.run import Run, start_tracking
+from cpo_ray.stages import training_spec
 from cpo_ray.sweep.measure import save_pictures
 from cpo_ray.sweep.records import TRIALS, Rung, Trial, read_rungs, read_trial, rung_file, save_rung
 from cpo_ray.sweep.space import Point, label, point_config, rung_steps, trial_id
 from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.tracking import MetricLogger, RunTracker
-from cpo_ray.training.export import ExportError
+from cpo_ray.training.artifacts.export import ExportError
+from cpo_ray.training.driver import TrainResult, train
 from cpo_ray.training.health import TrainingHealthError
-from cpo_ray.training.run import TrainResult, train
 from cpo_ray.training.worker import HELD_OUT, TrainSpec, snapshot_folder
 
 LOOK_EVERY_SECONDS = 0.5

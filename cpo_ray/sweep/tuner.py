@@ -17,12 +17,12 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cpo_ray.evaluation.evaluate import format_number
-from cpo_ray.pipeline import Run
+from cpo_ray.config.sweep import Axis, Space, Sweep
+from cpo_ray.core.statistics import format_number
+from cpo_ray.run import Run
 from cpo_ray.session import release_reserved
 from cpo_ray.sweep.placement import DRIVER_CPUS
 from cpo_ray.sweep.records import SETTLED, Trial, read_rungs, read_trial, read_trials
-from cpo_ray.sweep.settings import Axis, Space, Sweep
 from cpo_ray.sweep.space import Point, label, listed_points, trial_id
 from cpo_ray.sweep.trial import Bench, run_trial
 from cpo_ray.tracking import Status as RunStatus

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Model, Pictures
+from cpo_ray.core.diffusion import DiffusionProcess
+from cpo_ray.core.plan import Item, counter_generator
+from cpo_ray.core.prompts import TEMPLATE_VERSION, ConditionTexts, Labels, condition_texts, stage_one_text
 from cpo_ray.data.buckets import Bucket, bucket_of, encoded_together
 from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset
-from cpo_ray.diffusion import DiffusionProcess
+from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES, Family, PictureSize, base_source
-from cpo_ray.plan import Item, counter_generator
-from cpo_ray.prompts import TEMPLATE_VERSION, ConditionTexts, Labels, condition_texts, stage_one_text
 from cpo_ray.targets.frozen import FrozenDenoisers, Texts
 from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint
-from hierarchy import load_hierarchy
 
 _BASE_SUFFIXES = (".safetensors", ".json", ".txt")  # weights, configs and tokenizers of a pipeline folder
 

@@ -21,11 +21,12 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from cpo_ray.config import Targets
+from cpo_ray.core.files import DiskFullError, write_bytes
+from cpo_ray.core.plan import Item
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.plan import Item
 from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, target_store
-from cpo_ray.targets.store import Items, TargetStore, TargetStoreError, write_atomically
+from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
 Progress = Callable[[int, int], None]
 
@@ -122,7 +123,7 @@ class BackgroundProducer:
         except Exception as error:  # whatever it is must cross the thread: join() raises it, and readers stop with it
             self._result.set_exception(error)
             sentence = str(error) if isinstance(error, ProductionError) else f"the producer of targets failed: {error!r}"
-            write_atomically(self._marker, json.dumps({"sentence": sentence}).encode())
+            write_bytes(self._marker, json.dumps({"sentence": sentence}).encode())
 
 
 class ExpertActor:
@@ -144,7 +145,7 @@ class ExpertActor:
         try:
             tensors = self._expert(items, row["images"])
             self._store.write(items, tensors, {"dropped_attributes": self._expert.dropped_attributes - dropped})
-        except (PictureError, TargetStoreError) as problem:
+        except (PictureError, TargetStoreError, DiskFullError) as problem:
             error = str(problem)
         status = {
             "shard": self._store.path(items).stem,

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cpo_ray.core.plan import Batch, Item
 from cpo_ray.models.base import Conditioning
 from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, Objective
-from cpo_ray.plan import Batch, Item
 from cpo_ray.targets.store import Items, TargetStore
 
 _DIFFERENCES = tuple(ExpertDifferences.__dataclass_fields__)

@@ -9,12 +9,9 @@ Whoever asks for a shard that is there saves its computation: a live, a cached, 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,8 +24,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cpo_ray.plan import Item
-from cpo_ray.schema import SCHEMA_VERSION
+from cpo_ray.core.files import write_bytes
+from cpo_ray.core.plan import Item
+from cpo_ray.core.schema import SCHEMA_VERSION
 
 Kind = Literal["supervised", "expert"]
 Items = tuple[Item, ...]
@@ -140,12 +138,12 @@ class TargetStore:
     def write_about(self, inputs: FrozenInputs) -> None:
         """Write down, for people, what the fingerprint stands for."""
         assert frozen_fingerprint(inputs) == self.fingerprint
-        write_atomically(self.root / "about.json", json.dumps(inputs.described(), indent=2).encode() + b"\n")
+        write_bytes(self.root / "about.json", json.dumps(inputs.described(), indent=2).encode() + b"\n")
 
     def write(self, items: Sequence[Item], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         """Write a whole shard or nothing; the same arguments give the same bytes. `metadata` holds plain JSON values.
 
-        Raises TargetStoreError on a full disk.
+        Raises DiskFullError on a full disk.
         """
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {
@@ -156,7 +154,7 @@ class TargetStore:
             "checksum": _checksum(tensors),
         }
         path = self.path(items)
-        write_atomically(path, save(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)}))
+        write_bytes(path, save(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)}))
         return path
 
     def open(self, items: Sequence[Item]) -> safe_open:
@@ -186,27 +184,6 @@ class TargetStore:
             )
         if path.name != self.path([Item(*item) for item in header["items"]]).name:
             raise TargetStoreError(f"{path} does not belong to this store; delete it or move it back where it was")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees a part of it. Raises TargetStoreError on a full disk, leaving nothing behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise TargetStoreError(
-            f"the disk of {path.parent} is full: a file of {len(data):,} bytes did not fit; "
-            "free some space or give another targets.folder, and start again; what is there is kept"
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _open(path: Path) -> tuple[safe_open, dict[str, Any]]:

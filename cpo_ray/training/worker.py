@@ -20,19 +20,19 @@ import torch
 from torch import Tensor, distributed
 
 from cpo_ray.config import Lora, Model, Optimization
+from cpo_ray.core.plan import Batch, Plan
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
 from cpo_ray.objectives import ObjectiveParameters, get_objective
-from cpo_ray.plan import Batch, Plan
 from cpo_ray.targets.reader import TargetBatch, TargetReader
 from cpo_ray.targets.store import Items, TargetStore
-from cpo_ray.training.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
-from cpo_ray.training.engine import Engine
-from cpo_ray.training.export import ExportError, Probe, export_adapter, probe_output, write_weights
+from cpo_ray.training.artifacts.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
+from cpo_ray.training.artifacts.export import ExportError, Probe, export_adapter, probe_output, write_weights
+from cpo_ray.training.artifacts.ledger import LedgerEntry, write_segment
+from cpo_ray.training.artifacts.records import StepTracking, model_card, open_loggers
+from cpo_ray.training.engine.engine import Engine
+from cpo_ray.training.engine.optimizers import check_learning_rate
 from cpo_ray.training.health import COMPARED_EVERY, HealthWatch, TrainingHealthError, difference
-from cpo_ray.training.ledger import Entry, write_segment
-from cpo_ray.training.optimizers import check_learning_rate
-from cpo_ray.training.records import Tracking, model_card, open_loggers
 from cpo_ray.training.schedule import learning_rate_at
 
 ADAPTER = "adapter"
@@ -63,7 +63,7 @@ class TrainSpec:
     omega_lose: float = 2.0
     beta: float = 5000.0
     card: Mapping[str, str] = field(default_factory=dict)
-    tracking: Tracking | None = None
+    tracking: StepTracking | None = None
     snapshots: bool = False
     """Leave the weights of every checkpoint below `snapshots/` too, for whoever draws with them and removes them."""
     shards: tuple[Items, ...] = ()
@@ -98,7 +98,7 @@ class Trainer:
         self.parameters = ObjectiveParameters(beta=spec.beta)
         shards = spec.shards or spec.plan.shards(spec.shard_size)
         self.reader = TargetReader(spec.targets, shards, spec.timeout_seconds, spec.run_id)
-        self.trained: list[Entry] = []
+        self.trained: list[LedgerEntry] = []
         optimization = spec.optimization
         denoiser = self.family.load_denoiser(spec.model)
         if optimization.parameters == "lora":

@@ -1,0 +1,160 @@
+"""Answers are data: what of them is an answer to the question and possible under the tree stays, the rest is dropped and counted.
+
+Nothing in an answer is executed, followed or shown to another question.  The worst that a picture which tells the model what to
+answer can do is to get wrong labels for itself, out of the ids that it could have had anyway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from cpo_ray.annotation.asking.questions import Question
+from cpo_ray.hierarchy import Hierarchy
+
+MAX_PROMPT = 400
+_OBJECT = "the answer must be one JSON object"
+
+
+class AnswerError(ValueError):
+    """The answer cannot be used at all; the message says why, and is told to the back end when it is asked again."""
+
+
+@dataclass(frozen=True)
+class RootAnswer:
+    """What one answer says about one root. `dropped` counts what was left out, by why; `contradictions` says the worst of it."""
+
+    description: str
+    sub_dimensions: tuple[str, ...]
+    positive_ids: tuple[str, ...]
+    negative_ids: tuple[str, ...]
+    dropped: Counter[str] = field(default_factory=Counter)
+    contradictions: tuple[str, ...] = ()
+
+
+def content_prompt(text: str) -> str:
+    """The content prompt y in an answer to the question for it. Raises AnswerError."""
+    prompt = _object(text).get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise AnswerError("'prompt' is missing or no text")
+    prompt = " ".join(prompt.split())
+    if len(prompt) > MAX_PROMPT or not _is_unicode(prompt):
+        raise AnswerError(f"'prompt' must be valid text of at most {MAX_PROMPT} characters")
+    return prompt
+
+
+def judgement(text: str, question: Question, tree: Hierarchy) -> RootAnswer:
+    """Read an answer about one root. Raises AnswerError where it is no JSON or a part of it is missing."""
+    answer = _object(text)
+    expected = question.schema["properties"]
+    dropped = Counter({"unknown key": n} if (n := len(answer.keys() - expected.keys())) else {})
+    description = answer.get("description")
+    if not isinstance(description, str):
+        raise AnswerError("'description' is missing or no text")
+    if not _is_unicode(description):
+        raise AnswerError("'description' is not valid Unicode")
+    parts = {key: _list(answer, key) for key in expected if key != "description"}
+    chosen = _known(parts.get("sub_dimensions", []), question.sub_dimensions, (), dropped)
+    applying = set(chosen)
+
+    def labels(key: str) -> tuple[str, ...]:
+        allowed = expected[key]["items"].get("enum", ())
+        ids = _known(parts[key], allowed, tree.attributes, dropped)
+        fitting = [i for i in ids if not question.sub_dimensions or applying.intersection(tree.attributes[i].path)]
+        dropped["sub-dimension does not apply"] += len(ids) - len(fitting)
+        return tuple(fitting)
+
+    positive, negative, contradictions = settle(tree, labels("positive_ids"), labels("negative_ids"), question.attribute_ids)
+    dropped["contradiction"] += len(frozenset().union(*(c.dropped for c in contradictions)))
+    sentences = tuple(c.sentence for c in contradictions)
+    return RootAnswer(description, chosen, positive, negative, +dropped, sentences)
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """Labels that cannot stand as they are: signed ids, all of them dropped."""
+
+    sentence: str
+    dropped: frozenset[str]
+
+
+def settle(
+    tree: Hierarchy, positive_ids: Iterable[str], negative_ids: Iterable[str], within: Collection[str]
+) -> tuple[tuple[str, ...], tuple[str, ...], list[Contradiction]]:
+    """The labels that can stand together, in the order given, and what had to go.
+
+    Of labels that exclude each other none is to be trusted, so all go; then those that lack what they require.  What they require
+    outside of the attributes `within` is taken as given: it is settled when all roots are known.
+    """
+    held = dict.fromkeys([f"+{i}" for i in positive_ids] + [f"-{i}" for i in negative_ids])
+    found = [Contradiction(f"{_listed(clash)} exclude each other", frozenset(clash)) for clash in _clashes(tree, held)]
+    for contradiction in found:
+        for signed in contradiction.dropped:
+            held.pop(signed, None)
+    inside = set(within)
+    while lacking := {
+        signed: missing
+        for signed in held
+        if (missing := [x for x in tree.pole(signed).requires if x not in held and x[1:] in inside])
+    }:
+        for signed, missing in lacking.items():
+            found.append(Contradiction(f"{_listed([signed])} requires {_listed(missing)}", frozenset({signed})))
+            del held[signed]
+    positive = tuple(signed[1:] for signed in held if signed[0] == "+")
+    negative = tuple(signed[1:] for signed in held if signed[0] == "-")
+    return positive, negative, found
+
+
+def _clashes(tree: Hierarchy, held: Collection[str]) -> list[list[str]]:
+    """Sets of signed ids that cannot stand together."""
+    clashes = [members for group in tree.exclusive if len(members := [x for x in held if x in group]) > 1]
+    for signed in held:
+        attribute = tree.attributes[signed[1:]]
+        if signed[0] == "+" and f"-{attribute.id}" in held and not attribute.negative_is_flaw:
+            clashes.append([signed, f"-{attribute.id}"])
+        clashes += [[signed, other] for other in tree.pole(signed).forbids if other in held]
+    return clashes
+
+
+def _known(given: list[Any], allowed: Collection[str], elsewhere: Collection[str], dropped: Counter[str]) -> tuple[str, ...]:
+    """Those of a list that may be answered, each once."""
+    kept: dict[str, None] = {}
+    for entry in given:
+        if not isinstance(entry, str):
+            dropped["no text"] += 1
+        elif entry not in allowed:
+            dropped["not asked" if entry in elsewhere else "unknown id"] += 1
+        elif entry in kept:
+            dropped["repeated"] += 1
+        else:
+            kept[entry] = None
+    return tuple(kept)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        raise AnswerError(f"{_OBJECT}, complete and with nothing around it") from None
+    if not isinstance(answer, dict):
+        raise AnswerError(_OBJECT)
+    return answer
+
+
+def _list(answer: dict[str, Any], key: str) -> list[Any]:
+    value = answer.get(key)
+    if not isinstance(value, list):
+        raise AnswerError(f"{key!r} is missing or no list")
+    return value
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _listed(signed_ids: Iterable[str]) -> str:
+    spoken = (f"{'positive' if x[0] == '+' else 'negative'} {x[1:]}" for x in signed_ids)
+    return " and ".join(spoken)

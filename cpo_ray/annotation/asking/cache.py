@@ -1,0 +1,129 @@
+"""What was answered, on disk: append-only JSONL, one file per writer, readable by people and by other programs.
+
+A record is one line, written by one call: a process that is killed leaves whole lines, and what a full disk or a power cut leaves
+of a line is passed over.  Reading takes all files of the folder together, so that actors, runs and hierarchies share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cpo_ray.annotation.asking.questions import PROMPT_VERSION, Question
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as the back end gave it, unread, and the tokens that it took with all tries before it."""
+
+    text: str
+    tokens_in: int
+    tokens_out: int
+
+
+class Answers:
+    """The answers that hold for one `identity` of back end, model and picture size (`AnnotationConfig.identity`).
+
+    The first answer to a question stays; an answer beats a failure.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._spoken = json.dumps(identity, sort_keys=True)
+        self._answers: dict[str, Answer] = {}
+        self._failures: dict[str, str] = {}
+        self._tokens: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
+        self._file: int | None = None
+        self._synced = time.monotonic()
+        for path in sorted(folder.glob("*.jsonl")):
+            with open(path, "rb") as lines:
+                for line in lines:
+                    self._take(line)
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def get(self, picture: str, question: Question) -> Answer | None:
+        """The answer to a question about the picture of that hash, if there is one."""
+        return self._answers.get(self._key(picture, question))
+
+    def failure(self, picture: str, question: Question) -> str | None:
+        """Why it could not be answered, if it was tried in vain."""
+        key = self._key(picture, question)
+        return None if key in self._answers else self._failures.get(key)
+
+    def expected_tokens(self, root_id: str) -> tuple[int, int] | None:
+        """Mean tokens in and out of the answers so far about one root; None where there are none."""
+        seen = self._tokens[root_id]
+        return (round(sum(t for t, _ in seen) / len(seen)), round(sum(t for _, t in seen) / len(seen))) if seen else None
+
+    def put(self, picture: str, question: Question, answer: Answer) -> None:
+        """Keep an answer. Raises OSError where the disk is full."""
+        fields = {"answer": answer.text, "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out}
+        self._append(picture, question, fields)
+
+    def put_failure(self, picture: str, question: Question, sentence: str) -> None:
+        """Keep that a question was tried in vain, so that only --retry-failed asks it again."""
+        self._append(picture, question, {"failure": sentence})
+
+    def close(self) -> None:
+        """Have the disk keep what was written, also when the machine loses power."""
+        if self._file is not None:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = None
+
+    def _append(self, picture: str, question: Question, fields: dict[str, Any]) -> None:
+        record = {
+            "key": self._key(picture, question),
+            "picture": picture,
+            "root": question.root_id,
+            "prompt_version": PROMPT_VERSION,
+            **self._identity,
+            **fields,
+        }
+        line = json.dumps(record).encode() + b"\n"  # ASCII: half a surrogate pair in an answer must not lose it
+        if self._file is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
+            self._file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        if os.write(self._file, line) != len(line):
+            raise OSError(28, "the disk took half a line only", str(self._folder))
+        self._take(line)
+        if time.monotonic() - self._synced > 1:
+            os.fsync(self._file)
+            self._synced = time.monotonic()
+
+    def _take(self, line: bytes) -> None:
+        """Take one record into memory; one that is cut off or of another identity is passed over."""
+        try:
+            record = json.loads(line)
+            if {name: record[name] for name in self._identity} != self._identity:
+                return
+            if "failure" in record:
+                self._failures[record["key"]] = str(record["failure"])
+                return
+            answer = Answer(record["answer"], int(record["tokens_in"]), int(record["tokens_out"]))
+            self._answers.setdefault(record["key"], answer)
+            self._tokens[record["root"]].append((answer.tokens_in, answer.tokens_out))
+        except (ValueError, KeyError, TypeError):
+            return
+
+    def _key(self, picture: str, question: Question) -> str:
+        whole = f"{picture}/{question.digest}/{self._spoken}"
+        return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()

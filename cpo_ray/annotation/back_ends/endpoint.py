@@ -1,0 +1,236 @@
+"""An OpenAI-compatible endpoint as a back end: requests side by side, patience with a service that is slow, full or broken."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import math
+import os
+import random
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import aiohttp
+
+from cpo_ray.annotation.asking.questions import Question
+from cpo_ray.annotation.back_ends.base import BackEndUnusable, Reply, Unanswered
+from cpo_ray.annotation.pictures import Picture
+from cpo_ray.config.annotation import Endpoint
+
+MAX_RESPONSE = 2**20
+LONGEST_PAUSE = 60.0
+#: Of these statuses every further request would be told the same.
+HOPELESS = {
+    401: "it does not accept the key",
+    402: "it wants to be paid",
+    403: "it does not let this key in",
+    404: "it has no such address or model",
+    405: "its address is not that of an OpenAI-compatible service",
+}
+AGAIN = (408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529)
+
+
+class _Failed(Exception):
+    """A request that may be made again."""
+
+
+class _TooMuch(Exception):
+    """The endpoint asks us to wait; so many seconds where it says how long."""
+
+    def __init__(self, seconds: float | None) -> None:
+        super().__init__("it has too much to do")
+        self.seconds = seconds
+
+
+@dataclass
+class _Trouble:
+    """What one question has met with so far."""
+
+    failures: int = 0
+    pauses: int = 0
+    waited: float = 0.0
+
+
+class EndpointBackEnd:
+    """Keeps at most `in_flight` requests under way. The key lives in the request's header and nowhere else.
+
+    Make it where an event loop runs. Raises BackEndUnusable where the key's variable is not set.
+    """
+
+    def __init__(self, settings: Endpoint) -> None:
+        self._settings = settings
+        self._slots = asyncio.Semaphore(settings.in_flight)
+        self._open_at = 0.0
+        self._random = random.Random()
+        self._session = aiohttp.ClientSession(
+            headers=_authorization(settings.key_variable),
+            timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds),
+            connector=aiohttp.TCPConnector(limit=0),
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+    async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
+        """One answer, after as many requests as it takes.
+
+        Raises Unanswered when `attempts` requests failed, the endpoint was full for longer than `patience_seconds` or refused
+        this picture, BackEndUnusable when it would refuse every one.
+        """
+        body = request_body(self._settings, picture, question, complaint)
+        trouble = _Trouble()
+        calls = 0
+        async with self._slots:
+            while True:
+                await self._until_open()
+                calls += 1
+                try:
+                    return _reply(await self._post(body, calls), calls)
+                except _TooMuch as told:
+                    await self._wait_as_told(told.seconds, trouble, calls)
+                except _Failed as problem:
+                    trouble.failures += 1
+                    if trouble.failures >= self._settings.attempts:
+                        raise Unanswered(f"the endpoint failed {trouble.failures} times, lastly: {problem}", calls) from None
+                    await asyncio.sleep(self._random.uniform(0, self._backoff(trouble.failures)))
+
+    async def _post(self, body: bytes, calls: int) -> dict[str, Any]:
+        """One request. Raises _Failed, _TooMuch, Unanswered or BackEndUnusable."""
+        url = f"{self._settings.url.rstrip('/')}/chat/completions"
+        headers = {"Content-Type": "application/json"}
+        try:
+            # A redirect could carry the key to another host.
+            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                text = await _limited(response)
+                retry_after = response.headers.get("Retry-After")
+                status = response.status
+        except TimeoutError:
+            raise _Failed(f"no answer within {self._settings.timeout_seconds:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise _Failed(f"{type(error).__name__}: {error}") from None
+        if status == 429 or (status == 503 and retry_after):
+            raise _TooMuch(_seconds(retry_after))
+        if status in AGAIN:
+            raise _Failed(f"status {status}")
+        if status in HOPELESS:
+            raise BackEndUnusable(f"the endpoint {self._settings.url} answered {status}: {HOPELESS[status]}")
+        if status != 200:
+            raise Unanswered(f"the endpoint refused it with status {status}{self._said(text)}", calls)
+        try:
+            envelope = json.loads(text)
+        except (ValueError, RecursionError):
+            raise _Failed("its response is no complete JSON") from None
+        if not isinstance(envelope, dict):
+            raise _Failed("its response is no JSON object")
+        return envelope
+
+    async def _wait_as_told(self, seconds: float | None, trouble: _Trouble, calls: int) -> None:
+        """Keep all requests back for as long as the endpoint said, or for a pause that grows. Raises Unanswered."""
+        trouble.pauses += 1
+        pause = self._backoff(trouble.pauses) if seconds is None else seconds
+        trouble.waited += pause
+        if trouble.waited > self._settings.patience_seconds:
+            raise Unanswered(f"the endpoint had too much to do for {self._settings.patience_seconds:g} s", calls)
+        self._open_at = max(self._open_at, time.monotonic() + pause)
+
+    async def _until_open(self) -> None:
+        """Wait for the end of a pause, each request a little longer, so that they do not all come back at once."""
+        while (left := self._open_at - time.monotonic()) > 0:
+            await asyncio.sleep(left + self._random.uniform(0, min(left, self._settings.backoff_seconds)))
+
+    def _backoff(self, number: int) -> float:
+        """Longest pause after the given failure in seconds: twice as long each time."""
+        return float(min(LONGEST_PAUSE, self._settings.backoff_seconds * 2 ** min(number - 1, 16)))
+
+    def _said(self, text: bytes) -> str:
+        """The message of an error, short and in one line; a key that it repeats is left out."""
+        try:
+            message = json.loads(text)["error"]["message"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return ""
+        key = os.environ.get(self._settings.key_variable or "", "").strip()
+        words = " ".join(str(message).replace(key, "…").split() if key else str(message).split())
+        return f": {''.join(character for character in words if character.isprintable())[:200]}"
+
+
+def request_body(settings: Endpoint, picture: Picture, question: Question, complaint: str) -> bytes:
+    """The JSON of one request to `/chat/completions`."""
+    seen = base64.b64encode(picture.seen).decode()
+    said = f"{question.user} Your last answer could not be used: {complaint}. Answer again." if complaint else question.user
+    content = [
+        {"type": "image_url", "image_url": {"url": f"data:{picture.media_type};base64,{seen}"}},
+        {"type": "text", "text": said},
+    ]
+    schema = {"name": "answer", "strict": True, "schema": question.schema}
+    body = {
+        "model": settings.model,
+        "messages": [{"role": "system", "content": question.system}, {"role": "user", "content": content}],
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        "temperature": settings.temperature,
+        "max_tokens": settings.max_tokens,
+    }
+    return json.dumps(body).encode()
+
+
+def _reply(envelope: dict[str, Any], calls: int) -> Reply:
+    """The answer in a response. Raises _Failed where it holds none, Unanswered where the model refused."""
+    try:
+        choice = envelope["choices"][0]
+        message = choice["message"]
+        refusal, text = message.get("refusal"), message.get("content")
+        filtered = choice.get("finish_reason") == "content_filter"
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise _Failed("its response holds no message") from None
+    if refusal or filtered:
+        raise Unanswered("the model refused to answer", calls)
+    if not isinstance(text, str):
+        raise _Failed("its message holds no text")
+    usage = envelope.get("usage")
+    tokens = usage if isinstance(usage, dict) else {}
+    return Reply(text, _count(tokens.get("prompt_tokens")), _count(tokens.get("completion_tokens")), calls)
+
+
+def _count(number: Any) -> int:
+    return number if isinstance(number, int) and number > 0 else 0
+
+
+async def _limited(response: aiohttp.ClientResponse) -> bytes:
+    """The body of a response. Raises _Failed where it does not end within a mebibyte."""
+    parts = bytearray()
+    async for part in response.content.iter_any():
+        parts += part
+        if len(parts) > MAX_RESPONSE:
+            raise _Failed("its response is longer than a mebibyte")
+    return bytes(parts)
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The seconds that a Retry-After header says, as a number or as a date; None where it says nothing."""
+    if retry_after is None:
+        return None
+    try:
+        seconds = float(retry_after)
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
+    except ValueError:
+        pass
+    try:
+        return max((parsedate_to_datetime(retry_after).astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _authorization(variable: str | None) -> dict[str, str]:
+    """The header with the key. Raises BackEndUnusable where its variable is not set."""
+    if variable is None:
+        return {}
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise BackEndUnusable(f"endpoint.key_variable is {variable}, which is not set where the actors run; export it there")
+    if not key.isprintable() or not key.isascii():
+        raise BackEndUnusable(f"what {variable} holds is no key: it has characters that no header may have")
+    return {"Authorization": f"Bearer {key}"}

@@ -1,0 +1,70 @@
+"""A vision-language model on this actor as a back end: questions that come at the same time share a forward."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cpo_ray.annotation.asking.questions import Question
+from cpo_ray.annotation.back_ends.base import BackEndUnusable, Reply, Unanswered
+from cpo_ray.annotation.pictures import Picture
+from cpo_ray.config.annotation import Local
+from cpo_ray.models.vision_language import Generated, VisionLanguageError, VisionLanguageModel
+
+Waiting = tuple[Picture, Question, str, "asyncio.Future[Generated]"]
+
+
+class LocalBackEnd:
+    """Gathers up to `batch` questions and answers them together. Make it where an event loop runs."""
+
+    def __init__(self, settings: Local, device: str) -> None:
+        """Raises BackEndUnusable where the model cannot be loaded."""
+        self._settings = settings
+        try:
+            self._model = VisionLanguageModel(settings.model, settings.revision, settings.dtype, device)
+        except VisionLanguageError as error:
+            raise BackEndUnusable(str(error)) from None
+        self._waiting: asyncio.Queue[Waiting] = asyncio.Queue()
+        self._worker = asyncio.create_task(self._work())
+
+    async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
+        """One answer. Raises Unanswered where the model fails at this picture, be it alone in its batch."""
+        answered: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((picture, question, complaint, answered))
+        found = await answered
+        return Reply(found.text, found.tokens_in, found.tokens_out)
+
+    async def close(self) -> None:
+        """Stop working."""
+        self._worker.cancel()
+
+    async def _work(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < self._settings.batch and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            await self._settle(batch)
+
+    async def _settle(self, batch: list[Waiting]) -> None:
+        """Give everyone who waits an answer or the reason why there is none."""
+        try:
+            # In a thread of its own, so that the next questions can come in meanwhile.
+            found = await asyncio.to_thread(self._answer, batch)
+        except Exception as error:  # a processor or a model can raise anything over a picture, and those who wait must hear of it
+            if len(batch) > 1:
+                for one in batch:
+                    await self._settle([one])
+                return
+            ((*_, answered),) = batch
+            answered.set_exception(Unanswered(f"the model failed with {type(error).__name__}: {error}", calls=1))
+            return
+        for (*_, answered), answer in zip(batch, found, strict=True):
+            answered.set_result(answer)
+
+    def _answer(self, batch: list[Waiting]) -> list[Generated]:
+        texts = [
+            f"{question.system}\n\n{question.user}{f' Your last answer could not be used: {complaint}.' if complaint else ''}"
+            for _, question, complaint, _ in batch
+        ]
+        pictures = [picture.pixels() for picture, *_ in batch]
+        schemas = [question.schema for _, question, *_ in batch]
+        return self._model.generate(pictures, texts, schemas, self._settings.max_tokens)

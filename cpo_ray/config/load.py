@@ -1,0 +1,125 @@
+"""From a TOML file and overrides to a checked configuration, and back."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from pydantic import ValidationError
+
+from cpo_ray.config.optimization import FREE_ON_RESUME
+from cpo_ray.config.root import Config
+from cpo_ray.config.section import ConfigError, Section
+
+Settings = TypeVar("Settings", bound=Section)
+
+
+def load(file: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, apply `section.key=value` overrides (values in TOML syntax, bare words are strings) and validate.
+
+    Raises ConfigError with one sentence per problem.
+    """
+    return load_as(Config, file, overrides)
+
+
+def load_as(schema: type[Settings], file: Path | str, overrides: Sequence[str] = ()) -> Settings:
+    """`load` for a job whose file has another form."""
+    path = Path(file)
+    try:
+        tree = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no config file at {path}; complete ones are in jobs/configs/") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    for text in overrides:
+        _override(tree, text)
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(schema, path, problem) for problem in error.errors())) from None
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """A configuration with some values replaced, as on the command line. Raises ConfigError as `load` does."""
+    tree = config.model_dump(mode="json", exclude_none=True)
+    for text in overrides:
+        _override(tree, text)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        where = Path("the configuration")
+        raise ConfigError("\n".join(_sentence(Config, where, problem) for problem in error.errors())) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as TOML, ready for `--config`."""
+    lines: list[str] = []
+
+    def section(name: str, values: dict[str, Any]) -> None:
+        lines.append(f"\n[{name}]" if lines else f"[{name}]")
+        lines.extend(f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict))
+        for key, value in values.items():
+            if isinstance(value, dict):
+                section(f"{name}.{key}", value)
+
+    for name, values in config.model_dump(mode="json", exclude_none=True).items():
+        section(name, values)
+    return "\n".join(lines) + "\n"
+
+
+def changed(before: str, config: Config) -> list[str]:
+    """What a resumed run may not change and yet differs from `before`, the text of `dump` when it was started."""
+    old, new = _flat(tomllib.loads(before)), _flat(config.model_dump(mode="json", exclude_none=True))
+    keys = [key for key in sorted(old | new) if key.rpartition(".")[2] not in FREE_ON_RESUME]
+    return [f"{key} = {new.get(key)!r} (was {old.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    *sections, last = key.strip().split(".")
+    if not equals or not sections or not last:
+        raise ConfigError(f"override {text!r} is not of the form section.key=value, for instance run.seed=1")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    place = tree
+    for name in sections:
+        place = place.setdefault(name, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"override {text!r} goes through {name!r}, which is a value and not a section")
+    place[last] = parsed
+
+
+def _sentence(schema: type[Section], path: Path, problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] == "extra_forbidden":
+        *parents, key = problem["loc"]
+        valid = sorted(_fields_at(schema, parents))
+        near = difflib.get_close_matches(str(key), valid, 1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{path}: unknown key {where!r}; {hint}valid keys here: {', '.join(valid)}"
+    if problem["type"] == "missing":
+        return f"{path}: {where!r} is missing; add it to the file or pass {where}=VALUE"
+    message = problem["msg"].removeprefix("Value error, ")
+    found = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
+    return f"{path}: {where!r}{found}: {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(schema: type[Section], sections: Sequence[int | str]) -> set[str]:
+    model: Any = schema
+    for name in sections:
+        annotation = model.model_fields[str(name)].annotation
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))  # Sweep | None
+    return set(model.model_fields)

@@ -1,0 +1,105 @@
+"""The `optimization` section of a configuration, one for each training. No torch, no Ray."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from cpo_ray.config.section import Section
+
+#: Keys that say with what and how safely something is computed, and not what comes out: a resumed run may have others.
+FREE_ON_RESUME = frozenset((
+    "workers", "cpus_per_worker", "gpus_per_worker", "micro_batch", "zero_stage", "offload_optimizer",
+    "gradient_checkpointing", "checkpoint_every", "max_failures", "spike_factor",
+    "overlap", "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "timeout_seconds", "actors", "cpus_per_sample",
+    "gpu", "gpu_gigabytes", "teraflop_per_second",
+))  # fmt: skip
+
+#: Numbers that ZeRO reduces or gathers at a time, at most. DeepSpeed's own 5e8 hold 1 to 2 GB of a GPU whatever the model's size;
+#: this many (134 MB in bfloat16, 268 in float32) keep a network busy just as well, and hold the largest layer of FLUX.1, 5.7e7.
+LARGEST_BUCKET = 2**26
+
+
+class Optimization(Section):
+    """Optimizer, schedule and parallelism of one training; stage 1, stage 2 and the baselines each have one."""
+
+    parameters: Literal["lora", "full"] = "lora"
+    steps: PositiveInt | None = None
+    """Optimizer steps; give this or epochs."""
+    epochs: PositiveFloat | None = None
+    global_batch: PositiveInt = 32
+    """Samples per optimizer step; the number of workers never changes it."""
+    micro_batch: PositiveInt = 16
+    """Samples per forward and worker; gradient accumulation follows from it."""
+    optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
+    """What it remembers, in bytes per trained weight: adamw 8; adafactor next to nothing for matrices, and no momentum, as
+    Diffusion-DPO has it for SDXL; adamw_8bit 2, by bitsandbytes on a GPU. The latter two take zero_stage 0."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Export and draw with a moving average of the weights, of 0.99 to 0.9999 in long trainings; 0 switches it off. It starts
+    quicker: after n steps the decay is at most (1 + n) / (10 + n). Takes 4 bytes per trained weight."""
+    learning_rate: PositiveFloat = 1e-4
+    warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_clip: float = Field(default=1.0, ge=0)
+    """Largest global gradient norm; 0 switches clipping off."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage; plain data parallel (0) is fastest for LoRA."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's float32 copies in the CPUs' memory (ZeRO 1 to 3): slower, for 12 bytes less per trained parameter."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: a third more time, a fraction of the memory."""
+    workers: PositiveInt = 1
+    cpus_per_worker: PositiveFloat = 1.0
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    checkpoint_every: PositiveInt = 100
+    """Optimizer steps between checkpoints; a crash loses at most this many."""
+    max_failures: int = Field(default=1, ge=0)
+    """How often a crashed worker group is restarted from its last checkpoint."""
+    spike_factor: PositiveFloat = 20.0
+    """Training stops when the gradient norm exceeds this many times its running median and is clipped; NaN always stops it."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Optimization:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Optimization:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self) -> Optimization:
+        if self.optimizer != "adamw" and self.zero_stage:
+            raise ValueError(
+                f"optimizer {self.optimizer!r} needs zero_stage 0: ZeRO cuts the weights where its state cannot be cut; "
+                "use adamw with ZeRO, or no ZeRO, since its state is small"
+            )
+        if self.optimizer == "adamw_8bit" and not self.gpus_per_worker:
+            raise ValueError("optimizer 'adamw_8bit' needs a GPU: set gpus_per_worker, or choose adamw or adafactor")
+        return self
+
+
+def bucket_size(numbers: int) -> int:
+    """How many of so many numbers ZeRO has in one buffer; even, as DeepSpeed wants it.
+
+    Of the trained parameters: those whose gradients are reduced together (one buffer at ZeRO 1 and 2 during the backward pass, at
+    ZeRO-3 all the time), and that ZeRO-3 updates together in float32. Of all parameters: those that ZeRO-3 gathers ahead of their
+    use, and those that it keeps for a use soon after.
+    """
+    return min(LARGEST_BUCKET, numbers + numbers % 2)
+
+
+def missing_package(optimization: Optimization) -> str | None:
+    """What has to be installed for the named optimizer, as a sentence, or None."""
+    if optimization.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        return (
+            "optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "
+            "pip install 'cpo_ray[gpu]' on every node, or choose adamw or adafactor"
+        )
+    return None

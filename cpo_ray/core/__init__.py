@@ -1,0 +1,1 @@
+"""What all rooms speak of: schema, plan, diffusion, prompts, statistics, progress. No Ray."""

@@ -1,0 +1,49 @@
+"""The embedded domain's measuring agent as a back end: what a model would say about a toy picture, read off its pixels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from cpo_ray.annotation.asking.questions import CONTENT, Question
+from cpo_ray.annotation.back_ends.base import BackEndUnusable, Reply, Unanswered
+from cpo_ray.annotation.pictures import Picture
+from cpo_ray.domains.toy.agent import Measurement, measure
+
+
+class MeasuringBackEnd:
+    """Measures a picture once and answers the questions about it one by one."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, str] = ("", "")
+        self._seen: Measurement | None = None
+
+    async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
+        """Raises Unanswered for a picture of another size than the domain's, BackEndUnusable for the question for a prompt."""
+        if question.root_id == CONTENT:
+            raise BackEndUnusable("the measuring agent reads attributes only; give the pictures prompts")
+        if self._last != (picture.digest, picture.prompt):
+            try:
+                self._seen = measure(np.asarray(picture.pixels()), picture.prompt)
+            except ValueError as error:
+                raise Unanswered(str(error), calls=0) from None
+            self._last = (picture.digest, picture.prompt)
+        assert self._seen is not None
+        return Reply(answer_text(self._seen, question))
+
+    async def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def answer_text(seen: Measurement, question: Question) -> str:
+    """The part of a measurement that answers one question, in the form that it asks for."""
+    asked = set(question.attribute_ids)
+    scalars = ", ".join(f"{name} {value:.3f}" for name, value in seen.scalars.items() if name in asked)
+    answer = {
+        "description": f"Measured: {scalars or 'nothing'}.",
+        "sub_dimensions": list(question.sub_dimensions),
+        "positive_ids": [i for i in seen.positive_ids if i in asked],
+        "negative_ids": [i for i in seen.negative_ids if i in asked],
+    }
+    return json.dumps({key: answer[key] for key in question.schema["properties"]})

@@ -1,0 +1,48 @@
+"""The JSON Schema of an annotator's answer: which attributes of the tree hold, by pole.
+
+    {"positive_ids": ["edge.clarity"], "negative_ids": ["edge.focus"]}            the answer for one root
+    {"edge": {"positive_ids": …, "negative_ids": …}, "light": …}                  the answer for the whole tree
+
+Only what constrained decoders follow is used: closed objects, enumerations and list lengths. They cannot say which labels
+exclude or require each other, nor that a list has no id twice; that is `Hierarchy.problems`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cpo_ray.hierarchy.tree import Hierarchy, Node
+
+Schema = dict[str, Any]
+
+
+def answer_schema(hierarchy: Hierarchy, root_id: str | None = None) -> Schema:
+    """The schema of the answer for one root, or for all. Raises HierarchyError where there is no such root.
+
+    `$comment` holds the content hash, by which an answer can be told to be of this tree.
+    """
+    if root_id is None:
+        answer = _closed({root.id: _root(root) for root in hierarchy.roots})
+        title = f"{hierarchy.name} {hierarchy.version}"
+    else:
+        answer = _root(hierarchy.root(root_id))
+        title = f"{hierarchy.name} {hierarchy.version}: {answer['description']}"
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$comment": hierarchy.content_hash, "title": title}
+    return head | answer
+
+
+def _root(root: Node) -> Schema:
+    attributes = list(root.walk())
+    positive = _some_of([attribute.id for attribute in attributes])
+    negative = _some_of([attribute.id for attribute in attributes if attribute.negative is not None])
+    return {"description": root.label} | _closed({"positive_ids": positive, "negative_ids": negative})
+
+
+def _closed(properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _some_of(ids: list[str]) -> Schema:
+    # The greatest length stops a decoder that repeats itself; an enumeration must not be empty.
+    items: Schema = {"type": "string", "enum": ids} if ids else {"type": "string"}
+    return {"type": "array", "items": items, "maxItems": len(ids)}

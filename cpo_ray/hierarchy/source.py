@@ -1,0 +1,131 @@
+"""YAML values that still know their lines, so that every problem can say where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import yaml
+
+from cpo_ray.hierarchy.tree import HierarchyError, did_you_mean
+
+_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+_KINDS: dict[type[yaml.Node], str] = {
+    yaml.MappingNode: "a mapping",
+    yaml.SequenceNode: "a list",
+    yaml.ScalarNode: "a single value",
+}
+_NULL = "tag:yaml.org,2002:null"
+
+_Kind = TypeVar("_Kind", bound=yaml.Node)
+Plain: TypeAlias = "str | list[Plain] | dict[str, Plain]"
+
+
+class Source:
+    """One YAML file under inspection: hands out its values and collects what is wrong with them.
+
+    Where the file is wrong, or a key is not there (`None`), a reader returns an empty value, so that one pass
+    finds every problem. Scalars are read as written (`no` is the word "no"), with runs of space made one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._problems: list[tuple[int, str]] = []
+
+    def top(self) -> yaml.Node:
+        """The document's top node. Raises HierarchyError where the file cannot be read as YAML."""
+        try:
+            content = self._path.read_bytes()
+        except OSError as error:
+            raise HierarchyError(f"{self._path}: The hierarchy cannot be read: {error.strerror}.") from error
+        try:
+            node = yaml.compose(content, Loader=_LOADER)
+        except yaml.MarkedYAMLError as error:
+            line = error.problem_mark.line + 1 if error.problem_mark else 1
+            self.report(line, f"This is not YAML: {error.problem}.")
+        except yaml.reader.ReaderError as error:
+            self.report(content.count(b"\n", 0, error.position) + 1, f"This is not YAML: {error.reason}.")
+        else:
+            if node is not None:
+                return node
+            self.report(1, "The file is empty where a hierarchy is expected.")
+        raise self.error()
+
+    def report(self, where: yaml.Node | int, sentence: str) -> None:
+        """Notes a problem at a node, or at a line counted from 1."""
+        self._problems.append((where if isinstance(where, int) else line_of(where), sentence))
+
+    def error(self) -> HierarchyError:
+        """All that was noted, in the order of the lines."""
+        ordered = sorted(self._problems, key=lambda problem: problem[0])
+        return HierarchyError(*(f"{self._path}:{line}: {sentence}" for line, sentence in ordered))
+
+    def check(self) -> None:
+        """Raises HierarchyError where a problem was noted."""
+        if self._problems:
+            raise self.error()
+
+    def mapping(
+        self, node: yaml.Node | None, what: str, required: Sequence[str] = (), optional: Sequence[str] = ()
+    ) -> dict[str, yaml.Node]:
+        """The values of a mapping by key."""
+        keys = (*required, *optional)
+        found: dict[str, yaml.Node] = {}
+        mapping = self._expect(node, yaml.MappingNode, what)
+        if mapping is None:
+            return found
+        for key, value in mapping.value:
+            name = str(key.value)
+            if name in found:
+                self.report(key, f"The key '{name}' of {what} is already on line {line_of(found[name])}.")
+            elif name in keys:
+                found[name] = value
+            else:
+                hint = did_you_mean(name, keys)
+                self.report(key, f"Unknown key '{name}' in {what}{hint}; valid keys are {', '.join(keys)}.")
+        for name in required:
+            if name not in found:
+                self.report(mapping, f"The key '{name}' is missing in {what}.")
+        return found
+
+    def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
+        """The entries of a list."""
+        sequence = self._expect(node, yaml.SequenceNode, what)
+        return [] if sequence is None else sequence.value
+
+    def text(self, node: yaml.Node | None, what: str) -> str:
+        """A text, which must not be empty."""
+        scalar = self._expect(node, yaml.ScalarNode, what)
+        text = "" if scalar is None else _text(scalar)
+        if scalar is not None and not text:
+            self.report(scalar, f"A text is missing: {what} is empty.")
+        return text
+
+    def texts(self, node: yaml.Node | None, what: str) -> tuple[str, ...]:
+        """A list of texts."""
+        return tuple(self.text(item, f"an entry of {what}") for item in self.items(node, what))
+
+    def _expect(self, node: yaml.Node | None, kind: type[_Kind], what: str) -> _Kind | None:
+        if node is None or isinstance(node, kind):
+            return node
+        self.report(node, f"Expected {_KINDS[kind]} for {what}, found {_KINDS[type(node)]}.")
+        return None
+
+
+def line_of(node: yaml.Node) -> int:
+    """The line a node starts on, counted from 1."""
+    return node.start_mark.line + 1
+
+
+def plain(node: yaml.Node) -> Plain:
+    """A checked node as texts, lists and dicts: its content without the way it was written."""
+    if isinstance(node, yaml.MappingNode):
+        return {_text(key): plain(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [plain(item) for item in node.value]
+    return _text(node)
+
+
+def _text(scalar: yaml.Node) -> str:
+    return "" if scalar.tag == _NULL else " ".join(scalar.value.split())

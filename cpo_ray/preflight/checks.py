@@ -1,0 +1,235 @@
+"""What `--check` looks at: whether a run with this configuration could start here, and what is missing if not.
+
+Nothing is trained, downloaded or written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from cpo_ray.config import Config, ConfigError, Optimization
+from cpo_ray.config.optimization import missing_package
+from cpo_ray.core.plan import in_training
+from cpo_ray.data.buckets import Told, told
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
+from cpo_ray.models import PIPELINES
+from cpo_ray.models.base import HUB_ID, local_base
+from cpo_ray.preflight.findings import Finding
+from cpo_ray.preflight.machine import Resources, available
+from cpo_ray.preflight.planner import plan_findings
+from cpo_ray.preflight.trials import Trials
+from cpo_ray.tracking import resolve_uri
+from cpo_ray.training.schedule import BFLOAT16_SHARE, VISIBLE_SHARE, largest_change, swallowed
+
+#: Ray Data unpickles what it reads when one of these is set.
+UNSAFE_FLAGS = (
+    "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA",
+    "RAY_DATA_AUTOLOAD_PYEXTENSIONTYPE",
+    "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
+    "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
+)
+#: The median size of a denoiser's weights.
+USUAL_WEIGHT = 0.02
+
+
+def check(config: Config, trials: Trials | None = None) -> list[Finding]:
+    """Everything that can be seen without starting; the run, or the sweep of `trials`, can start when nothing is "missing"."""
+    vae, model = _vae(config), list(_model(config))
+    pictures, data = _data(config)
+    plannable = all(finding.verdict != "missing" for finding in model)
+    return [
+        *_settings(config, vae),
+        *_bfloat16(config, pictures),
+        *_hierarchy(config),
+        *data,
+        *model,
+        *_resources(config, pictures if plannable else None, trials),
+        *_security(os.environ),
+    ]
+
+
+def unsafe_flags(environment: Mapping[str, str]) -> list[str]:
+    """Those of UNSAFE_FLAGS that are switched on."""
+    return [name for name in UNSAFE_FLAGS if environment.get(name, "0").lower() not in ("", "0", "false")]
+
+
+def _security(environment: Mapping[str, str]) -> Iterator[Finding]:
+    for name in unsafe_flags(environment):
+        yield Finding("missing", f"{name} is set, which lets data files run code; unset it")
+
+
+def _settings(config: Config, vae: dict[str, Any] | None) -> Iterator[Finding]:
+    problems = [
+        *_optimization("expert.optimization", config.expert.optimization),
+        *_optimization("preference.optimization", config.preference.optimization),
+    ]
+    targets, conditions = config.targets, config.expert.conditions
+    if targets.min_actors > targets.max_actors:
+        problems.append(
+            Finding("missing", f"targets.min_actors is {targets.min_actors}, more than targets.max_actors ({targets.max_actors})")
+        )
+    shares = (conditions.null, conditions.negative, conditions.content, conditions.content_positive, conditions.all)
+    if not sum(shares):
+        problems.append(Finding("missing", "all shares of expert.conditions are 0; give at least one form of the condition"))
+    if vae and config.model.resolution % (8 * _factor(vae)):
+        problems.append(
+            Finding("missing", f"model.resolution is {config.model.resolution}; it must be a multiple of {8 * _factor(vae)}")
+        )
+    multiple = config.data.pictures.multiple
+    if vae and config.data.pictures.buckets == "aspect" and multiple % (2 * _factor(vae)):
+        problems.append(Finding("missing", f"data.pictures.multiple is {multiple}; it must be a multiple of {2 * _factor(vae)}"))
+    try:
+        uri = resolve_uri(config.tracking, config.run.output)
+    except ConfigError as error:
+        problems.append(Finding("missing", str(error)))
+    else:
+        yield Finding("ok", f"tracking: {uri}")
+    yield from problems or [Finding("ok", "settings fit together")]
+
+
+def _optimization(section: str, training: Optimization) -> Iterator[Finding]:
+    if training.global_batch < training.workers:
+        yield Finding(
+            "missing",
+            f"{section}.global_batch is {training.global_batch} for {training.workers} workers; "
+            "each needs a sample per step, so use fewer workers or a larger batch",
+        )
+    if training.steps is not None and training.checkpoint_every > training.steps:
+        yield Finding(
+            "note", f"{section}: no checkpoint before the end, since checkpoint_every is more than {training.steps} steps"
+        )
+    if package := missing_package(training):
+        yield Finding("missing", f"{section}: {package}")
+    if training.steps is not None and training.warmup_steps >= training.steps:
+        yield Finding(
+            "missing", f"{section}.warmup_steps is {training.warmup_steps}, yet training ends after {training.steps} steps"
+        )
+
+
+def _bfloat16(config: Config, pictures: int) -> Iterator[Finding]:
+    """As the workers check it with the weights themselves, here with weights as they usually are."""
+    for section, training in (("expert", config.expert.optimization), ("preference", config.preference.optimization)):
+        steps = training.steps or round((training.epochs or 0) * pictures / training.global_batch)
+        change = largest_change(steps, training)
+        visible = math.erf(0.477 * change / (BFLOAT16_SHARE * USUAL_WEIGHT))  # of a normal distribution with that median size
+        if steps and config.model.dtype == "bfloat16" and training.parameters == "full" and visible < 0.5:
+            verdict: Literal["note", "missing"] = "missing" if visible < VISIBLE_SHARE else "note"
+            yield Finding(verdict, f"{section}.optimization: {swallowed(change, visible)}")
+
+
+def _hierarchy(config: Config) -> Iterator[Finding]:
+    try:
+        tree = load_hierarchy(config.data.hierarchy)
+    except HierarchyError as error:
+        yield Finding("missing", f"hierarchy: {error}")
+    else:
+        yield Finding("ok", f"hierarchy {tree.name!r}: {len(tree.attributes)} attributes")
+
+
+def _data(config: Config) -> tuple[int, list[Finding]]:
+    """Number of training pictures, and what there is to say."""
+    folder, toy = config.data.folder, config.data.toy_pictures
+    if toy and not any(folder.glob("*.parquet")):
+        return round(0.8 * toy * config.data.proportion), [Finding("ok", f"data: {toy} toy pictures will be drawn into {folder}")]
+    try:
+        dataset = AnnotatedDataset.open(folder)
+        tree = _tree(config)
+        if tree:
+            dataset.check_hierarchy(tree)
+        sizes = told_of_pictures(config, dataset)
+    except (DataError, ConfigError) as error:
+        way = "; python jobs/import_data.py --images FOLDER makes shards of your own pictures"
+        return 0, [Finding("missing", f"data: {error}{'' if folder.exists() else way}")]
+    verdict: Literal["ok", "note", "missing"] = "missing" if not sizes.used else "note" if sizes.left_out else "ok"
+    return sizes.used, [Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}; {sizes.sentence}")]
+
+
+def told_of_pictures(config: Config, dataset: AnnotatedDataset) -> Told:
+    """What becomes of the training pictures. Raises ConfigError where no size has the area of the resolution."""
+    sizes = [dataset.size(name) for name in dataset.ids if in_training(name, config.data.proportion)]
+    return told(sizes, config.model.resolution, config.data.pictures)
+
+
+def _tree(config: Config) -> Hierarchy | None:
+    try:
+        return load_hierarchy(config.data.hierarchy)
+    except HierarchyError:
+        return None  # said elsewhere
+
+
+def _model(config: Config) -> Iterator[Finding]:
+    base, folder = config.model.base, local_base(config.model)
+    if folder is not None:
+        index = folder / "model_index.json"
+        if not index.is_file():
+            yield Finding("missing", f"model: {folder} has no model_index.json; it must be a pipeline saved by diffusers")
+        else:
+            pipeline = json.loads(index.read_text()).get("_class_name")
+            expected = PIPELINES[config.model.family]
+            verdict: Literal["ok", "missing"] = "ok" if pipeline == expected else "missing"
+            yield Finding(verdict, f"model: {folder} holds a {pipeline}; model.family {config.model.family!r} takes a {expected}")
+    elif HUB_ID.fullmatch(base):
+        yield Finding("note", f"model: {base} is not on this machine and will be downloaded from the hub by every node")
+    else:
+        yield Finding("missing", f"model: there is no folder {base}; give a folder saved by diffusers, a hub id, or toy")
+    adapter = config.expert.adapter
+    if adapter is not None and not adapter.exists():
+        yield Finding("missing", f"expert.adapter: there is nothing at {adapter}; leave it out to train an expert")
+
+
+def _resources(config: Config, pictures: int | None, trials: Trials | None) -> Iterator[Finding]:
+    """What the run takes of what there is; with None for the pictures nothing is planned, since there is no model to plan for."""
+    try:
+        found = available()
+    except OSError as error:
+        yield Finding("missing", f"no cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start one or unset it")
+        return
+    yield from _processors(config, found)
+    if pictures is not None:
+        yield from plan_findings(config, local_base(config.model), found, pictures, trials)
+
+
+def _processors(config: Config, found: Resources) -> Iterator[Finding]:
+    cpus, gpus, where = found.cpus, found.gpus, found.where
+    for stage, needed_cpus, needed_gpus in _demands(config):
+        have = f"{needed_cpus:g} of {cpus:g} CPUs{f' and {needed_gpus:g} of {gpus:g} GPUs' if needed_gpus else ''} {where}"
+        if needed_cpus > cpus + 1e-9 or needed_gpus > gpus + 1e-9:
+            yield Finding("missing", f"{stage} takes {have}; lower workers, actors or what each takes, or add machines")
+        else:
+            yield Finding("ok", f"{stage} takes {have}")
+
+
+def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
+    """(stage, CPUs, GPUs) that are taken at the same time."""
+    targets, evaluation = config.targets, config.evaluation
+    actors = targets.min_actors * targets.cpus_per_actor, targets.min_actors * targets.gpus_per_actor
+    stages = {"stage 1": config.expert.optimization, "stage 2": config.preference.optimization}
+    if config.expert.adapter is not None:
+        del stages["stage 1"]
+    for name, training in stages.items():
+        workers = training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
+        if targets.overlap:
+            yield f"{name} with its targets", workers[0] + actors[0], workers[1] + actors[1]
+        else:
+            yield f"the targets of {name}", *actors
+            yield name, *workers
+    yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor
+
+
+def _vae(config: Config) -> dict[str, Any] | None:
+    folder = local_base(config.model)
+    return _json(folder / "vae" / "config.json") if folder else None
+
+
+def _factor(vae: dict[str, Any]) -> int:
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    return dict(json.loads(file.read_text())) if file.is_file() else None

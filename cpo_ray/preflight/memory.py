@@ -1,0 +1,163 @@
+"""The memory that each kind of process takes at its peak, part by part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpo_ray.config import Config, Lora, Optimization
+from cpo_ray.models import family
+from cpo_ray.models.base import DTYPES
+from cpo_ray.preflight.engine_memory import engine_memory
+from cpo_ray.preflight.model_costs import (
+    decode_cost,
+    encode_cost,
+    forward_cost,
+    merged_numbers,
+    numbers,
+    skeleton_of,
+    text_cost,
+    training_cost,
+)
+
+#: Bytes of a process on a GPU before it does anything: CUDA's context, its libraries' workspaces, NCCL's buffers. An estimate.
+GPU_PROCESS = 1.2e9
+#: Bytes of main memory of a process: Python, torch, diffusers and Ray. Measured: 0.7e9.
+PROCESS = 0.7e9
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes of one process by part, at the moment when they are most. `host` is main memory besides, where it computes on a GPU.
+
+    `gpus` is how much of a GPU it gets (0: it computes in main memory), `processes` how many of it there are at a time.
+    """
+
+    role: str
+    parts: dict[str, float]
+    gpus: float
+    processes: int
+    host: float = 0.0
+
+    @property
+    def bytes(self) -> float:
+        return sum(self.parts.values())
+
+    @property
+    def main_bytes(self) -> float:
+        """Main memory of all of them."""
+        return self.processes * (PROCESS + (self.host if self.gpus else self.bytes + self.host))
+
+    def __str__(self) -> str:
+        parts = sorted(self.parts.items(), key=lambda part: -part[1])
+        return ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts if size >= 0.05e9) or "next to nothing"
+
+
+def trainer_need(config: Config, folder: Path | None, role: str, optimization: Optimization, lora: Lora) -> Need:
+    """A worker that trains: the denoiser, what DeepSpeed holds beside it, and the activations of a micro-batch."""
+    size = DTYPES[config.model.dtype].itemsize
+    cost = training_cost(config.model, folder, optimization, lora, micro_batch(config, optimization))
+    accumulation = math.ceil(optimization.global_batch / (optimization.workers * micro_batch(config, optimization)))
+    engine = engine_memory(optimization, cost.trained, cost.frozen, size, optimization.workers, accumulation)
+    working = (
+        {"activations": cost.count.peak, "buffers": engine.buffers + engine.passing}
+        if cost.count.peak + engine.passing >= engine.step
+        else {"the update's float32 gradients": engine.step, "buffers": engine.buffers}
+    )
+    every = cost.frozen + cost.numbers
+    # Each worker reads the weights into main memory; the first one writes and checks the result in float32.
+    exported = 4 * (2 * every if optimization.parameters == "full" else every)
+    parts = {
+        "weights": engine.weights,
+        "gradients": engine.gradients,
+        "optimizer": engine.optimizer,
+        "moving average": engine.average,
+        **working,
+    }
+    on_gpu = optimization.gpus_per_worker > 0
+    host = engine.host + (max(size * every, exported / optimization.workers) if on_gpu else 0)
+    return Need(role, _on(parts, on_gpu), optimization.gpus_per_worker, optimization.workers, host)
+
+
+def micro_batch(config: Config, optimization: Optimization) -> int:
+    """Samples that a worker has in one forward: no more than its share of a step, and of pictures of one size."""
+    together = config.data.pictures.together if config.data.pictures.buckets == "aspect" else optimization.global_batch
+    return min(optimization.micro_batch, math.ceil(optimization.global_batch / optimization.workers), together)
+
+
+def expert_need(config: Config, folder: Path | None) -> Need:
+    """An actor that computes targets: encoders, the reference, what θ1 has of its own, and the largest of its calls."""
+    model, targets = config.model, config.targets
+    skeleton, size = skeleton_of(model, folder), DTYPES[model.dtype].itemsize
+    on_gpu = targets.gpus_per_actor > 0
+    whole = numbers([skeleton.denoiser])
+    own = whole if _whole_expert(config) else merged_numbers(skeleton.denoiser, config.expert.lora)
+    text = size * numbers(skeleton.text_encoders)
+    encoded, _ = encode_cost(model, folder)
+    vae_share = 0.5 if targets.vae else 1  # float16 instead of float32
+    calls = {
+        "activations of a forward": forward_cost(model, folder, targets.forward_batch or 4 * targets.shard_size).peak,
+        "activations of the VAE": vae_share * encoded.peak,
+        # The conditions of a shard come as one batch. Where encoders are there only for it, they are part of the call.
+        "text encoders at work": text_cost(model, folder, 4 * targets.shard_size).peak
+        + (text if targets.offload_text_encoders else 0),
+    }
+    call = max(calls, key=lambda name: calls[name])
+    parts = {
+        "reference": size * whole,
+        "expert's own weights": size * own,
+        "text encoders": 0 if targets.offload_text_encoders else text,
+        "VAE": vae_share * 4 * numbers([skeleton.vae]),
+        call: calls[call],
+    }
+    host = (2 * size * whole + text) if on_gpu else 0  # both are read before what they share is seen
+    return Need("an actor that computes targets", _on(parts, on_gpu), targets.gpus_per_actor, targets.max_actors, host)
+
+
+def _whole_expert(config: Config) -> bool:
+    """Whether the expert is a denoiser of its own, and not the base with an adapter."""
+    if config.expert.adapter is None:
+        return config.expert.optimization.parameters == "full"
+    return (config.expert.adapter / family(config.model).denoiser).is_dir()
+
+
+def drawing_need(config: Config, folder: Path | None) -> Need:
+    """An actor that draws pictures for the evaluation: a whole pipeline."""
+    model, evaluation = config.model, config.evaluation
+    skeleton, size = skeleton_of(model, folder), DTYPES[model.dtype].itemsize
+    on_gpu = evaluation.gpus_per_actor > 0
+    models = (skeleton.denoiser, *skeleton.text_encoders, skeleton.vae)
+    calls = {
+        "activations of a forward": forward_cost(model, folder, 2 * evaluation.batch).peak,  # with and without the text
+        "activations of the VAE": size / 4 * decode_cost(model, folder, evaluation.batch).peak,
+    }
+    call = max(calls, key=lambda name: calls[name])
+    parts = {"pipeline": float(size * numbers(models)), call: calls[call]}
+    host = size * numbers(models) if on_gpu else 0
+    return Need("an actor that draws pictures", _on(parts, on_gpu), evaluation.gpus_per_actor, evaluation.actors, host)
+
+
+def _on(parts: Mapping[str, float], on_gpu: bool) -> dict[str, float]:
+    return {**parts} | ({"CUDA": GPU_PROCESS} if on_gpu else {})
+
+
+Role = Callable[[Config, Path | None], Need]
+
+
+def _expert_training(config: Config, folder: Path | None) -> Need:
+    return trainer_need(config, folder, "a worker of stage 1", config.expert.optimization, config.expert.lora)
+
+
+def _alignment(config: Config, folder: Path | None) -> Need:
+    return trainer_need(config, folder, "a worker of stage 2", config.preference.optimization, config.preference.lora)
+
+
+def roles(config: Config) -> Iterator[tuple[str, Role]]:
+    """The kinds of processes of a run, each with the section whose settings decide what it takes."""
+    if config.expert.adapter is None:
+        yield "expert.optimization", _expert_training
+    yield "targets", expert_need
+    yield "preference.optimization", _alignment
+    yield "evaluation", drawing_need

@@ -1,0 +1,129 @@
+"""What a run needs beside what there is, as findings: memory by role, disk, time and the ratio of targets to training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cpo_ray.config import Config, ConfigError
+from cpo_ray.core.progress import in_words
+from cpo_ray.preflight import disk
+from cpo_ray.preflight.durations import evaluation_seconds, ideal_ratio, stages, total
+from cpo_ray.preflight.findings import Finding, Verdict
+from cpo_ray.preflight.machine import Resources, rate, stated
+from cpo_ray.preflight.memory import PROCESS, Need, roles
+from cpo_ray.preflight.remedies import remedy, room
+from cpo_ray.preflight.trials import Trials
+
+
+def plan_findings(
+    config: Config, base: Path | None, found: Resources, pictures: int, trials: Trials | None = None
+) -> Iterator[Finding]:
+    """For a base in a folder, or the published one of its architecture without, and so many training pictures (0: not known).
+
+    With `trials` it is the plan of a sweep.
+
+    Nothing is loaded or started: the models are counted on the meta device, for some seconds.
+    """
+    try:
+        resources = stated(config.machine, found)
+    except ConfigError as error:
+        yield Finding("missing", str(error))
+        return
+    if base is None:
+        published = f"the published {config.model.family.upper()}"
+        yield Finding("note", f"{config.model.base} is not on this machine; it is planned for as {published}", True)
+    needs = {}
+    for section, role in roles(config):
+        need = needs[section] = role(config, base)
+        verdict, space = _verdict(need, resources)
+        advice = ""
+        if verdict == "missing" and resources.gpu_bytes:
+            advice = f"; {remedy(config, base, section, role, resources.gpu_bytes)}"
+        yield Finding(verdict, f"{need.role} takes {need.bytes / 1e9:.1f} GB {space}: {need}{advice}", True)
+    yield _main_memory(config, needs, resources, trials)
+    yield _disk(config, base, pictures, trials)
+    if pictures:
+        yield from _time(config, base, pictures, resources, trials)
+        if not trials:
+            yield _ratio(config, base, pictures)
+
+
+def _verdict(need: Need, resources: Resources) -> tuple[Verdict, str]:
+    """How a need compares with what there is, and the words for it."""
+    if not need.gpus:
+        return "ok", "of main memory"
+    if resources.gpu_bytes is None:
+        return "note", "of a GPU, of unknown size here (machine.gpu or machine.gpu_gigabytes states it)"
+    here = room(need, resources.gpu_bytes)
+    share = f"its share of {need.gpus:g} of a GPU," if need.gpus < 1 else "a GPU's"
+    return ("ok" if need.bytes <= here else "missing"), f"of {share} {here / 1e9:.1f} GB"
+
+
+def _main_memory(config: Config, needs: dict[str, Need], resources: Resources, trials: Trials | None) -> Finding:
+    """Of what is there at the same time: targets beside each training, or one after the other; then evaluation, beside trials."""
+    actors = needs.pop("targets").main_bytes
+    drawing = needs.pop("evaluation").main_bytes
+    if trials:
+        drawing += trials.at_once * (PROCESS + needs.pop("preference.optimization").main_bytes)  # each has a driver
+    beside = actors if config.targets.overlap else 0
+    most = max(actors, drawing, *(training.main_bytes + beside for training in needs.values()))
+    sentence = f"all processes at a time take up to {most / 1e9:.1f} GB of main memory"
+    if resources.main_bytes is None:
+        return Finding("note", f"{sentence} where the run will be", True)
+    sentence += f"; {resources.main_bytes / 1e9:.1f} GB are {resources.where}"
+    if most <= resources.main_bytes:
+        return Finding("ok", sentence, True)
+    change = "lower workers, actors, micro_batch or shard_size, set targets.overlap = false, or add machines"
+    return Finding("missing", f"{sentence}; {change}", True)
+
+
+def _disk(config: Config, base: Path | None, pictures: int, trials: Trials | None) -> Finding:
+    """Targets beside what is free at their folder, checkpoints and exports at the run's; their sum where it is one disk."""
+    checkpoints, exports = disk.training_bytes(config, base, trials)
+    targets = disk.target_bytes(config, base, pictures)
+    wanted, folders = [targets, checkpoints + exports], [config.targets.folder, config.run.output]
+    if disk.existing(folders[0]).stat().st_dev == disk.existing(folders[1]).stat().st_dev:
+        wanted, folders = [sum(wanted)], folders[:1]
+    free = [disk.free_bytes(folder) for folder in folders]
+    there = " and ".join(f"{space / 1e9:.1f} GB are free at {folder}" for space, folder in zip(free, folders, strict=True))
+    shards = f"{targets / 1e9:.2f} GB" if pictures else "what shows once the data is there"
+    sentence = f"targets take up to {shards}, checkpoints {checkpoints / 1e9:.2f} GB, exports {exports / 1e9:.2f} GB; {there}"
+    if all(size <= space for size, space in zip(wanted, free, strict=True)):
+        return Finding("ok", sentence, True)
+    if config.folder.exists():
+        return Finding("note", f"{sentence}, beside what this run has written already", True)
+    return Finding("missing", f"{sentence}; lower targets.draws, or set targets.folder and run.output to a larger disk", True)
+
+
+def _time(config: Config, base: Path | None, pictures: int, resources: Resources, trials: Trials | None) -> Iterator[Finding]:
+    """Steps, and seconds where a rate is known; start-ups and reading are left out."""
+    uses = [config.targets.gpus_per_actor, config.preference.optimization.gpus_per_worker, config.evaluation.gpus_per_actor]
+    found = rate(config.machine, resources, on_gpu=any(uses))
+    flop_per_second, source = found or (1.0, "")
+    planned = stages(config, base, pictures, flop_per_second, trials)
+    yield Finding("ok", "optimizer steps: " + ", ".join(f"{stage.name} {stage.steps:,}" for stage in planned), True)
+    if found is None:
+        unit = "GPU" if any(uses) else "CPU"
+        yield Finding("note", f"machine.teraflop_per_second, what one {unit} sustains, is not stated; times follow from it", True)
+        return
+    evaluation = 0.0 if trials else evaluation_seconds(config, base, flop_per_second)
+    parts = ", ".join([*map(str, planned), *([] if trials else [f"evaluation {in_words(evaluation)}"])])
+    yield Finding("ok", f"about {in_words(total(planned, evaluation))} at {source}: {parts}", True)
+
+
+def _ratio(config: Config, base: Path | None, pictures: int) -> Finding:
+    ideal, targets, training = ideal_ratio(config, base, pictures), config.targets, config.preference.optimization
+    on_gpu = bool(targets.gpus_per_actor and training.gpus_per_worker)
+    unit, actors, workers = (
+        ("GPU", targets.gpus_per_actor, training.gpus_per_worker)
+        if on_gpu
+        else ("CPU", targets.cpus_per_actor, training.cpus_per_worker)
+    )
+    own = targets.max_actors * actors / (training.workers * workers)
+    return Finding(
+        "ok",
+        f"targets of stage 2 keep up with its training when {ideal:.1f} {unit}s compute them for each that trains; "
+        f"this configuration has {own:.1f}",
+        True,
+    )

@@ -1,0 +1,1 @@
+"""Pages of their own, without a network: runs, sweeps, reviews, and the kit that they share."""

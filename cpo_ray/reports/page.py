@@ -1,0 +1,42 @@
+"""What every report is made with: its templates, its style, pictures inside the page, and one way to write it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
+from PIL import Image
+
+from cpo_ray.core.statistics import format_interval, format_number
+
+HERE = Path(__file__).parent
+STYLE = HERE / "style.css"
+SIDE = 384  # larger pictures are shrunk to this side, or a report of an SDXL run would weigh hundreds of megabytes
+
+
+def render(template: Path, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
+    """A page as HTML. `template` may include `style.css`; numbers and intervals are written with `number` and `interval`."""
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, HERE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"interval": format_interval, "number": format_number, **(filters or {})}
+    return environment.get_template(template.name).render(values)
+
+
+def data_uri(picture: NDArray[np.uint8]) -> str:
+    """A picture (H, W, 3) uint8 as the address of an inline PNG."""
+    image = Image.fromarray(picture)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)  # leaves smaller ones as they are
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,120 @@
+"""What a run is: its settings, its tree, its data, its folder and who keeps track of it; opening one, and claiming its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpo_ray.config import Config, ConfigError, changed, dump
+from cpo_ray.data.buckets import Bucket
+from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.domains.toy.dataset import make_dataset
+from cpo_ray.hierarchy import Hierarchy, load_hierarchy
+from cpo_ray.preflight.checks import check, told_of_pictures
+from cpo_ray.preflight.trials import Trials
+from cpo_ray.recipes import training_pictures, usable_pictures
+from cpo_ray.session import connect
+from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every stage shares: the settings, the expert knowledge, the data, where results go and who keeps track."""
+
+    config: Config
+    tree: Hierarchy
+    dataset: AnnotatedDataset
+    folder: Path
+    tracker: RunTracker
+    resume: bool
+
+    @property
+    def pictures(self) -> dict[str, Bucket]:
+        """The ids of the data set with the sizes that they are taken at; those that are too small are not among them."""
+        return usable_pictures(self.config, self.dataset)
+
+    @property
+    def training_pictures(self) -> dict[str, Bucket]:
+        """What stage 1 and stage 2 learn from."""
+        return training_pictures(self.config, self.pictures)
+
+    @property
+    def good_pictures(self) -> dict[str, Bucket]:
+        """Training pictures with at most one negative attribute, for the supervised baseline."""
+        pictures = self.training_pictures.items()
+        return {name: bucket for name, bucket in pictures if len(self.dataset.labels(name).negative_ids) <= 1}
+
+    @property
+    def adapter(self) -> Path:
+        """The expert's adapter: the configured one, or the one that stage 1 of this run leaves."""
+        return self.config.expert.adapter or self.folder / "expert" / "adapter"
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What stage 2 trains: the configured objective, then the baselines."""
+        preference = self.config.preference
+        return tuple(dict.fromkeys((preference.objective, *preference.baselines)))
+
+    def say(self, sentence: str) -> None:
+        print(f"[{self.config.run.name}] {sentence}", flush=True)
+
+
+def open_run(config: Config, resume: bool = False, trials: Trials | None = None) -> Run:
+    """Load and check what every stage needs, claim the run's folder, connect to Ray and to MLflow; with `trials` for a sweep.
+
+    Raises ConfigError when the folder holds another run: to resume, the configuration must be the one it was started with, except
+    for what it is computed with.
+    """
+    folder = config.folder.absolute()
+    record, resolved = folder / "config.toml", dump(config)
+    if record.exists() and not resume:
+        raise ConfigError(f"{folder} already holds a run; pass --resume to go on with it, or another run.name=NAME")
+    if record.exists() and (differing := changed(record.read_text(), config)):
+        raise ConfigError(
+            f"{record} was started with other settings than {'; '.join(differing)}; give this run another run.name "
+            "(workers, their resources, micro_batch and zero_stage may change, what is trained may not)"
+        )
+    connect()
+    findings = check(config, trials)
+    if missing := [finding.sentence for finding in findings if finding.verdict == "missing"]:
+        raise ConfigError("\n".join(missing))
+    tree = load_hierarchy(config.data.hierarchy)
+    dataset = open_data(config, tree)
+    folder.mkdir(parents=True, exist_ok=True)
+    record.write_text(resolved)
+    tracker = start_tracking(config, dataset, tree, config.run.name, folder, None, resume)
+    run = Run(config, tree, dataset, folder, tracker, resume)
+    for finding in findings:
+        if finding.planned:
+            run.say(finding.sentence)
+    sizes = told_of_pictures(config, dataset)
+    run.say(f"WARNING: {sizes.sentence}" if sizes.left_out else sizes.sentence)
+    return run
+
+
+def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
+    """The annotated shards; the embedded domain draws its own when asked to."""
+    if config.data.toy_pictures:
+        return make_dataset(config.data.folder, config.data.toy_pictures, config.run.seed, tree)
+    dataset = AnnotatedDataset.open(config.data.folder)
+    dataset.check_hierarchy(tree)
+    return dataset
+
+
+def start_tracking(
+    config: Config, dataset: AnnotatedDataset, tree: Hierarchy, name: str, folder: Path, parent: RunTracker | None, resume: bool
+) -> RunTracker:
+    """An MLflow run of its own for every training, below the one of the whole."""
+    uri = resolve_uri(config.tracking, config.run.output)
+    experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
+    return start_run(
+        uri,
+        experiment,
+        name,
+        folder,
+        config_text=dump(config),
+        params=config.model_dump(mode="json"),
+        tags={"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()},
+        parent_run_id=parent.run_id if parent else None,
+        resume=resume,
+    )

@@ -1,0 +1,224 @@
+"""What each stage of the method does. Every stage leaves its result in the run's folder and is skipped when it is there."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from cpo_ray.config import ConfigError, Lora, Optimization
+from cpo_ray.core.plan import Item, Plan
+from cpo_ray.core.progress import ProgressLine
+from cpo_ray.evaluation.gate import Obedience, measure_obedience
+from cpo_ray.evaluation.measure import EvaluationResult, card_section, table
+from cpo_ray.evaluation.samples import sample_watch
+from cpo_ray.evaluation.stage import domain_of, evaluate_run
+from cpo_ray.models.base import base_source
+from cpo_ray.recipes import expert_spec, supervised_spec, training_plan
+from cpo_ray.run import Run, start_tracking
+from cpo_ray.targets.expert import ExpertSpec, target_store
+from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
+from cpo_ray.targets.store import TargetStore
+from cpo_ray.tracking import RunTracker, git_commit, ui_command
+from cpo_ray.training.artifacts.card import add_evaluation
+from cpo_ray.training.driver import TrainingError, TrainResult, train
+from cpo_ray.training.worker import SNAPSHOTS, TrainSpec
+
+OBEDIENCE = Path("expert", "obedience.json")
+
+
+def train_expert(run: Run) -> None:
+    """Stage 1 (paper, 5.1): the denoising loss on pictures whose text names the attributes, good and bad."""
+    settings = run.config.expert
+    if settings.adapter is not None:
+        if not settings.adapter.exists():
+            raise ConfigError(f"expert.adapter is {settings.adapter}, where there is nothing; train one or leave the key out")
+        return
+    plan = training_plan(run.config, run.training_pictures, settings.optimization)
+    spec = supervised_spec(run.config, settings.conditions)
+    _train(run, "expert", "sft", plan, spec, settings.optimization, settings.lora)
+
+
+def check_obedience(run: Run) -> None:
+    """Table S6, before stage 2 spends anything: an expert that does not obey has nothing to teach."""
+    domain, settings = domain_of(run.config), run.config.expert
+    if domain is None:
+        run.say("nothing here can read attributes from pictures; look at what the expert draws before you trust it")
+        return
+    file = run.folder / OBEDIENCE
+    found = Obedience.read(file) if file.exists() else measure_obedience(run.config, run.dataset, run.tree, run.adapter, domain)
+    found.save(file)
+    run.say("how the expert obeys (intersection over union of what is asked for and found):\n" + found.table())
+    if found.gap < settings.obedience_gate:
+        sentence = (
+            f"the expert does not obey: IoU_neg(C) - IoU_neg(A) is {found.gap:.2f}, and {settings.obedience_gate} is expected; "
+            "train it longer or at a higher rate (expert.optimization), or give it more pictures"
+        )
+        if settings.stop_at_gate:
+            raise ConfigError(sentence)
+        run.say(f"WARNING: {sentence}")
+
+
+def align(run: Run, objective: str) -> None:
+    """Stage 2 (paper, 5.2) or a baseline: the model learns from y alone, on the frozen outputs of θ1 and the reference."""
+    settings = run.config.preference
+    if objective == "sft":
+        plan = training_plan(run.config, run.good_pictures, settings.optimization)
+        spec = supervised_spec(run.config)
+    else:
+        plan = training_plan(run.config, run.training_pictures, settings.optimization, run.config.targets.draws)
+        spec = expert_spec(run.config, run.adapter)
+    _train(run, objective, objective, plan, spec, settings.optimization, settings.lora)
+
+
+def precompute_targets(run: Run) -> ProductionReport:
+    """Compute every target shard that stage 2 will read."""
+    config = run.config
+    if not run.adapter.exists():
+        raise ConfigError(f"there is no expert at {run.adapter}; run jobs/train_sft.py first, or name one with expert.adapter")
+    plan = training_plan(config, run.training_pictures, config.preference.optimization, config.targets.draws)
+    frozen, shards = expert_spec(config, run.adapter), plan.shards(config.targets.shard_size)
+    with target_store(frozen, config.targets.folder).in_use():
+        report = produce(frozen, shards, config.targets, ProgressLine("targets").counter("shards"))
+    run.say(told(report))
+    return report
+
+
+def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, optimization: Optimization, lora: Lora) -> None:
+    """Produce the target shards of a plan and train on them, at the same time or one after the other."""
+    if (run.folder / name / "adapter").exists():
+        run.say(f"{name}: already trained")
+        return
+    config, shards = run.config, plan.shards(run.config.targets.shard_size)
+    run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
+    tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, run.resume)
+    targets = target_store(frozen, config.targets.folder)
+    spec = training_spec(run, name, objective, plan, targets, optimization, lora, tracker)
+    with (
+        targets.in_use(),
+        sample_watch(config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
+    ):
+        result, report = _produce_and_train(run, spec, frozen, shards, name, tracker)
+    run.say(f"{name}: {told(report)}")
+    _record(run, name, result, tracker)
+
+
+def training_spec(
+    run: Run,
+    name: str,
+    objective: str,
+    plan: Plan,
+    targets: TargetStore,
+    optimization: Optimization,
+    lora: Lora,
+    tracker: RunTracker,
+) -> TrainSpec:
+    """A training of this run, in a folder of its own below the run's; a trial of a sweep is made from the same lines."""
+    config = run.config
+    return TrainSpec(
+        run_id=f"{config.run.name}-{name}",
+        output=run.folder / name,
+        model=config.model,
+        lora=lora,
+        optimization=optimization,
+        objective=objective,
+        omega_win=config.preference.omega_win,
+        omega_lose=config.preference.omega_lose,
+        beta=config.preference.beta,
+        plan=plan,
+        targets=targets,
+        shard_size=config.targets.shard_size,
+        seed=config.run.seed,
+        timeout_seconds=config.targets.timeout_seconds,
+        resume=run.resume,
+        card={
+            "hierarchy": f"{run.tree.name} {run.tree.version}, {run.tree.content_hash}",
+            "data": f"{len(run.dataset.ids)} pictures, {run.dataset.fingerprint}",
+        },
+        tracking=tracker,
+        snapshots=config.evaluation.samples > 0,
+    )
+
+
+def _produce_and_train(
+    run: Run, spec: TrainSpec, frozen: ExpertSpec, shards: Sequence[tuple[Item, ...]], name: str, tracker: RunTracker
+) -> tuple[TrainResult, ProductionReport]:
+    """At the same time, or one after the other where `targets.overlap` is off."""
+    line, targets = ProgressLine(name), run.config.targets
+
+    def warn(sentence: str) -> None:
+        run.say(f"{name}: WARNING: {sentence}")
+        tracker.tag("warning", sentence)
+
+    if not targets.overlap:
+        report = produce(frozen, shards, targets, line.counter("targets"))
+        return train(spec, line.counter("steps"), warn), report
+    with BackgroundProducer(frozen, shards, targets, spec.run_id, line.counter("targets")) as producer:
+        try:
+            result = train(spec, line.counter("steps"), warn)
+        except TrainingError:
+            producer.stop()
+            producer.join()  # where the targets failed, training only waited for them: its sentence is the cause
+            raise
+        return result, producer.join()
+
+
+def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> None:
+    """Say how a training ended and keep its adapter in MLflow."""
+    run.say(f"{name}: {result.sentence}")
+    if result.ledger_problem:
+        run.say(f"{name}: WARNING: {result.ledger_problem}")
+    tracker.log_adapter(result.adapter, base_source(run.config.model), run.config.model.revision)
+    tracker.finish()
+
+
+def told(report: ProductionReport) -> str:
+    text = f"{report.shards_written} target shards computed, {report.already_there} there before, {report.expert_forwards} passes"
+    if report.dropped_attributes:
+        text += f"; WARNING: {report.dropped_attributes} attributes did not fit into the text encoder and were left out"
+    return text
+
+
+def evaluate(run: Run) -> None:
+    """Draw, measure and report; the last thing a user sees is the table and where everything lies."""
+    adapters = {name: path for name in run.objectives if (path := run.folder / name / "adapter").exists()}
+    if not adapters:
+        raise ConfigError(f"{run.folder} holds no trained model; run jobs/train_cpo.py first")
+    provenance = {
+        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "commit": git_commit(),
+        "data": run.dataset.fingerprint,
+        "hierarchy": f"{run.tree.name} {run.tree.version}, {run.tree.content_hash}",
+        "packages": ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "ray", "deepspeed", "peft")),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+    }
+    obeyed = Obedience.read(file) if (file := run.folder / OBEDIENCE).exists() else None
+    on_progress = ProgressLine("evaluation").counter("pictures")
+    result, report = evaluate_run(run.config, run.dataset, run.tree, run.adapter, adapters, provenance, obeyed, on_progress)
+    run.tracker.log_report(report)
+    for picture in sorted(report.parent.glob("*.png")):
+        run.tracker.log_pictures(picture.stem, picture, step=0)
+    if result is not None:
+        with run.tracker.start() as logger:
+            for name, model in result.models.items():
+                key = name.split(",")[0]
+                logger.log(0, {f"{key}/negatives": model.negatives.mean, f"{key}/content": model.content.mean,
+                               f"{key}/distance": model.distance})  # fmt: skip
+        _complete_cards(run, adapters, result)
+    run.tracker.finish()
+    if result is not None:
+        print("\n" + table(result) + "\n")
+    print(f"report        {report}")
+    print(f"MLflow store  {run.tracker.uri}")
+    print(f"open it with  {ui_command(run.tracker.uri)}")
+
+
+def _complete_cards(run: Run, adapters: Mapping[str, Path], result: EvaluationResult) -> None:
+    """Say in each model card, here and in MLflow, what was measured."""
+    for name, folder in adapters.items():
+        add_evaluation(folder, card_section(result, name))
+        tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, resume=True)
+        tracker.log_card(folder, run.config.model.revision)
+        tracker.finish()

@@ -1,0 +1,211 @@
+"""The target store as a tool: what is there, whether it is whole, what can go, and what a run will need.
+
+Safe beside trainings: shards are only read, except by `prune`, which leaves every set of shards alone that a run holds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpo_ray.config import Config
+from cpo_ray.core.schema import target_row_bytes
+from cpo_ray.data.buckets import Bucket
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.models.base import local_base
+from cpo_ray.preflight.disk import row_of
+from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
+from cpo_ray.sweep.items import sweep_items
+from cpo_ray.targets.expert import ExpertSpec, target_store
+from cpo_ray.targets.store import FrozenInputs, Items, TargetStore, TargetStoreError
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class StoredTargets:
+    """The shards of one fingerprint. `inputs` is None where about.json is missing or of another version."""
+
+    store: TargetStore
+    inputs: FrozenInputs | None
+    shards: int
+    bytes: int
+    days_unused: float
+    in_use: bool
+
+    def sentence(self) -> str:
+        """One line for people; long digests are cut."""
+        size = f"{self.shards} shards, {self.bytes / 1e9:.2f} GB"
+        age = "in use" if self.in_use else f"unused for {self.days_unused:.1f} days"
+        if self.inputs is None:
+            return f"{self.store.fingerprint[:12]}  unknown: about.json is missing or of another version; {size}; {age}"
+        i = self.inputs
+        base, _, revision = i.base.partition("@")
+        expert = f"expert {i.adapter[:12]}" if i.adapter else "no expert"
+        where = f"base {base[:24]}" + (f"@{revision[:12]}" if revision not in ("", "None") else "")
+        what = f"{i.kind}, {where}, {expert}, data {i.dataset[:12]}, {i.resolution} px, seed {i.seed}"
+        return f"{self.store.fingerprint[:12]}  {what}; {size}; {age}"
+
+
+def stored(folder: Path) -> list[StoredTargets]:
+    """Everything in a target store, the latest used first."""
+    found = [_stored(TargetStore(folder.absolute(), path.name)) for path in _roots(folder)]
+    return sorted(found, key=lambda targets: targets.days_unused)
+
+
+def verify(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """Every shard of a store with what is wrong with it, or None; each is read whole and compared with its checksum."""
+    for root in _roots(folder):
+        store = TargetStore(folder.absolute(), root.name)
+        for path in sorted(root.glob("*.safetensors")):
+            try:
+                store.verify(path)
+            except TargetStoreError as error:
+                yield path, str(error)
+            else:
+                yield path, None
+
+
+def prune(folder: Path, unused_days: float, *, delete: bool) -> list[StoredTargets]:
+    """What no run has used for so many days, removed with `delete`; what a run holds is never among it."""
+    old = [targets for targets in stored(folder) if not targets.in_use and targets.days_unused >= unused_days]
+    return [targets for targets in old if not delete or _delete(targets.store)]
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """What one stage of a run reads. `there` counts shards in the store, None where it cannot be known yet."""
+
+    stage: str
+    samples: int
+    shards: int
+    there: int | None
+    bytes: int
+
+    def sentence(self) -> str:
+        """One line for people."""
+        there = "" if self.there is None else f", {self.there} of them there already"
+        return f"{self.stage}: {self.samples:,} samples in {self.shards} shards, {self.bytes / 1e9:.2f} GB at most{there}"
+
+
+def needs(config: Config) -> list[StageNeed]:
+    """What the stages of a run, or the sweep that it describes, will have on disk.
+
+    Raises DataError where there are no pictures; those of the embedded domain need not be drawn yet.
+    """
+    pictures, drawn = _pictures(config)
+    size, expert = config.targets.shard_size, config.expert
+    found = []
+    if expert.adapter is None:
+        shards = training_plan(config, training_pictures(config, pictures), expert.optimization).shards(size)
+        spec = supervised_spec(config, expert.conditions) if drawn else None
+        found.append(_need(config, "stage 1", shards, spec))
+    if config.sweep is not None:
+        shards = list(sweep_items(config, config.sweep, pictures)[0])
+    else:
+        preference = config.preference.optimization
+        shards = training_plan(config, training_pictures(config, pictures), preference, config.targets.draws).shards(size)
+    adapter = expert.adapter or config.folder / "expert" / "adapter"
+    spec = expert_spec(config, adapter) if drawn and adapter.exists() else None
+    return [*found, _need(config, "stage 2" if config.sweep is None else "all trials", shards, spec)]
+
+
+def _need(config: Config, stage: str, shards: Sequence[Items], spec: ExpertSpec | None) -> StageNeed:
+    samples, row = sum(map(len, shards)), row_of(config, local_base(config.model))
+    there = None if spec is None else len(shards) - len(target_store(spec, config.targets.folder).missing(shards))
+    # Stage 1 has x_t and the truth alone, in float16.
+    size = 4 * row.latent + 2 * row.text if stage == "stage 1" else target_row_bytes(*row)
+    return StageNeed(stage, samples, len(shards), there, samples * size)
+
+
+def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
+    """The pictures of the data set and whether it is there; before the embedded domain has drawn it, as many others."""
+    try:
+        return usable_pictures(config, AnnotatedDataset.open(config.data.folder)), True
+    except DataError:
+        if not config.data.toy_pictures:
+            raise
+        square = Bucket(*[config.model.resolution] * 3)
+        return {f"{number:09d}": square for number in range(config.data.toy_pictures)}, False
+
+
+def _roots(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+
+
+def _stored(store: TargetStore) -> StoredTargets:
+    files = [path.stat() for path in store.root.glob("*.safetensors")]
+    lock, about = store.lock_file, store.root / "about.json"
+    used = max([file.st_mtime for file in files] + [lock.stat().st_mtime if lock.exists() else 0.0])
+    try:
+        inputs = FrozenInputs(**json.loads(about.read_text()))
+    except (FileNotFoundError, TypeError):
+        inputs = None
+    return StoredTargets(
+        store, inputs, len(files), sum(file.st_size for file in files), (time.time() - used) / DAY, _is_held(lock)
+    )
+
+
+def _is_held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _delete(store: TargetStore) -> bool:
+    """Whether the shards could be removed; a run that begins meanwhile waits, and finds them gone."""
+    store.lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with store.lock_file.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(store.root)
+    return True
+
+
+def show(folder: Path) -> None:
+    """Print a line for each set of shards."""
+    found = stored(folder)
+    for targets in found:
+        print(targets.sentence())
+    print(f"{len(found)} sets of shards, {sum(targets.bytes for targets in found) / 1e9:.2f} GB in {folder.absolute()}")
+
+
+def show_verification(folder: Path) -> None:
+    """Print what is wrong. Raises TargetStoreError where something is, so that the job's exit code tells."""
+    checked = list(verify(folder))
+    wrong = [problem for _, problem in checked if problem]
+    for problem in wrong:
+        print(problem)
+    if wrong:
+        raise TargetStoreError(f"{len(wrong)} of {len(checked)} shards in {folder.absolute()} are not whole")
+    print(f"{len(checked)} shards in {folder.absolute()} are whole")
+
+
+def show_pruning(folder: Path, unused_days: float, *, delete: bool) -> None:
+    """Print what was pruned, or would be."""
+    found = prune(folder, unused_days, delete=delete)
+    for targets in found:
+        print(targets.sentence())
+    size = sum(targets.bytes for targets in found) / 1e9
+    print(f"{size:.2f} GB {'are free again' if delete else 'would be free again; --delete removes them'}")
+
+
+def show_needs(config: Config) -> None:
+    """Print what the configuration's run needs and what is free."""
+    for need in needs(config):
+        print(need.sentence())
+    folder = config.targets.folder.absolute()
+    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    print(f"{free / 1e9:.1f} GB are free at {folder}")

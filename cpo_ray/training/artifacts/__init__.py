@@ -1,0 +1,1 @@
+"""What a training leaves: checkpoints, exports, model cards, the ledger, metrics."""

@@ -1,0 +1,81 @@
+"""The model card beside trained weights: what they are, how to load them, under which licence, what was measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from cpo_ray.config import Model
+from cpo_ray.core.files import write_text
+from cpo_ray.models import PIPELINES, family
+from cpo_ray.models.base import base_source
+from cpo_ray.models.published import LICENCES
+
+_EVALUATION = ("<!-- evaluation -->", "<!-- end of evaluation -->")
+_FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
+
+
+def card_text(model: Model, card: Mapping[str, str], parameters: Literal["lora", "full"] = "lora") -> str:
+    """A model card that diffusers' and the hub's readers understand; `card` gives the lines of its table."""
+    rows = "\n".join(f"| {name} | {value} |" for name, value in card.items())
+    revision = f" at revision {model.revision}" if model.revision else ""
+    licence = base_licence(model)
+    head = {
+        "library_name": "diffusers",
+        "base_model": model.base,
+        **({"license": "other", "license_name": licence} if licence else {}),
+        "tags": ["text-to-image", model.family, "cpo", *(["lora"] if parameters == "lora" else [])],
+    }
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+        f"# Trained on {model.base}\n\n"
+        f"Weights for {model.base}{revision}, written by cpo_ray. "
+        "Loaded back after the export, they gave the trained model's output.\n\n"
+        f"{_usage(model, parameters)}\n\n"
+        f"| | |\n|---|---|\n{rows}\n\n"
+        "Licence: these weights are a derivative of the base model and of the training pictures; the terms of both apply. "
+        f"The base's: {licence or 'not stated where it was loaded from; look it up before you pass these on'}.\n"
+    )
+
+
+def add_evaluation(folder: Path, section: str) -> None:
+    """Put an evaluation at the end of the model card in `folder`, or in the place of an earlier one; the rest stays as it is.
+
+    `section` is Markdown that ends with a line feed. Nothing happens where the card was taken away.
+    """
+    card = folder / "README.md"
+    if card.exists():
+        text, marked = card.read_text(), f"{_EVALUATION[0]}\n{section}{_EVALUATION[1]}\n"
+        before, begun, rest = text.partition(f"{_EVALUATION[0]}\n")
+        _, _, after = rest.partition(f"{_EVALUATION[1]}\n")
+        write_text(card, before + marked + after if begun else f"{text}\n{marked}")
+
+
+def base_licence(model: Model) -> str | None:
+    """The licence that a base states in its own model card, or that is known of a published one; None where nothing is stated."""
+    card = Path(base_source(model)) / "README.md"
+    if card.is_file() and (front := _FRONT_MATTER.match(card.read_text())):
+        fields = yaml.safe_load(front[1])
+        named = (fields.get("license_name"), fields.get("license")) if isinstance(fields, dict) else ()
+        if stated := next((str(name) for name in named if name), None):
+            return stated
+    return LICENCES.get(model.base)
+
+
+def _usage(model: Model, parameters: Literal["lora", "full"]) -> str:
+    """How diffusers loads an export."""
+    if parameters == "lora":
+        return (
+            "`pipeline.load_lora_weights(FOLDER)` reads this folder; `formats/` holds the same for kohya's scripts and ComfyUI."
+        )
+    architecture = family(model)
+    part, denoiser = architecture.denoiser, architecture.denoiser_class.__name__
+    return (
+        "The denoiser alone, as diffusers saves it:\n\n"
+        f'    {part} = {denoiser}.from_pretrained(FOLDER, subfolder="{part}")\n'
+        f"    pipeline = {PIPELINES[model.family]}.from_pretrained(BASE, {part}={part})"
+    )

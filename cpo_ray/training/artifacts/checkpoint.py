@@ -1,0 +1,51 @@
+"""Checkpoints through Ray Train: all ranks gather, rank 0 writes where Ray keeps them, and they count once Ray knows of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import ray.train
+from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
+from torch import distributed
+
+from cpo_ray.training.engine.engine import Engine
+
+_STATE = "training_state.json"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a resume needs beside the engine: the number of finished steps and the gradient norms that health is judged by."""
+
+    step: int = 0
+    gradient_norms: tuple[float, ...] = ()
+    metrics: dict[str, float] | None = None
+
+
+def save_checkpoint(engine: Engine, state: TrainingState, storage: Path) -> None:
+    """Save below `storage`, the run's folder as Ray Train has it, and report; returns once the checkpoint counts. Collective."""
+    # Written in place: a copy of tens of gigabytes in a temporary folder would need as much room again.
+    folder = storage / f"step-{state.step:08d}"
+    if distributed.get_rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # left by a crash before it counted
+        folder.mkdir(parents=True)
+        (folder / _STATE).write_text(json.dumps(asdict(state)))
+    engine.save(folder)
+    checkpoint = Checkpoint.from_directory(folder) if distributed.get_rank() == 0 else None
+    ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+    # A report is handed on by polling; a crash before that would lose a checkpoint whose ledger is written already.
+    ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
+
+
+def restore_checkpoint(engine: Engine) -> TrainingState:
+    """Load the latest checkpoint of this run, if there is one, into the engine."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return TrainingState()
+    with checkpoint.as_directory() as name:
+        engine.load(Path(name))
+        values = json.loads((Path(name) / _STATE).read_text())
+    return TrainingState(values["step"], tuple(values["gradient_norms"]), values["metrics"])

@@ -1,0 +1,123 @@
+"""The trained weights as diffusers and others read them, published only if, loaded back, they give the trained model's output."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from cpo_ray.config import Model
+from cpo_ray.models.base import Conditioning, Family
+from cpo_ray.training.artifacts.card import card_text
+
+#: Allowed relative distance of two outputs that differ by rounding alone, and of the adapter's own effect besides.
+_ROUNDING = {"float32": 1e-5, "bfloat16": 3e-2}
+_SHARE_OF_CHANGE = 0.05
+_NO_CHANGE = 1e-6
+
+#: Where a LoRA lies in the key formats of other programs.
+FORMATS = "formats"
+
+
+class ExportError(ValueError):
+    """The written files do not do what the trained model does; nothing was published."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Fixed inputs and the trained model's output for them: x_t and output (B, C, h, w), the rest as a target batch has them."""
+
+    x_t: Tensor
+    timestep: Tensor
+    conditioning: Conditioning
+    output: Tensor
+
+
+def probe_output(family: Family, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+    """(B, C, h, w) float32, from full float32 convolutions on GPUs, so that equal models differ by float32's rounding only."""
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return family.predict(denoiser, x_t, timestep, conditioning).float()
+
+
+def export_adapter(
+    family: Family,
+    denoiser: nn.Module,
+    state: dict[str, Tensor],
+    model: Model,
+    folder: Path,
+    card: Mapping[str, str],
+    probe: Probe,
+    parameters: Literal["lora", "full"] = "lora",
+) -> None:
+    """Write the adapter, or with "full" the whole denoiser, and a model card; replaces what `folder` held.
+
+    A LoRA also goes to `formats/`, as kohya's scripts and ComfyUI read it. `state` holds the trained parameters by name, whole
+    (`Engine.trained_state`). Raises ExportError when the files, loaded on a fresh base, do not give `probe.output`, or when they
+    change nothing.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write_weights(family, denoiser, state, model, partial, parameters)
+        verify_export(family, model, partial, probe)
+        if parameters == "lora":
+            family.save_other_formats(denoiser, state, partial / FORMATS)
+        (partial / "README.md").write_text(card_text(model, card, parameters))
+        partial.chmod(0o755)  # temporary folders are closed to other users
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_weights(
+    family: Family, denoiser: nn.Module, state: dict[str, Tensor], model: Model, folder: Path, parameters: Literal["lora", "full"]
+) -> None:
+    """The adapter, or with "full" the whole denoiser, of the whole trained `state`, as diffusers reads it."""
+    if parameters == "lora":
+        family.save_adapter(denoiser, state, folder)
+    else:
+        family.save_denoiser(model, state, folder)
+
+
+def verify_export(family: Family, model: Model, folder: Path, probe: Probe) -> None:
+    """Load `folder` on a fresh base, in float32, and compare outputs. Raises ExportError as `export_adapter` does."""
+    exact = model.model_copy(update={"dtype": "float32"})
+    base = _output(family, family.load_denoiser(exact), probe)
+    reloaded = _output(family, family.load_denoiser(exact, adapter=folder), probe)
+    size = float(probe.output.norm())
+    change, error = float((reloaded - base).norm()), float((reloaded - probe.output).norm())
+    # The error is allowed a share of the change, not only of the output: an adapter of small effect that is scaled wrongly
+    # would otherwise pass.
+    if not error <= _ROUNDING[model.dtype] * size + _SHARE_OF_CHANGE * change:
+        raise ExportError(
+            f"the exported weights, loaded back, differ from the trained model's output by {error / size:.1e} of its size; "
+            "nothing was written; look for weights or metadata that the file format has lost (for a LoRA its alpha)"
+        )
+    if change <= _NO_CHANGE * size:
+        raise ExportError(
+            f"the exported weights change the base model's output by {change / size:.1e} of its size, which is nothing; "
+            "train longer or with a larger learning rate"
+        )
+
+
+def _output(family: Family, denoiser: nn.Module, probe: Probe) -> Tensor:
+    """On the probe's device, or on the CPU where the trained model leaves no room beside it."""
+    device = probe.x_t.device if _fits(denoiser, probe.x_t.device) else torch.device("cpu")
+    conditioning = {name: values.to(device) for name, values in probe.conditioning.items()}
+    output = probe_output(family, denoiser.to(device), probe.x_t.to(device).float(), probe.timestep.to(device), conditioning)
+    return output.to(probe.x_t.device)
+
+
+def _fits(denoiser: nn.Module, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    torch.cuda.empty_cache()
+    size = sum(parameter.nbytes for parameter in denoiser.parameters())
+    return torch.cuda.mem_get_info(device)[0] > 1.3 * size

@@ -1,0 +1,78 @@
+"""What a training leaves for people: the line of metrics per step, and what its model card says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from cpo_ray.core.files import write_text
+from cpo_ray.objectives import get_objective
+from cpo_ray.training.artifacts.ledger import drop_after
+
+if TYPE_CHECKING:
+    from cpo_ray.training.worker import TrainSpec
+
+METRICS = "metrics.jsonl"
+
+
+class StepLogger(Protocol):
+    """Takes the metrics of each step; lives on rank 0."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class StepTracking(Protocol):
+    """Picklable; starts the logger in the process that logs."""
+
+    def start(self) -> StepLogger: ...
+
+
+class _MetricsFile:
+    """metrics.jsonl, one line per step; each line is flushed, so that people can watch."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < first] if path.exists() else []
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self._stream = path.open("a", buffering=1)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def open_loggers(spec: TrainSpec, first: int, stack: ExitStack) -> list[StepLogger]:
+    """What rank 0 logs to; forgets what was trained after the checkpoint, since it is trained again."""
+    drop_after(spec.output, first)
+    loggers: list[StepLogger] = [_MetricsFile(spec.output / METRICS, first)]
+    if spec.tracking is not None:
+        loggers.append(spec.tracking.start())
+    for logger in loggers:
+        stack.callback(logger.close)
+    return loggers
+
+
+def model_card(spec: TrainSpec, metrics: Mapping[str, float]) -> dict[str, str]:
+    """The lines of the model card."""
+    expert, optimization = "expert" in get_objective(spec.objective).needs, spec.optimization
+    average = f"moving average of the trained ones, decay {optimization.ema_decay:g}"
+    return {
+        "objective": spec.objective,
+        **({"omega_win": str(spec.omega_win), "omega_lose": str(spec.omega_lose), "beta": str(spec.beta)} if expert else {}),
+        "steps": str(spec.plan.steps),
+        "samples per step": str(spec.plan.global_batch),
+        "training pictures": str(len(spec.plan.sample_ids)),
+        "learning rate": str(optimization.learning_rate),
+        **({"optimizer": optimization.optimizer} if optimization.optimizer != "adamw" else {}),
+        **({"weights": average} if optimization.ema_decay else {}),
+        "seed": str(spec.seed),
+        "targets": spec.targets.fingerprint,
+        **spec.card,
+        **{f"last step: {name}": f"{value:.4g}" for name, value in metrics.items()},
+    }

@@ -1,0 +1,52 @@
+"""Tensors written into a safetensors file one after another, so that nobody holds all of them at once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
+
+
+class TensorEntry(NamedTuple):
+    """A tensor that is there when it is asked for."""
+
+    name: str
+    dtype: torch.dtype
+    shape: torch.Size
+    tensor: Callable[[], Tensor]
+
+
+def write_tensors(path: Path, entries: Sequence[TensorEntry], metadata: Mapping[str, str]) -> None:
+    """Write a file that nobody ever sees half-written; each entry is asked for its tensor once, in order.
+
+    The format (github.com/huggingface/safetensors): the length of a JSON header in 8 bytes, the header, the numbers.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    header = _header(entries, metadata)
+    with partial.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for entry in entries:
+            tensor = entry.tensor()
+            assert (tensor.dtype, tensor.shape) == (entry.dtype, entry.shape), entry.name
+            file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, dtype, shape, _ in entries:
+        start, end = end, end + shape.numel() * dtype.itemsize
+        assert name not in table, name
+        table[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(table).encode()
+    return text + b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight

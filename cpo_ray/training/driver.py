@@ -1,0 +1,215 @@
+"""The driver's side of one training: check what can be checked, hand it to Ray Train, read the result."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cpo_ray.config import Optimization
+from cpo_ray.config.optimization import FREE_ON_RESUME
+from cpo_ray.core.files import write_text
+from cpo_ray.training.artifacts.ledger import check_ledger, read_ledger
+from cpo_ray.training.artifacts.records import METRICS
+from cpo_ray.training.health import winner_warning
+from cpo_ray.training.worker import ADAPTER, TrainSpec, WorkerResult, train_loop
+
+_SETTINGS = "training.json"
+_RESULT = "result.json"
+_KEPT_CHECKPOINTS = 2
+_LOOK_EVERY_SECONDS = 2.0
+
+
+class TrainingError(ValueError):
+    """The training cannot start, or its workers failed."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished training. `trained_steps` counts those of this call: 0 means that there was nothing left to train.
+
+    `ledger_problem` is None when each planned item was trained exactly as often as planned. `warnings` are sentences about what
+    its numbers say.
+    """
+
+    adapter: Path
+    steps: int
+    trained_steps: int
+    metrics: dict[str, float]
+    ledger_problem: str | None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """What happened, for people."""
+        if self.trained_steps == 0:
+            return f"nothing was left to train: all {self.steps} steps were done before; the weights are in {self.adapter}"
+        return f"trained {self.trained_steps} of {self.steps} steps; the weights are in {self.adapter}"
+
+
+def train(
+    spec: TrainSpec,
+    on_progress: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> TrainResult:
+    """Run a training to its end, or with `resume` go on where it stopped; needs a connected Ray.
+
+    `on_progress` is told (finished steps, all steps) every few seconds, and `on_warning` once what looks wrong and does not stop
+    a training, from a thread of their own.
+    Raises TrainingError when the output folder holds another training, the cluster is too small or the workers fail too often,
+    TrainingHealthError when the numbers go wrong, and ExportError when the written weights are not the trained ones.
+    """
+    _check_output(spec)
+    record = spec.output / _RESULT
+    if record.exists():
+        done = json.loads(record.read_text())
+        return TrainResult(spec.output / ADAPTER, **(done | {"trained_steps": 0}))
+    check_resources(spec.optimization)
+    write_text(spec.output / _SETTINGS, json.dumps(_settings(spec), indent=2))
+    with _followed(spec, on_progress, on_warning) as told:
+        worker = _fit(spec)
+    warnings = tuple(filter(None, (_winner_warning(spec), *worker.warnings)))
+    for warning in warnings:
+        if on_warning is not None and warning not in told:
+            on_warning(warning)
+    if worker.failure is not None:
+        raise worker.failure
+    if on_progress is not None:
+        on_progress(spec.plan.steps, spec.plan.steps)
+    result = TrainResult(
+        adapter=spec.output / ADAPTER,
+        steps=worker.last_step,
+        trained_steps=worker.last_step - worker.first_step,
+        metrics=worker.metrics,
+        ledger_problem=check_ledger(spec.plan, read_ledger(spec.output)),
+        warnings=warnings,
+    )
+    write_text(record, json.dumps({k: v for k, v in asdict(result).items() if k != "adapter"}))
+    return result
+
+
+def check_resources(optimization: Optimization) -> None:
+    """Raises TrainingError when the cluster can never hold the workers; Ray would wait for them for ever."""
+    cluster = ray.cluster_resources()
+    for name, each in (("CPU", optimization.cpus_per_worker), ("GPU", optimization.gpus_per_worker)):
+        wanted, there = optimization.workers * each, cluster.get(name, 0.0)
+        if wanted > there:
+            raise TrainingError(
+                f"{optimization.workers} workers with {each:g} {name}s each need {wanted:g} {name}s, "
+                f"and the cluster has {there:g}; "
+                f"lower optimization.workers or {name.lower()}s_per_worker, or add nodes"
+            )
+
+
+@contextmanager
+def _followed(
+    spec: TrainSpec, on_progress: Callable[[int, int], None] | None, on_warning: Callable[[str], None] | None
+) -> Iterator[list[str]]:
+    """Read the lines that rank 0 writes, one a step; nothing has to travel to see how it goes. Yields what was said."""
+    told: list[str] = []
+    ended, file = threading.Event(), spec.output / METRICS
+
+    def follow() -> None:
+        last = None
+        while not ended.wait(_LOOK_EVERY_SECONDS):
+            done = file.read_bytes().count(b"\n") if file.exists() else 0
+            if done == last:
+                continue
+            last = done
+            if on_progress is not None and done < spec.plan.steps:
+                on_progress(done, spec.plan.steps)
+            if on_warning is not None and not told and (warning := _winner_warning(spec)):
+                told.append(warning)
+                on_warning(warning)
+
+    thread = threading.Thread(target=follow, name="steps", daemon=True)
+    thread.start()
+    try:
+        yield told
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _winner_warning(spec: TrainSpec) -> str | None:
+    """Of the steps logged so far; objectives without a winner have nothing to warn of."""
+    file = spec.output / METRICS
+    # The last line may be half-written.
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    errors = [metrics["win"] for metrics in map(json.loads, lines) if "win" in metrics]
+    return winner_warning(errors, spec.beta, spec.omega_win, spec.omega_lose)
+
+
+def _check_output(spec: TrainSpec) -> None:
+    """Compare with what was started in the output folder before."""
+    record, settings = spec.output / _SETTINGS, _settings(spec)
+    if not record.exists():
+        return
+    if not spec.resume:
+        raise TrainingError(f"{spec.output} already holds a training; resume it, or give the run another name")
+    before = json.loads(record.read_text())
+    differing = [key for key in settings if before.get(key) != settings[key]]
+    if differing:
+        key = differing[0]
+        raise TrainingError(
+            f"{spec.output} was started with {key} = {before.get(key)!r}, and is now to be resumed with {settings[key]!r}; "
+            "resume with the settings it was started with, or give the run another name "
+            "(workers, their resources, micro_batch and zero_stage may change)"
+        )
+
+
+def _settings(spec: TrainSpec) -> dict[str, Any]:
+    """All that a resume may not change. Steps and epochs are in the plan."""
+    sections = {
+        "model": spec.model.model_dump(mode="json"),
+        "lora": spec.lora.model_dump(mode="json"),
+        "optimization": spec.optimization.model_dump(mode="json", exclude={"steps", "epochs", *FREE_ON_RESUME}),
+    }
+    flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
+    names = ("run_id", "objective", "omega_win", "omega_lose", "beta", "seed")
+    return {
+        **flat,
+        **{name: getattr(spec, name) for name in names},
+        "plan": spec.plan.fingerprint(),
+        "targets": spec.targets.fingerprint,
+    }
+
+
+def _fit(spec: TrainSpec) -> WorkerResult:
+    optimization = spec.optimization
+    on_gpu = optimization.gpus_per_worker > 0
+    resources = {"CPU": optimization.cpus_per_worker} | ({"GPU": optimization.gpus_per_worker} if on_gpu else {})
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"spec": spec},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=optimization.workers, use_gpu=on_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=spec.run_id,  # the same name in the same place is how Ray Train resumes
+            storage_path=str(spec.output.absolute()),
+            failure_config=FailureConfig(max_failures=optimization.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(
+            f"training {spec.run_id!r} failed {optimization.max_failures + 1} times, at last with: {_last_line(error)}; "
+            "resume it once the cause is gone"
+        ) from error
+    worker: WorkerResult = result.return_value
+    return worker
+
+
+def _last_line(error: TrainingFailedError) -> str:
+    """The message at the end of a worker's traceback."""
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,1 @@
+"""DeepSpeed around one denoiser; the only room that imports it."""

@@ -1,0 +1,280 @@
+"""Folders, Parquet and tars as they are found: what can be read goes on, the rest is set aside with a reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cpo_ray.annotation.pictures import prepare
+from cpo_ray.annotation.sources.listing import Listing, list_pictures, read
+from cpo_ray.config.annotation import PictureSource
+from cpo_ray.data.picture import MAX_BYTES, PictureError
+from cpo_ray.data.shards import DataError
+
+
+def encoded(kind: str = "png", mode: str = "RGB", size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, 128 if mode in ("1", "L") else (128,) * len(mode)).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def rotated() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded("jpeg", exif=exif)
+
+
+def mixed_folder(folder: Path) -> dict[str, str]:
+    """Write 20 pictures of every kind that is met with; returns id → a part of the reason, or "" where it can be read."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    stream = io.BytesIO()
+    noise.save(stream, "jpeg")
+    files: dict[str, tuple[bytes, str]] = {
+        "alpha.png": (encoded(mode="RGBA"), ""),
+        "animated.gif": (encoded("gif", "L"), ""),
+        "bitmap.bmp": (encoded("bmp"), ""),
+        "cmyk.jpg": (encoded("jpeg", "CMYK"), ""),
+        "deep/er/nested.PNG": (encoded(), ""),
+        "empty.png": (b"", "not an image of a known format"),
+        "enormous.png": (encoded(mode="1", size=(10_000, 10_001)), "100 megapixels are the most"),
+        "grey.jpeg": (encoded("jpeg", "L"), ""),
+        "grey_alpha.png": (encoded(mode="LA"), ""),
+        "name with spaces é.png": (encoded(), ""),
+        "one_high.png": (encoded(size=(500, 1)), "500 x 1 pixels; 16 on each side are the least"),
+        "palette.png": (encoded(mode="1"), ""),
+        "photo.heic": (b"\0\0\0\x18ftypheic", "not an image of a known format"),
+        "picture.webp": (encoded("webp"), ""),
+        "plain.jpg": (encoded("jpeg"), ""),
+        "print.tif": (encoded("tiff", "CMYK"), ""),
+        "script.jpg": (b"import os\n", "not an image of a known format"),
+        "truncated.jpg": (stream.getvalue()[:-700], "damaged or truncated"),
+        "upright.jpg": (rotated(), ""),
+        "wrong_name.png": (encoded("jpeg"), ""),
+    }
+    for name, (data, _) in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    for ignored in ("notes.txt", ".hidden.png", ".cache/hidden.png", "Thumbs.db"):
+        (folder / ignored).parent.mkdir(exist_ok=True)
+        (folder / ignored).write_bytes(b"x")
+    return {name: reason for name, (_, reason) in files.items()}
+
+
+def listed(path: Path, **columns: str) -> Listing:
+    return list_pictures(PictureSource(path=path, **columns))
+
+
+def reasons(listing: Listing) -> dict[str, str]:
+    """Id → why it cannot be prepared, or ""."""
+    found = {}
+    for entry, data in zip(listing.entries, read(listing.entries), strict=True):
+        try:
+            if isinstance(data, PictureError):
+                raise data
+            prepare(entry.id, entry.prompt, data, 64, "png")
+            found[entry.id] = ""
+        except PictureError as error:
+            found[entry.id] = str(error)
+    return found
+
+
+def test_a_folder_of_mixed_formats(tmp_path: Path) -> None:
+    expected = mixed_folder(tmp_path)
+    listing = listed(tmp_path)
+    found = reasons(listing)
+    assert sorted(found) == sorted(expected) and len(found) == 20 and not listing.set_aside
+    for name, reason in expected.items():
+        assert (reason in found[name] and found[name]) if reason else not found[name], (name, found[name])
+
+
+def test_pictures_are_seen_upright_on_white_and_in_color(tmp_path: Path) -> None:
+    half_black = io.BytesIO()
+    Image.new("RGBA", (32, 32), (0, 0, 0, 128)).save(half_black, "png")
+    picture = prepare("a", "", half_black.getvalue(), 64, "png")
+    assert picture.pixels().getpixel((0, 0)) == (127, 127, 127)
+    turned = prepare("b", "", rotated(), 64, "png")
+    assert turned.size == turned.seen_size == (48, 64)
+
+
+def test_metadata_gives_prompts_and_ids_and_its_bad_lines_are_set_aside(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "sub/c.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded())
+    lines = [
+        '{"file_name": "a.png", "prompt": " a house "}',
+        '{"file_name": "./sub/c.png", "text": "a field", "id": "field"}',
+        '{"file_name": "d.png", "id": "a.png"}',
+        "{",
+        '{"file_name": "b.png", "prompt": 3}',
+        '{"file_name": "gone.png", "prompt": "x"}',
+        '{"file_name": "../outside.png", "prompt": "x"}',
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    listing = listed(tmp_path)
+    assert [(e.id, e.prompt) for e in listing.entries] == [("a.png", "a house"), ("b.png", ""), ("field", "a field")]
+    assert sorted((s.source, s.kind) for s in listing.set_aside) == [
+        ("d.png", "duplicate id"),
+        ("metadata.jsonl:4", "broken line"),
+        ("metadata.jsonl:5", "missing or wrong field"),
+        ("metadata.jsonl:6", "unreadable file"),
+        ("metadata.jsonl:7", "unreadable file"),
+    ]
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(encoded())
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(secret)
+    (folder / "around").symlink_to(tmp_path)
+    listing = listed(folder)
+    assert not listing.entries and [s.kind for s in listing.set_aside] == ["path leaves the folder"]
+
+
+def test_a_file_that_goes_away_or_is_too_large_is_set_aside_when_its_turn_comes(tmp_path: Path) -> None:
+    for name in ("gone.png", "here.png", "long.png", "short.png"):
+        (tmp_path / name).write_bytes(encoded())
+    os.truncate(tmp_path / "long.png", MAX_BYTES + 1)
+    listing = listed(tmp_path)
+    (tmp_path / "gone.png").unlink()
+    os.truncate(tmp_path / "short.png", 10)
+    found = reasons(listing)
+    assert "cannot be read" in found["gone.png"] and found["here.png"] == ""
+    assert "larger than 64 MiB" in found["long.png"] and "ends after 10 of" in found["short.png"]
+
+
+# ---- Parquet
+
+
+def test_parquet_with_bytes_or_structs_of_bytes(tmp_path: Path) -> None:
+    image = encoded()
+    structs = [{"bytes": image, "path": None}, {"bytes": None, "path": "/etc/passwd"}, {"bytes": image, "path": "x"}]
+    table = pa.table({"image": structs, "caption": ["a house", None, " a field "]})
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=2)
+    pq.write_table(pa.table({"image": [image, b"text"], "id": ["x", "y"], "caption": ["", ""]}), tmp_path / "a.parquet")
+    listing = listed(tmp_path, prompt_column="caption")
+    assert [(e.id, e.prompt, e.source) for e in listing.entries] == [
+        ("x", "", "a.parquet:0"),
+        ("y", "", "a.parquet:1"),
+        ("b.parquet:0", "a house", "b.parquet:0"),
+        ("b.parquet:1", "", "b.parquet:1"),
+        ("b.parquet:2", "a field", "b.parquet:2"),
+    ]
+    found = reasons(listing)
+    assert [name for name, reason in found.items() if not reason] == ["x", "b.parquet:0", "b.parquet:2"]
+    assert found["b.parquet:1"] == "the row holds no image bytes"
+    # One row group after another, in any order that is asked for.
+    back = list(read(listing.entries[::-1]))
+    assert back[0] == back[2] == image
+
+
+def test_parquet_that_is_none_or_lacks_the_column(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing PAR1")
+    (tmp_path / "a.png").write_bytes(encoded())
+    listing = listed(tmp_path)
+    assert [e.id for e in listing.entries] == ["a.png"] and "cannot be read as Parquet" in listing.set_aside[0].reason
+    pq.write_table(pa.table({"picture": [b""], "id": ["x"]}), tmp_path / "broken.parquet")
+    with pytest.raises(DataError, match=r"no column 'image'; set pictures\.image_column to one of picture, id"):
+        listed(tmp_path)
+
+
+# ---- tars
+
+
+class Bomb:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            tar.addfile(header, io.BytesIO(data))
+
+
+def test_a_webdataset_tar_is_read_without_unpickling_or_unpacking_anything(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    members = [
+        ("0001.jpg", encoded("jpeg")),
+        ("0001.json", json.dumps({"caption": "a house", "prompt": 3}).encode()),
+        ("0001.pkl", pickle.dumps(Bomb(trace))),
+        ("sub/0002.png", encoded()),
+        ("sub/0002.txt", b"a field\n"),
+        ("0003.left.png", encoded()),
+        ("0003.right.png", encoded(size=(32, 32))),
+        ("../../0004.png", encoded()),
+        ("/0005.png", b"no picture"),
+        ("0006.txt", b"a caption without a picture"),
+    ]
+    tar_of(tmp_path / "part.tar", members)
+    with tarfile.open(tmp_path / "part.tar", "a") as tar:
+        link = tarfile.TarInfo("0007.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    listing = listed(tmp_path / "part.tar")
+    prompts = {entry.id: entry.prompt for entry in listing.entries}
+    assert prompts == {
+        "part.tar/0001": "a house",
+        "part.tar/sub/0002": "a field",
+        "part.tar/0003.left.png": "",
+        "part.tar/0003.right.png": "",
+        "part.tar/../../0004": "",
+        "part.tar/0005": "",
+    }
+    found = reasons(listing)
+    assert [name for name, reason in found.items() if reason] == ["part.tar/0005"]
+    contents = dict(members)
+    by_name = {
+        entry.source.removeprefix("part.tar:"): data for entry, data in zip(listing.entries, read(listing.entries), strict=True)
+    }
+    assert all(data == contents[name] for name, data in by_name.items())
+    assert not trace.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["part.tar"]
+
+
+def test_a_damaged_tar_gives_what_comes_before_the_damage(tmp_path: Path) -> None:
+    path = tmp_path / "part.tar"
+    tar_of(path, [(f"{number}.png", encoded()) for number in range(3)])
+    whole = path.read_bytes()
+    third = listed(path).entries[2]
+    # In the header of the third, in its bytes, and in its place something else.
+    header = third.start - 512
+    for damaged, kept in (
+        (whole[:header] + b"\xff" * 512 + whole[third.start :], 2),
+        (whole[: header + 100], 2),
+        (whole[: third.start + 10], 3),
+    ):
+        path.write_bytes(damaged)
+        listing = listed(path)
+        assert len(listing.entries) == kept, kept
+        problems = [s.reason for s in listing.set_aside] + [reason for reason in reasons(listing).values() if reason]
+        assert problems and ("part.tar is damaged" in problems[0] or "ends after" in problems[0])
+
+
+def test_a_compressed_tar_says_so(tmp_path: Path) -> None:
+    (tmp_path / "part.tar.gz").write_bytes(b"x")
+    listing = listed(tmp_path)
+    assert "unpack it to a plain .tar" in listing.set_aside[0].reason
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is nothing at"):
+        listed(tmp_path / "none")

@@ -1,0 +1,90 @@
+"""Each thing that --check finds, on configurations that have exactly that fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpo_ray.config import Config, load
+from cpo_ray.preflight import checks
+from cpo_ray.preflight.machine import Resources
+
+ROOT = Path(__file__).parents[2]
+TOY = ROOT / "jobs" / "configs" / "toy.toml"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths lead into an empty folder, and the machine is a fixed one: no other Ray is looked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(checks, "available", lambda: Resources("here", 2.0, 0.0, main_bytes=25e9))
+
+
+def toy(*overrides: str) -> Config:
+    return load(TOY, [f"data.hierarchy={ROOT / 'hierarchy' / 'painting_toy.yaml'}", *overrides])
+
+
+def missing(config: Config) -> list[str]:
+    return [finding.sentence for finding in checks.check(config) if finding.verdict == "missing"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["preference.optimization.workers=9"], "stage 2 with its targets takes 4.9 of 2 CPUs here"),
+        (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.4 of 2 CPUs and 0.5 of 0 GPUs here"),
+        (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
+        (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
+        (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
+        (["data.pictures.buckets=aspect", "data.pictures.multiple=12"], "multiple is 12; it must be a multiple of 8"),
+        (["tracking.uri=runs"], "which is no MLflow store"),
+        (["data.toy_pictures=0"], "there is no folder runs/data/toy"),
+        (["data.hierarchy=nowhere.yaml"], "nowhere.yaml"),
+        (["model.base=./nowhere"], "there is no folder ./nowhere"),
+        (["expert.adapter=nowhere"], "there is nothing at nowhere"),
+        (
+            ["expert.conditions={null=0, negative=0, content=0, content_positive=0, all=0}"],
+            "all shares of expert.conditions",
+        ),
+    ],
+)
+def test_a_fault_is_named(overrides: list[str], expected: str) -> None:
+    (sentence,) = [sentence for sentence in missing(toy(*overrides)) if expected in sentence]
+    assert "\n" not in sentence
+
+
+def test_a_folder_that_is_no_pipeline_is_told_from_a_hub_id(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    assert any("has no model_index.json" in sentence for sentence in missing(toy("model.base=folder")))
+    (tmp_path / "folder" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    assert any("holds a FluxPipeline" in sentence for sentence in missing(toy("model.base=folder")))
+    findings = checks.check(toy("model.base=somebody/some-model"))
+    assert any(f.verdict == "note" and "somebody/some-model is not on this machine" in f.sentence for f in findings)
+
+
+def test_flags_that_let_data_run_code_are_refused() -> None:
+    name = checks.UNSAFE_FLAGS[0]
+    assert checks.unsafe_flags({name: "1"}) == [name]
+    assert checks.unsafe_flags({name: "0", "PATH": "1"}) == []
+
+
+@pytest.mark.parametrize(("learning_rate", "verdict"), [(1e-8, "missing"), (1.28e-6, None), (5e-7, "note")])
+def test_a_full_training_that_bfloat16_swallows_is_refused(learning_rate: float, verdict: str | None) -> None:
+    """64 steps of SDXL: the public code's rate per sample, that times a batch of 128, and something between them."""
+    full = ("model.dtype=bfloat16", "preference.optimization.parameters=full", "preference.optimization.steps=64")
+    config = toy(*full, "preference.optimization.warmup_steps=0", f"preference.optimization.learning_rate={learning_rate}")
+    found = [finding.verdict for finding in checks.check(config) if "bfloat16 shows so small a change" in finding.sentence]
+    assert found == ([verdict] if verdict else [])
+
+
+def test_a_package_that_an_optimizer_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpo_ray.config.optimization.find_spec", lambda name: None)
+    eight_bit = toy("preference.optimization.optimizer=adamw_8bit", "preference.optimization.gpus_per_worker=1")
+    assert any("needs the package bitsandbytes, which is not installed: pip install" in text for text in missing(eight_bit))
+
+
+def test_a_cluster_that_does_not_answer_is_said_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real look at the cluster
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert any("no cluster at RAY_ADDRESS=127.0.0.1:1" in sentence for sentence in missing(toy()))

@@ -1,0 +1,68 @@
+"""Who decides on the points of a sweep: Optuna as Ray Tune asks it, without a trial being run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
+
+from cpo_ray.config import load
+from cpo_ray.config.sweep import Space, Sweep
+from cpo_ray.sweep.space import Point
+from cpo_ray.sweep.tuner import distributions, optuna_search, scheduler
+
+SPACE = {"omega": {"low": 1.0, "high": 3.0}, "beta": {"low": 1.0, "high": 1e4, "log": True}, "objective": ["cpo", "cpo_s"]}
+TOLD: list[tuple[Point, tuple[float, float]]] = [
+    ({"omega": 1.0 + i / 10, "beta": 10.0**i, "objective": "cpo_s"}, (3.0 - i / 10, 40.0 + i)) for i in range(4)
+]
+
+
+def sweep(search: str = "tpe", **changes: object) -> Sweep:
+    return Sweep.model_validate({"space": SPACE, "search": search, "trials": 12, **changes})
+
+
+def test_the_space_is_the_same_for_optuna() -> None:
+    found = distributions(Space.model_validate({**SPACE, "proportion": [0.1, 1.0]}))
+    assert found == {
+        "omega": FloatDistribution(1.0, 3.0),
+        "beta": FloatDistribution(1.0, 1e4, log=True),
+        "proportion": CategoricalDistribution((0.1, 1.0)),
+        "objective": CategoricalDistribution(("cpo", "cpo_s")),
+    }
+
+
+@pytest.mark.parametrize("search", ["tpe", "multi_objective"])
+def test_a_resumed_search_knows_what_was_measured_and_does_not_begin_anew(search: str) -> None:
+    fresh, resumed = optuna_search(sweep(search), 0, []), optuna_search(sweep(search), 0, TOLD)
+    first, next_ = fresh.suggest("a"), resumed.suggest("a")
+    assert set(first) == set(next_) == {"omega", "beta", "objective"} and first != next_
+    assert 1 <= next_["omega"] <= 3 and 1 <= next_["beta"] <= 1e4
+    assert optuna_search(sweep(search), 0, []).suggest("a") == first  # the seed decides
+
+    resumed.on_trial_complete("a", {"negatives": 2.5, "distance": 41.0})
+    values = [trial.values for trial in resumed._ot_study.trials]
+    count = 1 if search == "tpe" else 2
+    assert values == [list(pair)[:count] for _, pair in TOLD] + [[2.5, 41.0][:count]]
+
+
+def test_a_trial_that_failed_tells_optuna_nothing() -> None:
+    search = optuna_search(sweep(), 0, TOLD)
+    search.suggest("a")
+    search.on_trial_complete("a", error=True)
+    assert [trial.state.name for trial in search._ot_study.trials] == ["COMPLETE"] * 4 + ["FAIL"]
+
+
+def test_schedulers_go_by_rungs() -> None:
+    assert type(scheduler(sweep())) is FIFOScheduler
+    asha = scheduler(sweep(scheduler="asha", rungs=4, grace_rungs=2))
+    assert isinstance(asha, ASHAScheduler) and asha._time_attr == "rung"
+    # It compares trials at rung 2, and at rung 4 where they have ended by themselves.
+    assert [rung for bracket in asha._brackets for rung, _ in bracket._rungs] == [4, 2]
+    assert isinstance(scheduler(sweep(scheduler="median")), MedianStoppingRule)
+
+
+def test_shipped_settings_have_one_search() -> None:
+    found = load(Path(__file__).parents[2] / "jobs" / "configs" / "toy_sweep.toml").sweep
+    assert found is not None and found.search == "grid" and type(scheduler(found)) is FIFOScheduler

@@ -1,0 +1,65 @@
+"""The driver's side of a training without Ray: what a resume may change, and what is said while it runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tiny_training import make_spec
+
+from cpo_ray.config import Model
+from cpo_ray.training import run
+from cpo_ray.training.artifacts.records import METRICS, model_card
+from cpo_ray.training.worker import TrainSpec
+
+
+def spec_in(folder: Path, **optimization: Any) -> TrainSpec:
+    return make_spec(folder, Model(family="sdxl", base="toy"), optimization=optimization, resume=True)
+
+
+def test_a_resume_may_have_other_workers_and_no_other_training(tmp_path: Path) -> None:
+    started = spec_in(tmp_path)
+    started.output.mkdir()
+    (started.output / "training.json").write_text(json.dumps(run._settings(started)))
+    run._check_output(spec_in(tmp_path, workers=4, micro_batch=1, zero_stage=2, offload_optimizer=True, gpus_per_worker=1))
+    with pytest.raises(
+        run.TrainingError, match=r"started with optimization\.ema_decay = 0\.0, and is now .* with 0\.9; .* \(workers"
+    ):
+        run._check_output(spec_in(tmp_path, ema_decay=0.9))
+    with pytest.raises(run.TrainingError, match=r"started with plan = "):
+        run._check_output(replace(started, plan=replace(started.plan, seed=7)))
+
+
+def test_a_winner_error_that_grows_is_told_once_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_LOOK_EVERY_SECONDS", 0.01)
+    spec, said, counted = spec_in(tmp_path), list[str](), list[tuple[int, int]]()
+    spec.output.mkdir()
+    with (
+        run._followed(spec, lambda done, steps: counted.append((done, steps)), said.append) as told,
+        (spec.output / METRICS).open("a", buffering=1) as file,
+    ):
+        for step in range(100):
+            file.write(json.dumps({"step": step, "loss": 0.5, "win": 0.01 * step}) + "\n")
+            time.sleep(0.001)
+        file.write('{"step": 100, "lo')  # half a line
+        deadline = time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+    assert len(said) == 1 and said == told and "omega_win" in said[0]
+    assert run._winner_warning(spec) == said[0]
+    assert run._winner_warning(replace(spec, output=tmp_path / "nothing")) is None
+
+
+def test_the_model_card_names_what_is_not_usual(tmp_path: Path) -> None:
+    plain, other = (
+        model_card(spec_in(tmp_path, **changes), {}) for changes in ({}, {"optimizer": "adafactor", "ema_decay": 0.99})
+    )
+    assert {key: value for key, value in other.items() if key not in plain} == {
+        "optimizer": "adafactor",
+        "weights": "moving average of the trained ones, decay 0.99",
+    }

@@ -1,0 +1,147 @@
+"""A training under Ray Train whose worker is killed in the middle, resumed, against one that nothing happened to."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from ray import cloudpickle
+from safetensors.torch import load_file
+from support.tiny_training import make_spec, write_base, write_targets
+
+from cpo_ray.targets.store import TargetStore
+from cpo_ray.training.artifacts.ledger import check_ledger, read_ledger
+from cpo_ray.training.driver import TrainingError, train
+from cpo_ray.training.engine.engine import Engine
+from cpo_ray.training.health import TrainingHealthError
+from cpo_ray.training.worker import TrainSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+STEPS = 8
+
+
+def logged_steps(spec: TrainSpec) -> list[int]:
+    path = spec.output / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def kill_after(spec: TrainSpec, steps: int) -> threading.Thread:
+    """A thread that kills this Ray's train workers outright, as a lack of memory would, once so many steps are logged."""
+
+    def kill() -> None:
+        while len(logged_steps(spec)) < steps:
+            time.sleep(0.1)
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert workers
+        for worker in workers:
+            worker.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    return thread
+
+
+@dataclass(frozen=True)
+class OneBitFlipped:
+    """Changes the last bit of one trained weight in the process that logs, rank 0's, after a step."""
+
+    step: int
+
+    def start(self) -> OneBitFlipped:
+        return self
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == self.step:
+            (engine,) = [found for found in gc.get_objects() if type(found) is Engine]
+            weight = next(p for p in engine.denoiser.parameters() if p.requires_grad)
+            weight.data.view(torch.int32).view(-1)[0] ^= 1
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
+    model = write_base(tmp_path / "base", channels=(32,))
+    settings = {"checkpoint_every": 2, "max_failures": 0, "learning_rate": 1e-2}
+    spec = make_spec(tmp_path, model, optimization=settings, steps=STEPS, run_id="killed", output=tmp_path / "killed")
+    spec = replace(spec, plan=replace(spec.plan, draws=5))
+    # 8 shards hold items 0 to 31, so the worker waits in step 5, which needs items 30 to 35, one step after a checkpoint.
+    write_targets(spec, 0, 8)
+    thread = kill_after(spec, 5)
+    with pytest.raises(TrainingError, match="'killed' failed 1 times"):
+        train(spec)
+    thread.join(timeout=10)
+    assert logged_steps(spec) == [0, 1, 2, 3, 4]
+    assert {step for step, _ in read_ledger(spec.output)} == {0, 1, 2, 3}
+
+    write_targets(spec, 8)
+    shutil.copytree(spec.output, tmp_path / "widened")
+    with pytest.raises(TrainingError, match="already holds a training"):
+        train(spec)
+    with pytest.raises(TrainingError, match=r"started with omega_win = 2\.0"):
+        train(replace(spec, omega_win=3.0, resume=True))
+    resumed = train(replace(spec, resume=True))
+    assert (resumed.steps, resumed.trained_steps, resumed.ledger_problem) == (STEPS, STEPS - 4, None)
+    assert logged_steps(spec) == list(range(STEPS))
+    assert check_ledger(spec.plan, read_ledger(spec.output)) is None
+    assert len(list((spec.output / "killed").glob("step-*"))) == 2, "older checkpoints are removed"
+
+    again = train(replace(spec, resume=True))
+    assert again.trained_steps == 0
+    assert "nothing was left to train" in again.sentence
+
+    straight = train(replace(spec, run_id="straight", output=tmp_path / "straight", snapshots=True))
+    assert straight.trained_steps == STEPS
+    name = "pytorch_lora_weights.safetensors"
+    assert (resumed.adapter / name).read_bytes() == (straight.adapter / name).read_bytes()
+    assert any(tensor.any() for tensor in load_file(straight.adapter / name).values())
+    assert resumed.metrics["loss"] == straight.metrics["loss"]
+
+    # The same, gone on with by three workers, one of which goes wrong after a checkpoint of theirs.
+    wider = spec.optimization.model_copy(update={"workers": 3, "cpus_per_worker": 0.5})
+    other = replace(spec, optimization=wider, output=tmp_path / "widened", resume=True)
+    named = "after step 7 the weights of rank 0 differ from those of the other ranks, by a fault of a machine"
+    with pytest.raises(TrainingHealthError, match=rf"{named}.*the last good checkpoint is {other.output}/killed/step-00000006; "):
+        train(replace(other, tracking=OneBitFlipped(6)))
+
+    # And then by two at ZeRO-2: the same items, and the same numbers but for rounding.
+    wider = spec.optimization.model_copy(update={"workers": 2, "micro_batch": 3, "zero_stage": 2})
+    widened = train(replace(other, optimization=wider))
+    assert (widened.trained_steps, widened.ledger_problem) == (STEPS - 6, None)
+    assert widened.metrics["loss"] == pytest.approx(straight.metrics["loss"], rel=1e-3)
+
+    snapshots = sorted((tmp_path / "straight" / "snapshots").iterdir())
+    assert [folder.name for folder in snapshots] == [f"step-{step:08d}" for step in (2, 4, 6, 8)]
+    weights = [(folder / name).read_bytes() for folder in snapshots]
+    assert len(set(weights)) == 4 and weights[-1] == (straight.adapter / name).read_bytes()
+
+
+def test_numbers_that_explode_end_a_training_at_once(tmp_path: Path) -> None:
+    model = write_base(tmp_path / "base", channels=(32,))
+    spec = make_spec(tmp_path, model, optimization={"max_failures": 3}, objective="sft", targets=TargetStore(tmp_path, "t"))
+    write_targets(spec)
+    items = spec.plan.shards(spec.shard_size)[0]
+    tensors = spec.targets.read(items)
+    spec.targets.write(items, {**tensors, "target": torch.full_like(tensors["target"], torch.inf)}, {})
+    with pytest.raises(TrainingHealthError, match=r"the loss of step 0 is inf .* no checkpoint was written yet; try a smaller"):
+        train(spec)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    model = write_base(tmp_path / "base", channels=(32,))
+    spec = make_spec(tmp_path, model, optimization={"workers": 3})
+    with pytest.raises(TrainingError, match=r"3 workers with 1 CPUs each need 3 CPUs, and the cluster has 2"):
+        train(spec)
+    assert not spec.output.exists()
