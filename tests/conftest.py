@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cpo_ray.targets.expert import ExpertSpec
 
 
-pytest_plugins = ["limits"]
+pytest_plugins = ["support.limits"]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -121,7 +121,7 @@ def test_every_module_has_a_layer() -> None:
         ("cpo_ray/training/worker.py", "import os\nimport deepspeed.comm", 2),
         ("cpo_ray/pipeline.py", "from mlflow import MlflowClient", 1),
         ("cpo_ray/evaluation/generate.py", "def f():\n    from diffusers import UNet2DConditionModel", 2),
-        ("cpo_ray/plan.py", "from torch import Tensor", 1),
+        ("cpo_ray/core/plan.py", "from torch import Tensor", 1),
         ("cpo_ray/hierarchy/load.py", "import ray", 1),
         ("cpo_ray/models/base.py", "from cpo_ray import pipeline", 1),
         ("cpo_ray/objectives/cpo.py", "from cpo_ray.models.base import Family", 1),

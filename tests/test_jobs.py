@@ -88,7 +88,7 @@ def _fail(kind: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     program = tmp_path / "job.py"
     program.write_text(
         "from cpo_ray.command_line import parser, run\n"
-        "from hierarchy import HierarchyError\n"
+        "from cpo_ray.hierarchy import HierarchyError\n"
         "def job(config, arguments):\n"
         f"    raise {kind}\n"
         "raise SystemExit(run(parser('A job.'), job))\n"

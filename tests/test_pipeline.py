@@ -11,6 +11,7 @@ import pytest
 import ray
 from support.main_job import TOY, head, job, settings, submit
 
+from cpo_ray import stages
 from cpo_ray.config import load
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.run import open_run

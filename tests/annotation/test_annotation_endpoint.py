@@ -78,7 +78,7 @@ def test_no_fault_loses_a_picture_changes_a_label_or_asks_too_often(toy: Path) -
 def test_a_kill_in_the_middle_asks_no_answered_question_again(toy: Path, tmp_path: Path) -> None:
     some(toy, tmp_path, 60)
     with Server(delay=0.02) as server:
-        command = [sys.executable, str(Path(__file__).with_name("annotating.py")), str(tmp_path), server.url]
+        command = [sys.executable, str(Path(__file__).parents[1] / "support" / "annotating.py"), str(tmp_path), server.url]
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
         program = subprocess.Popen(command, env=environment)
         try:

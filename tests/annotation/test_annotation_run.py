@@ -14,7 +14,7 @@ import pytest
 from support.annotating import annotate as annotate_directly
 from support.annotating import effort, settings
 from support.annotation_server import Server, tenth_of_each
-from test_annotation_sources import mixed_folder
+from support.mixed_folder import mixed_folder
 
 from cpo_ray.annotation.report import AnnotationReport
 from cpo_ray.annotation.results import check_output, write_results

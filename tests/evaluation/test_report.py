@@ -5,7 +5,6 @@ import io
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,43 +12,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.elements import Elements
 
 from cpo_ray.domains.toy.domain import ToyDomain, good_pictures
 from cpo_ray.domains.toy.judge import Judge
 from cpo_ray.domains.toy.render import CONTENTS, Scene
 from cpo_ray.domains.toy.render import render as draw
 from cpo_ray.evaluation.measure import evaluate_models
-from cpo_ray.evaluation.report import RunReport, data_uri, read_curves, render, write_report
+from cpo_ray.evaluation.report import RunReport, read_curves, render, write_report
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.reports.charts import smoothed, ticks
+from cpo_ray.reports.page import data_uri
 
 TREE = Path(__file__).parents[2] / "hierarchy" / "painting_toy.yaml"
-VOID = {"meta", "img"}
-
-
-class Elements(HTMLParser):
-    """Every element with its attributes; fails where a closing tag does not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str]]] = []
-        self.open: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, {k: v or "" for k, v in attributes}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, {k: v or "" for k, v in attributes}))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        return [attributes for name, attributes in self.found if name == tag]
 
 
 @pytest.fixture(scope="module")

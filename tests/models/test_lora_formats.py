@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from safetensors.torch import load_file
 from support.tiny_training import write_base
-from test_export import Trained, trained
+from support.trained import Trained, trained
 from torch import Tensor
 
 from cpo_ray.config import Lora, Model

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.elements import Elements
 from support.reviewing import TREE, rewritten, settings
-from test_report import Elements
 
 from cpo_ray.config.review import ReviewSettings
 from cpo_ray.data.shards import AnnotatedDataset, DataError

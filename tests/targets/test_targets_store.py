@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cpo_ray.core.files import DiskFullError
 from cpo_ray.core.plan import Item
 from cpo_ray.targets import store as store_module
 from cpo_ray.targets.store import FrozenInputs, TargetStore, TargetStoreError, content_digest, frozen_fingerprint
@@ -149,6 +150,6 @@ def test_a_full_disk_leaves_nothing_behind(store: TargetStore, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TargetStoreError, match=r"disk of .* is full: a file of [\d,]+ bytes did not fit"):
+    with pytest.raises(DiskFullError, match=r"disk of .* is full: a file of [\d,]+ bytes did not fit"):
         store.write(ITEMS, tensors(), {})
     assert list(store.root.iterdir()) == []

@@ -15,7 +15,7 @@ from support.tiny_training import make_spec, write_base, write_targets
 from torch import distributed
 
 from cpo_ray.config import Optimization
-from cpo_ray.training import settings
+from cpo_ray.config import optimization as settings
 from cpo_ray.training.engine.engine import STATE, Engine
 from cpo_ray.training.health import TrainingHealthError
 from cpo_ray.training.worker import Trainer, TrainSpec, _warnings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -13,55 +13,25 @@ import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from support.tiny_training import conditioning, write_base
-from torch import Tensor, nn
+from support.tiny_training import write_base
+from support.trained import LORA, Trained, trained
 
-from cpo_ray.config import Lora, Model
+from cpo_ray.config import Model
 from cpo_ray.models import family
-from cpo_ray.models.base import DTYPES
 from cpo_ray.training.artifacts.card import add_evaluation, base_licence, card_text
 from cpo_ray.training.artifacts.export import (
     ExportError,
-    Probe,
     export_adapter,
     probe_output,
     verify_export,
 )
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
-LORA = Lora(rank=4, alpha=16)
-
-
-@dataclass
-class Trained:
-    model: Model
-    denoiser: nn.Module
-    state: dict[str, Tensor]
-    probe: Probe
 
 
 @pytest.fixture(scope="module", params=["sdxl", "flux"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return write_base(tmp_path_factory.mktemp("base"), request.param)
-
-
-def trained(model: Model, change: float, lora: Lora | None = LORA) -> Trained:
-    """A denoiser whose trained parameters, with `lora` None all of them, were moved by random numbers of the given size."""
-    found, generator = family(model), torch.Generator().manual_seed(0)
-    denoiser = found.load_denoiser(model)
-    names = found.add_lora(denoiser, lora, seed=0) if lora else [n for n, _ in denoiser.named_parameters()]
-    state = {}
-    for name in names:
-        parameter = denoiser.get_parameter(name).data
-        if lora is None or "lora_B" in name:
-            parameter += change * torch.randn(parameter.shape, generator=generator)
-        state[name] = parameter.float()
-    inputs = {
-        "x_t": torch.randn(2, 4, 8, 8, generator=generator).to(DTYPES[model.dtype]),
-        "timestep": torch.tensor([0.1, 0.9] if model.family == "flux" else [100, 900]),
-        "conditioning": conditioning(model.family, 2, generator),
-    }
-    return Trained(model, denoiser, state, Probe(**inputs, output=probe_output(found, denoiser, **inputs)))
 
 
 def export(t: Trained, folder: Path, **more: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from support.tiny_training import make_spec
 
 from cpo_ray.config import Model
-from cpo_ray.training import run
+from cpo_ray.training import driver
 from cpo_ray.training.artifacts.records import METRICS, model_card
 from cpo_ray.training.worker import TrainSpec
 
@@ -24,22 +24,22 @@ def spec_in(folder: Path, **optimization: Any) -> TrainSpec:
 def test_a_resume_may_have_other_workers_and_no_other_training(tmp_path: Path) -> None:
     started = spec_in(tmp_path)
     started.output.mkdir()
-    (started.output / "training.json").write_text(json.dumps(run._settings(started)))
-    run._check_output(spec_in(tmp_path, workers=4, micro_batch=1, zero_stage=2, offload_optimizer=True, gpus_per_worker=1))
+    (started.output / "training.json").write_text(json.dumps(driver._settings(started)))
+    driver._check_output(spec_in(tmp_path, workers=4, micro_batch=1, zero_stage=2, offload_optimizer=True, gpus_per_worker=1))
     with pytest.raises(
-        run.TrainingError, match=r"started with optimization\.ema_decay = 0\.0, and is now .* with 0\.9; .* \(workers"
+        driver.TrainingError, match=r"started with optimization\.ema_decay = 0\.0, and is now .* with 0\.9; .* \(workers"
     ):
-        run._check_output(spec_in(tmp_path, ema_decay=0.9))
-    with pytest.raises(run.TrainingError, match=r"started with plan = "):
-        run._check_output(replace(started, plan=replace(started.plan, seed=7)))
+        driver._check_output(spec_in(tmp_path, ema_decay=0.9))
+    with pytest.raises(driver.TrainingError, match=r"started with plan = "):
+        driver._check_output(replace(started, plan=replace(started.plan, seed=7)))
 
 
 def test_a_winner_error_that_grows_is_told_once_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "_LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "_LOOK_EVERY_SECONDS", 0.01)
     spec, said, counted = spec_in(tmp_path), list[str](), list[tuple[int, int]]()
     spec.output.mkdir()
     with (
-        run._followed(spec, lambda done, steps: counted.append((done, steps)), said.append) as told,
+        driver._followed(spec, lambda done, steps: counted.append((done, steps)), said.append) as told,
         (spec.output / METRICS).open("a", buffering=1) as file,
     ):
         for step in range(100):
@@ -51,8 +51,8 @@ def test_a_winner_error_that_grows_is_told_once_while_training_goes_on(tmp_path:
             time.sleep(0.01)
         time.sleep(0.05)
     assert len(said) == 1 and said == told and "omega_win" in said[0]
-    assert run._winner_warning(spec) == said[0]
-    assert run._winner_warning(replace(spec, output=tmp_path / "nothing")) is None
+    assert driver._winner_warning(spec) == said[0]
+    assert driver._winner_warning(replace(spec, output=tmp_path / "nothing")) is None
 
 
 def test_the_model_card_names_what_is_not_usual(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The doors: what can be chosen by name, and where it lies. Each entry is one line; the rest of it is one file.
+
+Nothing else lists these names: literals, errors, help and documentation take them from here. Whoever has written something of their
+own needs no entry: wherever a name is expected, "module:name" does as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from cpo_ray.config.section import ConfigError
+
+
+class Registry:
+    """Names of one kind of thing, each with the "module:name" that it is loaded from when somebody asks for it."""
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The registered names, in their order."""
+        return tuple(self._entries)
+
+    def load(self, name: str) -> Any:
+        """What is registered under the name, or lies at "module:name".
+
+        Raises ConfigError for an unknown name, and for a module that cannot be imported, with Python's own reason.
+        """
+        path = self._entries.get(name, name)
+        module, colon, attribute = path.partition(":")
+        if not colon or not module or not attribute:
+            raise ConfigError(
+                f"there is no {self.kind} {name!r}; choose one of {', '.join(self.names)}, or give your own as module:name"
+            )
+        try:
+            found = import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"{self.kind} {name!r}: {module} cannot be imported: {error}") from error
+        if not hasattr(found, attribute):
+            raise ConfigError(f"{self.kind} {name!r}: {module} has no {attribute!r}")
+        return getattr(found, attribute)
+
+
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "sft": "cpo_ray.objectives.sft:SFT",
+        "cpo": "cpo_ray.objectives.cpo:CPO",
+        "cpo_s": "cpo_ray.objectives.cpo_stabilised:CPO_STABILISED",
+    },
+)
