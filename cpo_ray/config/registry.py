@@ -1,7 +1,7 @@
 """The doors: what can be chosen by name, and where it lies. Each entry is one line; the rest of it is one file.
 
-Nothing else lists these names: literals, errors, help and documentation take them from here. Whoever has written something of their
-own needs no entry: wherever a name is expected, "module:name" does as well.
+Nothing else lists these names: literals, errors, help and documentation take them from here. What lies outside needs no entry:
+wherever a name is expected, "module:name" does as well.
 """
 
 from __future__ import annotations
