@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import struct
-import zlib
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms
 
 from cpo_ray.models.base import PictureSize
 
@@ -21,8 +19,18 @@ MAX_BYTES = 64 * 2**20
 
 CENTER = (0.5, 0.5)
 
-# What PIL's decoders raise on damaged input.
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, struct.error, zlib.error)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTATION = 0x0112
+#: EXIF orientation → what brings the picture upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PictureError(ValueError):
@@ -30,25 +38,27 @@ class PictureError(ValueError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image file to RGB, sRGB values in [0, 255]: EXIF rotation applied, transparency laid on white, first frame only.
+    """Decode an image file to RGB, sRGB values in [0, 255]: a colour profile is converted, the EXIF rotation applied, transparency
+    laid on white; of several frames the first.
 
-    The size is read from the header and checked before any pixel is decoded.  Raises PictureError for what is no image, damaged
-    or truncated, has a side below 16 pixels, more than 100 megapixels, more than 64 MiB, or 32 bits per channel.
+    The size is read from the header and checked before any pixel is decoded. Text and EXIF that a picture carries are not read, so
+    they cannot do harm. Raises PictureError, whatever the decoder raised, for what is no image, damaged or truncated, has a side
+    below 16 pixels, more than 100 megapixels, more than 64 MiB, or 32 bits per channel.
     """
     if len(data) > MAX_BYTES:
         raise PictureError(f"the image file is larger than {MAX_BYTES // 2**20} MiB; save it smaller")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        with Image.open(io.BytesIO(_without_text(data)), formats=FORMATS) as opened:
             _check_size(*opened.size)
             opened.load()
-            return _rgb(ImageOps.exif_transpose(opened))
+            return _upright(_rgb(opened), _orientation(opened))
     except PictureError:
         raise
     except Image.UnidentifiedImageError:
         raise PictureError(f"the file is not an image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise PictureError(f"the picture has more than {MAX_PIXELS // 10**6} megapixels; save it smaller") from None
-    except _DAMAGE as error:
+    except Exception as error:  # decoders raise what they like, and one picture must not end the work on all others
         raise PictureError(f"the image file is damaged or truncated ({error}); save it anew") from None
 
 
@@ -80,6 +90,56 @@ def _check_size(width: int, height: int) -> None:
         raise PictureError(f"the picture has {width} x {height} pixels; {MIN_SIDE} on each side are the least")
 
 
+def _without_text(data: bytes) -> bytes:
+    """A PNG without its text chunks: programs keep whole workflows there, and PIL refuses what unpacks to more than a megabyte."""
+    if not data.startswith(_PNG):
+        return data
+    kept, place = [_PNG], len(_PNG)
+    while place + 8 <= len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in (b"tEXt", b"zTXt", b"iTXt"):
+            kept.append(data[place:end])
+        place = end
+    return b"".join(kept)
+
+
+def _orientation(picture: Image.Image) -> int | None:
+    """The EXIF rotation; None where there is none, or where old cameras and editors have left tags that cannot be read."""
+    try:
+        return picture.getexif().get(_ORIENTATION)
+    except Exception:
+        return None
+
+
+def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _srgb(picture: Image.Image) -> Image.Image:
+    """The colours of an embedded profile as sRGB; a profile that nobody can read says nothing, as in browsers."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return picture
+    alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        converted = ImageCms.profileToProfile(
+            picture.convert("RGB") if alpha else picture,
+            source,
+            ImageCms.createProfile("sRGB"),
+            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            outputMode="RGB",
+            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+    except (OSError, ImageCms.PyCMSError):
+        return picture
+    assert converted is not None  # it is where the picture is not changed in place
+    if alpha:
+        converted.putalpha(alpha)
+    return converted
+
+
 def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("I", "F"):
         raise PictureError("the picture has 32 bits per channel, whose white is not defined; save it with 8 or 16 bits")
@@ -87,6 +147,13 @@ def _rgb(picture: Image.Image) -> Image.Image:
         # PIL would clip 16-bit grey at 255 and so turn nearly everything white.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
-        seen = picture.convert("RGBA")
+        seen = _srgb(_with_profile_of(picture, picture.convert("RGBA")))
         return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
-    return picture.convert("RGB")
+    if picture.mode == "P":
+        picture = _with_profile_of(picture, picture.convert("RGB"))
+    return _srgb(picture).convert("RGB")
+
+
+def _with_profile_of(picture: Image.Image, converted: Image.Image) -> Image.Image:
+    converted.info = picture.info
+    return converted

@@ -1,0 +1,205 @@
+"""A folder of pictures as people have them: every file is a picture, says something of one, or is set aside with its reason."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from cpo_ray.core.plan import Split
+from cpo_ray.data.metadata import NAMES, SIDECARS, Entry, MetadataError, entries, sidecar
+
+#: Files that call themselves pictures; those of kinds that cannot be read are set aside when they are decoded.
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
+SUFFIXES |= {".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".exr", ".dng"}
+#: How the files of pictures begin, for those without a suffix, as hub caches have them.
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+#: Left by operating systems beside anybody's pictures.
+_NOBODYS = ("thumbs.db", "desktop.ini", "__macosx")
+#: Folders that say which split their pictures belong to, as data sets on the hub are published.
+SPLITS: dict[str, Split] = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """One picture of a folder that has not been read: where it lies, what it is called in the folder, what is said of it."""
+
+    path: Path
+    name: str
+    entry: Entry
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """What is not used, and why; `kind` groups the reasons."""
+
+    source: str
+    id: str
+    kind: str
+    reason: str
+
+
+@dataclass
+class Folder:
+    """What a folder holds: its pictures in the order of their names, and what is set aside."""
+
+    pictures: list[Pictured] = field(default_factory=list)
+    set_aside: list[SetAside] = field(default_factory=list)
+    columns: Counter[str] = field(default_factory=Counter)
+    """Where prompts came from: a column's name or a suffix, with how many there were."""
+
+    def refuse(self, source: str, sample_id: str, kind: str, reason: str) -> None:
+        """Set something aside."""
+        self.set_aside.append(SetAside(*(_writable(text) for text in (source, sample_id, kind, reason))))
+
+    def told(self) -> str:
+        """Where the prompts came from, as half a sentence; empty where there are none."""
+        return ", ".join(f"{count} from {name!r}" for name, count in self.columns.most_common())
+
+
+def read_folder(top: Path) -> Folder:
+    """List a folder and all below it; pictures are not opened.
+
+    A metadata file speaks of the pictures in its own folder and below. Its names may have backslashes, another Unicode form than
+    the disk's, or a suffix in another case; several entries may name one picture. Pictures that no metadata speaks of may have a
+    caption file beside them.
+    """
+    found = Folder()
+    files = dict(_files(top, found))
+    described: dict[str, list[Entry]] = {}
+    metadata = {name: files.pop(name) for name in list(files) if PurePosixPath(name).name in NAMES}
+    names = _Names(files)
+    for name, path in metadata.items():
+        _describe(path, name, names, described, found)
+    captions = _captions(files)
+    for name, path in files.items():
+        if picture := captions.get(name):
+            if picture in described:
+                found.refuse(name, picture, "unused caption", f"{described[picture][0].source} speaks of {picture} already")
+        elif name in described or _is_picture(path):
+            beside = next((caption for caption, of in captions.items() if of == name), None)
+            own = Entry(name, {}, {}) if beside is None else sidecar(files[beside], beside)
+            for entry in described.get(name, [own]):
+                _take(Pictured(path, name, entry, _split(name)), found)
+        else:
+            found.refuse(name, name, "no picture", f"{name} is neither a picture nor a metadata file")
+    return found
+
+
+def _take(picture: Pictured, found: Folder) -> None:
+    if picture.entry.problem:
+        found.refuse(picture.entry.source, picture.name, "broken caption", picture.entry.problem)
+        return
+    if column := picture.entry.columns.get("prompt"):
+        found.columns[column] += 1
+    found.pictures.append(picture)
+
+
+def _files(top: Path, found: Folder) -> Iterator[tuple[str, Path]]:
+    """Name in the folder → path, of all regular files that are not hidden; links are followed, and no folder twice."""
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(top, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in _NOBODYS)
+        for name in sorted(names):
+            path = Path(folder, name)
+            relative = path.relative_to(top).as_posix()
+            if name.startswith(".") or name.lower() in _NOBODYS:
+                continue
+            if path.is_file():
+                yield relative, path
+            else:  # a pipe would hold the import up for ever, and a link may lead nowhere
+                found.refuse(relative, relative, "unreadable file", f"{relative} is a link to nothing, or no plain file")
+
+
+class _Names:
+    """Files by the names that people write for them."""
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._exact = files
+        self._alike: dict[str, list[str]] = {}
+        for name in files:
+            self._alike.setdefault(_alike(name), []).append(name)
+
+    def find(self, name: str) -> str | None:
+        """The file of exactly this name, or else the only one that differs in Unicode form or case."""
+        if name in self._exact:
+            return name
+        alike = self._alike.get(_alike(name), [])
+        return alike[0] if len(alike) == 1 else None
+
+
+def _alike(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _describe(file: Path, name: str, names: _Names, described: dict[str, list[Entry]], found: Folder) -> None:
+    """Note what the entries of one metadata file say of which picture."""
+    folder = PurePosixPath(name).parent
+    try:
+        for entry in entries(file, name):
+            written = entry.fields.get("file_name")
+            called = str(entry.fields.get("id", written or ""))
+            if entry.problem:
+                found.refuse(entry.source, called, "broken line", entry.problem)
+            elif not isinstance(written, str) or not written.strip():
+                found.refuse(entry.source, called, "missing or wrong field", "file_name: missing or no text")
+            elif (place := _inside(folder, written)) is None:
+                reason = f"the path {written!r} leaves the folder; copy the picture into it"
+                found.refuse(entry.source, called, "path leaves the folder", reason)
+            elif (picture := names.find(place)) is None:
+                found.refuse(entry.source, called, "unreadable file", f"there is no picture {written!r} beside {name}")
+            else:
+                described.setdefault(picture, []).append(entry)
+    except MetadataError as error:
+        found.refuse(name, "", "unreadable metadata", str(error))
+
+
+def _inside(folder: PurePosixPath, written: str) -> str | None:
+    """The name in the top folder that is written in a metadata file of one of its folders; None for one outside."""
+    path = os.path.normpath(folder / written.replace("\\", "/"))
+    outside = path.startswith(("/", "..")) or path[1:2] == ":"  # a drive of Windows
+    return None if outside else path
+
+
+def _captions(files: Mapping[str, Path]) -> dict[str, str]:
+    """Caption file → the picture of the same name that it stands beside."""
+    pictures = {name.rpartition(".")[0]: name for name, path in files.items() if path.suffix.lower() in SUFFIXES}
+    sidecars = (name for name, path in files.items() if path.suffix.lower() in SIDECARS)
+    return {name: pictures[stem] for name in sidecars if (stem := name.rpartition(".")[0]) in pictures}
+
+
+def _is_picture(path: Path) -> bool:
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if path.suffix:
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(16).startswith(_SIGNATURES)
+    except OSError:
+        return False
+
+
+def _split(name: str) -> Split | None:
+    """The split that a published data set has put a picture into."""
+    return next((SPLITS[part.lower()] for part in PurePosixPath(name).parts[:-1] if part.lower() in SPLITS), None)
+
+
+def _writable(text: str) -> str:
+    """A broken text spelled out, since Parquet holds valid Unicode only."""
+    return text.encode("utf-8", "backslashreplace").decode()
