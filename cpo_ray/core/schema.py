@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: One annotated picture.  For example: id "red-circle-on-grey-wall-00017", image b"\x89PNG…", prompt "red circle on grey wall",
 #: positive_ids ["edge.clarity"], negative_ids ["color.palette"].

@@ -94,7 +94,8 @@ class _Import:
         if not self.set_aside:
             return f"{folder} holds no pictures; give the folder that does"
         first = self.set_aside[0]
-        return f"no picture of {folder} could be kept, and {len(self.set_aside)} were set aside; {first['source']}: {first['reason']}"
+        example = f"{first['source']}: {first['reason']}"
+        return f"no picture of {folder} could be kept, and {len(self.set_aside)} were set aside; {example}"
 
     def _row(self, picture: Pictured, sample_id: Any) -> dict[str, Any]:
         fields, source = picture.entry.fields, f"{self.name}/{picture.entry.source}"

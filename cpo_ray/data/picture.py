@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from cpo_ray.models.base import PictureSize
 
@@ -38,12 +38,12 @@ class PictureError(ValueError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image file to RGB, sRGB values in [0, 255]: a colour profile is converted, the EXIF rotation applied, transparency
-    laid on white; of several frames the first.
+    """Decode an image file to RGB, sRGB values in [0, 255].
 
-    The size is read from the header and checked before any pixel is decoded. Text and EXIF that a picture carries are not read, so
-    they cannot do harm. Raises PictureError, whatever the decoder raised, for what is no image, damaged or truncated, has a side
-    below 16 pixels, more than 100 megapixels, more than 64 MiB, or 32 bits per channel.
+    A colour profile is converted, the EXIF rotation applied, transparency laid on white; of several frames the first is taken.
+    The size is read from the header and checked before any pixel is decoded. Text that a picture carries is not read. Raises
+    PictureError, whatever the decoder raised, for what is no image, damaged or truncated, has a side below 16 pixels, more than
+    100 megapixels, more than 64 MiB, or 32 bits per channel.
     """
     if len(data) > MAX_BYTES:
         raise PictureError(f"the image file is larger than {MAX_BYTES // 2**20} MiB; save it smaller")
@@ -54,7 +54,7 @@ def decode(data: bytes) -> Image.Image:
             return _upright(_rgb(opened), _orientation(opened))
     except PictureError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise PictureError(f"the file is not an image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise PictureError(f"the picture has more than {MAX_PIXELS // 10**6} megapixels; save it smaller") from None
@@ -91,7 +91,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _without_text(data: bytes) -> bytes:
-    """A PNG without its text chunks: programs keep whole workflows there, and PIL refuses what unpacks to more than a megabyte."""
+    """A PNG without its text chunks. Programs keep whole workflows there, and PIL refuses what unpacks to over a megabyte."""
     if not data.startswith(_PNG):
         return data
     kept, place = [_PNG], len(_PNG)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
@@ -374,3 +376,31 @@ def test_a_full_disk_at_the_quarantine_keeps_no_shards_either(tmp_path: Path, to
     with pytest.raises(DataError, match="the disk is full"):
         imported(tmp_path, toy, {"file_name": "good.png", **GOOD}, b"{")
     assert list(output.iterdir()) == []
+
+
+CASES = Path(__file__).parent / "cases"
+
+
+@pytest.mark.parametrize("profile", ["adobe", "p3"])
+def test_a_colour_profile_is_converted(profile: str) -> None:
+    """Both were saved from the sRGB colour (60, 160, 60), in Adobe RGB and in Display P3."""
+    found = np.asarray(decode((CASES / f"green_{profile}.jpg").read_bytes())).reshape(-1, 3).mean(axis=0)
+    assert np.abs(found - (60, 160, 60)).max() < 4
+
+
+@pytest.mark.parametrize("name", ["cut_ifd", "orient_text", "rotated_and_odd_tag"])
+def test_odd_exif_ends_no_import(name: str) -> None:
+    picture = decode((CASES / f"{name}.jpg").read_bytes())
+    # What can be read of it is honoured: the red channel of these grows along one side, and the rotation turns it.
+    columns = np.asarray(picture)[..., 0].astype(int)
+    turned = abs(columns[0].mean() - columns[-1].mean()) > abs(columns[:, 0].mean() - columns[:, -1].mean())
+    assert turned == (name in ("cut_ifd", "rotated_and_odd_tag"))
+
+
+@pytest.mark.parametrize("chunk", [b"zTXt", b"iTXt", b"tEXt"])
+def test_a_long_text_in_a_picture_does_not_matter(chunk: bytes) -> None:
+    plain = encoded(noise(3))
+    body = b"workflow\0" + (b"\0" if chunk == b"zTXt" else b"") + zlib.compress(b"x" * 3_000_000)
+    text = struct.pack(">I", len(body)) + chunk + body + struct.pack(">I", zlib.crc32(chunk + body))
+    head = plain.index(b"IDAT") - 4
+    assert np.array_equal(np.asarray(decode(plain[:head] + text + plain[head:])), np.asarray(decode(plain)))

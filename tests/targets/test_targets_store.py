@@ -141,7 +141,7 @@ def test_a_shard_of_another_schema_version_is_refused(store: TargetStore, monkey
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "SCHEMA_VERSION", 99)
         store.write(ITEMS, tensors(), {})
-    with pytest.raises(TargetStoreError, match="has schema version 99, this program reads 1"):
+    with pytest.raises(TargetStoreError, match="has schema version 99, this program reads 2"):
         store.read(ITEMS)
 
 
