@@ -51,7 +51,7 @@ def store(tmp_path: Path) -> TargetStore:
 def test_every_input_changes_the_fingerprint() -> None:
     others: dict[str, Any] = {
         "kind": "supervised", "base": "x", "adapter": None, "dataset": "x", "hierarchy": "x", "texts": "x", "resolution": 128,
-        "dtype": "bfloat16", "flow": "x", "seed": 4, "forward_batch": 8, "schema_version": 2, "pictures": "aspect",
+        "dtype": "bfloat16", "flow": "x", "seed": 4, "forward_batch": 8, "schema_version": 3, "pictures": "aspect",
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(FrozenInputs)}
     changed = {frozen_fingerprint(dataclasses.replace(INPUTS, **{name: value})) for name, value in others.items()}
