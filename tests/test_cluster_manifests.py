@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,22 @@ def test_the_kubernetes_cluster_has_the_pinned_ray_a_token_and_one_shared_folder
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
-def test_the_image_copies_what_exists() -> None:
+def copied() -> list[str]:
     lines = (CLUSTER / "Dockerfile").read_text().splitlines()
-    sources = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
-    assert sources and all((ROOT / source).exists() for source in sources)
+    return [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+
+
+def test_the_image_copies_what_exists() -> None:
+    assert copied() and all((ROOT / source).exists() for source in copied())
+
+
+def test_the_image_copies_every_folder_that_a_job_needs() -> None:
+    jobs = {path.parent.name for path in ROOT.glob("*/*.py") if path.parent.name not in ("benchmarks", "tests")}
+    configs = "".join(path.read_text() for path in (ROOT / "jobs").rglob("*.toml"))
+    trees = {Path(found).parts[0] for found in re.findall(r'"(\w+/\w+\.yaml)"', configs)}
+    assert {"cpo_ray", "jobs", "tune", "hierarchy"} <= jobs | trees <= set(copied())
+
+
+def test_the_image_copies_what_the_package_is_built_from() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"pyproject.toml", project["readme"], *project["license-files"]} <= set(copied())
