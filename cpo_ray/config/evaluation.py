@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from cpo_ray.config.section import Section
+from cpo_ray.config.section import Free, Section
 
 
 class Evaluation(Section):
@@ -13,12 +13,12 @@ class Evaluation(Section):
     inference_steps: PositiveInt = 20
     guidance_scale: float = Field(default=2.0, ge=1)
     batch: PositiveInt = 30
-    actors: PositiveInt = 2
-    cpus_per_actor: PositiveFloat = 1.0
-    gpus_per_actor: float = Field(default=0.0, ge=0)
+    actors: Free[PositiveInt] = 2
+    cpus_per_actor: Free[PositiveFloat] = 1.0
+    gpus_per_actor: Free[float] = Field(default=0.0, ge=0)
     samples: int = Field(default=8, ge=0)
     """Pictures drawn beside a training at each of its checkpoints, from fixed prompts and noise, shown in MLflow; 0 for none."""
-    cpus_per_sample: PositiveFloat = 1.0
+    cpus_per_sample: Free[PositiveFloat] = 1.0
     """What drawing them takes; where the training leaves less, they are drawn when it ends."""
     seed: int = Field(default=90_000, ge=0)
     """Seed of the noise that is counted; never used in training or tuning."""

@@ -7,13 +7,13 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from cpo_ray.config.optimization import FREE_ON_RESUME
+from cpo_ray.config.keys import place
 from cpo_ray.config.root import Config
-from cpo_ray.config.section import ConfigError, Section
+from cpo_ray.config.section import ConfigError, FreeOnResume, Section
 
 Settings = TypeVar("Settings", bound=Section)
 
@@ -35,24 +35,21 @@ def load_as(schema: type[Settings], file: Path | str, overrides: Sequence[str] =
         raise ConfigError(f"no config file at {path}; complete ones are in jobs/configs/") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    for text in overrides:
-        _override(tree, text)
-    try:
-        return schema.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(schema, path, problem) for problem in error.errors())) from None
+    return _checked(schema, tree, overrides, path)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """A configuration with some values replaced, as on the command line. Raises ConfigError as `load` does."""
-    tree = config.model_dump(mode="json", exclude_none=True)
+    return _checked(Config, config.model_dump(mode="json", exclude_none=True), overrides, Path("the configuration"))
+
+
+def _checked(schema: type[Settings], tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Settings:
     for text in overrides:
-        _override(tree, text)
+        _override(schema, tree, text)
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        where = Path("the configuration")
-        raise ConfigError("\n".join(_sentence(Config, where, problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_sentence(schema, tree, path, problem) for problem in error.errors())) from None
 
 
 def dump(config: Config) -> str:
@@ -61,7 +58,7 @@ def dump(config: Config) -> str:
 
     def section(name: str, values: dict[str, Any]) -> None:
         lines.append(f"\n[{name}]" if lines else f"[{name}]")
-        lines.extend(f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, dict))
+        lines.extend(f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict))
         for key, value in values.items():
             if isinstance(value, dict):
                 section(f"{name}.{key}", value)
@@ -71,11 +68,24 @@ def dump(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _toml(value: Any) -> str:
+    """A value on one line; what is neither a table nor a list is written in TOML as in JSON."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
 def changed(before: str, config: Config) -> list[str]:
     """What a resumed run may not change and yet differs from `before`, the text of `dump` when it was started."""
-    old, new = _flat(tomllib.loads(before)), _flat(config.model_dump(mode="json", exclude_none=True))
-    keys = [key for key in sorted(old | new) if key.rpartition(".")[2] not in FREE_ON_RESUME]
-    return [f"{key} = {new.get(key)!r} (was {old.get(key)!r})" for key in keys if old.get(key) != new.get(key)]
+    tree = config.model_dump(mode="json", exclude_none=True)
+    old, new = _flat(tomllib.loads(before)), _flat(tree)
+    differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return [f"{key} = {new.get(key)!r} (was {old.get(key)!r})" for key in differing if not _free(key, tree)]
+
+
+def _free(key: str, tree: dict[str, Any]) -> bool:
+    found = place(Config, key.split("."), tree)
+    return found is not None and any(isinstance(mark, FreeOnResume) for mark in found.marks)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -85,7 +95,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _override(tree: dict[str, Any], text: str) -> None:
+def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not sections or not last:
@@ -94,32 +104,28 @@ def _override(tree: dict[str, Any], text: str) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    place = tree
-    for name in sections:
-        place = place.setdefault(name, {})
-        if not isinstance(place, dict):
+    inside = tree
+    for depth, name in enumerate(sections, start=1):
+        given = inside.setdefault(name, {})
+        if isinstance(given, str) and (found := place(schema, sections[:depth], tree)) and found.chosen:
+            given = inside[name] = found.chosen.table(given)
+        if not isinstance(given, dict):
             raise ConfigError(f"override {text!r} goes through {name!r}, which is a value and not a section")
-    place[last] = parsed
+        inside = given
+    inside[last] = parsed
 
 
-def _sentence(schema: type[Section], path: Path, problem: Any) -> str:
+def _sentence(schema: type[Section], tree: dict[str, Any], path: Path, problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
         *parents, key = problem["loc"]
-        valid = sorted(_fields_at(schema, parents))
+        found = place(schema, parents, tree)
+        valid = sorted(found.section.model_fields) if found and found.section else []
         near = difflib.get_close_matches(str(key), valid, 1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{path}: unknown key {where!r}; {hint}valid keys here: {', '.join(valid)}"
     if problem["type"] == "missing":
         return f"{path}: {where!r} is missing; add it to the file or pass {where}=VALUE"
     message = problem["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
-    return f"{path}: {where!r}{found}: {message[0].lower()}{message[1:]}"
-
-
-def _fields_at(schema: type[Section], sections: Sequence[int | str]) -> set[str]:
-    model: Any = schema
-    for name in sections:
-        annotation = model.model_fields[str(name)].annotation
-        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))  # Sweep | None
-    return set(model.model_fields)
+    value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
+    return f"{path}: {where!r}{value}: {message[0].lower()}{message[1:]}"

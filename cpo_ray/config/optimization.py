@@ -7,15 +7,7 @@ from typing import Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from cpo_ray.config.section import Section
-
-#: Keys that say with what and how safely something is computed, and not what comes out: a resumed run may have others.
-FREE_ON_RESUME = frozenset((
-    "workers", "cpus_per_worker", "gpus_per_worker", "micro_batch", "zero_stage", "offload_optimizer",
-    "gradient_checkpointing", "checkpoint_every", "max_failures", "spike_factor",
-    "overlap", "min_actors", "max_actors", "cpus_per_actor", "gpus_per_actor", "timeout_seconds", "actors", "cpus_per_sample",
-    "gpu", "gpu_gigabytes", "teraflop_per_second",
-))  # fmt: skip
+from cpo_ray.config.section import Free, Section
 
 #: Numbers that ZeRO reduces or gathers at a time, at most. DeepSpeed's own 5e8 hold 1 to 2 GB of a GPU whatever the model's size;
 #: this many (134 MB in bfloat16, 268 in float32) keep a network busy just as well, and hold the largest layer of FLUX.1, 5.7e7.
@@ -31,7 +23,7 @@ class Optimization(Section):
     epochs: PositiveFloat | None = None
     global_batch: PositiveInt = 32
     """Samples per optimizer step; the number of workers never changes it."""
-    micro_batch: PositiveInt = 16
+    micro_batch: Free[PositiveInt] = 16
     """Samples per forward and worker; gradient accumulation follows from it."""
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
     """What it remembers, in bytes per trained weight: adamw 8; adafactor next to nothing for matrices, and no momentum, as
@@ -45,20 +37,20 @@ class Optimization(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Free[Literal[0, 1, 2, 3]] = 0
     """DeepSpeed ZeRO stage; plain data parallel (0) is fastest for LoRA."""
-    offload_optimizer: bool = False
+    offload_optimizer: Free[bool] = False
     """Keep the optimizer's float32 copies in the CPUs' memory (ZeRO 1 to 3): slower, for 12 bytes less per trained parameter."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Free[bool] = False
     """Compute activations again in the backward pass instead of keeping them: a third more time, a fraction of the memory."""
-    workers: PositiveInt = 1
-    cpus_per_worker: PositiveFloat = 1.0
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    checkpoint_every: PositiveInt = 100
+    workers: Free[PositiveInt] = 1
+    cpus_per_worker: Free[PositiveFloat] = 1.0
+    gpus_per_worker: Free[float] = Field(default=0.0, ge=0)
+    checkpoint_every: Free[PositiveInt] = 100
     """Optimizer steps between checkpoints; a crash loses at most this many."""
-    max_failures: int = Field(default=1, ge=0)
+    max_failures: Free[int] = Field(default=1, ge=0)
     """How often a crashed worker group is restarted from its last checkpoint."""
-    spike_factor: PositiveFloat = 20.0
+    spike_factor: Free[PositiveFloat] = 20.0
     """Training stops when the gradient norm exceeds this many times its running median and is clipped; NaN always stops it."""
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, PositiveFloat
 
-from cpo_ray.config.section import Section
+from cpo_ray.config.section import Free, Section
 
 
 class RunSettings(Section):
@@ -21,11 +21,11 @@ class RunSettings(Section):
 class Machine(Section):
     """What the run is planned for; `--check` looks at the machine or cluster that it runs on for what is not stated here."""
 
-    gpu: str | None = None
+    gpu: Free[str | None] = None
     """Kind of GPU, such as "H100", to plan for one that is elsewhere."""
-    gpu_gigabytes: PositiveFloat | None = None
+    gpu_gigabytes: Free[PositiveFloat | None] = None
     """What a program can use of each GPU, in 10^9 bytes."""
-    teraflop_per_second: PositiveFloat | None = None
+    teraflop_per_second: Free[PositiveFloat | None] = None
     """What one GPU, or one CPU where there is none, sustains on these models; expected times follow from it. Without it 40 % of
     the peak of a known GPU."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from cpo_ray.config.section import Section
+from cpo_ray.config.section import Free, Section
 
 
 class Targets(Section):
@@ -18,10 +18,10 @@ class Targets(Section):
     """Different noisy draws per picture; later epochs reuse them in turn."""
     shard_size: PositiveInt = 64
     """Samples per shard, which is also the expert's batch."""
-    min_actors: PositiveInt = 1
-    max_actors: PositiveInt = 1
-    cpus_per_actor: PositiveFloat = 1.0
-    gpus_per_actor: float = Field(default=0.0, ge=0)
+    min_actors: Free[PositiveInt] = 1
+    max_actors: Free[PositiveInt] = 1
+    cpus_per_actor: Free[PositiveFloat] = 1.0
+    gpus_per_actor: Free[float] = Field(default=0.0, ge=0)
     forward_batch: PositiveInt | None = None
     """Samples per forward of a frozen model, where a shard, four times of which θ1 sees at once, does not fit into memory."""
     compile: bool = False
@@ -35,7 +35,7 @@ class Targets(Section):
     offload_text_encoders: bool = False
     """Keep the text encoders in main memory while the denoisers work: 9.8 GB less on the GPU for FLUX.1, 1.6 for SDXL, for
     seconds per shard."""
-    overlap: bool = True
+    overlap: Free[bool] = True
     """Compute targets while training runs; otherwise all of them before it starts."""
-    timeout_seconds: PositiveFloat = 900.0
+    timeout_seconds: Free[PositiveFloat] = 900.0
     """How long a worker waits for one shard before it gives up with a sentence."""

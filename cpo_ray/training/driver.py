@@ -15,7 +15,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cpo_ray.config import Optimization
-from cpo_ray.config.optimization import FREE_ON_RESUME
+from cpo_ray.config.section import free_on_resume
 from cpo_ray.core.files import write_text
 from cpo_ray.training.artifacts.ledger import check_ledger, read_ledger
 from cpo_ray.training.artifacts.records import METRICS
@@ -171,7 +171,7 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
     sections = {
         "model": spec.model.model_dump(mode="json"),
         "lora": spec.lora.model_dump(mode="json"),
-        "optimization": spec.optimization.model_dump(mode="json", exclude={"steps", "epochs", *FREE_ON_RESUME}),
+        "optimization": spec.optimization.model_dump(mode="json", exclude={"steps", "epochs", *free_on_resume(Optimization)}),
     }
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
     names = ("run_id", "objective", "omega_win", "omega_lose", "beta", "seed")
