@@ -14,7 +14,7 @@ from cpo_ray.preflight.checks import check, told_of_pictures
 from cpo_ray.preflight.trials import Trials
 from cpo_ray.recipes import training_pictures, usable_pictures
 from cpo_ray.session import connect
-from cpo_ray.tracking import RunTracker, git_commit, open_experiment, resolve_uri, start_run
+from cpo_ray.tracking import RunDescription, RunTracker, git_commit, open_experiment, resolve_uri, start_run
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,11 @@ class Run:
         preference = self.config.preference
         return tuple(dict.fromkeys((preference.objective, *preference.baselines)))
 
+    def track(self, name: str, folder: Path, resume: bool) -> RunTracker:
+        """An MLflow run for a training in `folder`, below the one of the whole; with `resume` the one that it had before."""
+        description = _description(self.config, self.dataset, self.tree)
+        return start_run(self.tracker.experiment, name, folder, description, self.tracker.run_id, resume)
+
     def say(self, sentence: str) -> None:
         print(f"[{self.config.run.name}] {sentence}", flush=True)
 
@@ -82,7 +87,9 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
     dataset = open_data(config, tree)
     folder.mkdir(parents=True, exist_ok=True)
     record.write_text(resolved)
-    tracker = start_tracking(config, dataset, tree, config.run.name, folder, None, resume)
+    uri = resolve_uri(config.tracking, config.run.output)
+    experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
+    tracker = start_run(experiment, config.run.name, folder, _description(config, dataset, tree), resume=resume)
     run = Run(config, tree, dataset, folder, tracker, resume)
     for finding in findings:
         if finding.planned:
@@ -101,20 +108,7 @@ def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
     return dataset
 
 
-def start_tracking(
-    config: Config, dataset: AnnotatedDataset, tree: Hierarchy, name: str, folder: Path, parent: RunTracker | None, resume: bool
-) -> RunTracker:
-    """An MLflow run of its own for every training, below the one of the whole."""
-    uri = resolve_uri(config.tracking, config.run.output)
-    experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
-    return start_run(
-        uri,
-        experiment,
-        name,
-        folder,
-        config_text=dump(config),
-        params=config.model_dump(mode="json"),
-        tags={"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()},
-        parent_run_id=parent.run_id if parent else None,
-        resume=resume,
-    )
+def _description(config: Config, dataset: AnnotatedDataset, tree: Hierarchy) -> RunDescription:
+    """What MLflow shows of a run and of each of its trainings."""
+    tags = {"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()}
+    return RunDescription(dump(config), config.model_dump(mode="json"), tags)

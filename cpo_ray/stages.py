@@ -17,7 +17,7 @@ from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.stage import domain_of, evaluate_run
 from cpo_ray.models.base import base_source
 from cpo_ray.recipes import expert_spec, supervised_spec, training_plan
-from cpo_ray.run import Run, start_tracking
+from cpo_ray.run import Run
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
 from cpo_ray.targets.store import TargetStore
@@ -93,7 +93,7 @@ def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, 
         return
     config, shards = run.config, plan.shards(run.config.targets.shard_size)
     run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
-    tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, run.resume)
+    tracker = run.track(name, run.folder / name, run.resume)
     targets = target_store(frozen, config.targets.folder)
     spec = training_spec(run, name, objective, plan, targets, optimization, lora, tracker)
     with (
@@ -219,6 +219,6 @@ def _complete_cards(run: Run, adapters: Mapping[str, Path], result: EvaluationRe
     """Say in each model card, here and in MLflow, what was measured."""
     for name, folder in adapters.items():
         add_evaluation(folder, card_section(result, name))
-        tracker = start_tracking(run.config, run.dataset, run.tree, name, run.folder / name, run.tracker, resume=True)
+        tracker = run.track(name, run.folder / name, resume=True)
         tracker.log_card(folder, run.config.model.revision)
         tracker.finish()

@@ -26,7 +26,7 @@ from cpo_ray.core.plan import Plan
 from cpo_ray.evaluation.generate import grid
 from cpo_ray.models.base import base_source
 from cpo_ray.recipes import training_plan
-from cpo_ray.run import Run, start_tracking
+from cpo_ray.run import Run
 from cpo_ray.stages import training_spec
 from cpo_ray.sweep.measure import save_pictures
 from cpo_ray.sweep.records import TRIALS, Rung, Trial, read_rungs, read_trial, rung_file, save_rung
@@ -119,7 +119,7 @@ def _tracker(trial: Trial, folder: Path, config: Config, bench: Bench) -> RunTra
     """The trial's own MLflow run below the sweep's: the one that it had before, if it was begun."""
     run = bench.run
     if trial.mlflow_run_id is None:
-        return start_tracking(config, run.dataset, run.tree, label(trial.point), folder, run.tracker, resume=False)
+        return replace(run, config=config).track(label(trial.point), folder, resume=False)
     tracker = replace(run.tracker, run_id=trial.mlflow_run_id, folder=folder)
     tracker.reopen()
     return tracker

@@ -18,35 +18,39 @@ from support.ranks import Ranks
 from torch import distributed
 
 from cpo_ray.config import ConfigError, Tracking
-from cpo_ray.tracking import FALLBACK, RunTracker, git_commit, open_experiment, resolve_uri, start_run, ui_command
+from cpo_ray.tracking import (
+    FALLBACK,
+    Experiment,
+    RunDescription,
+    RunTracker,
+    git_commit,
+    open_experiment,
+    resolve_uri,
+    start_run,
+    ui_command,
+)
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
-    """URI, experiment id and output folder of one sqlite store; making its tables takes seconds."""
+def store(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, Path]:
+    """An experiment in an sqlite store, and the output folder; making the store's tables takes seconds."""
     output = tmp_path_factory.mktemp("output with a blank")
-    uri = resolve_uri(Tracking(), output)
-    experiment_id = open_experiment(uri, "test", output / "mlartifacts")
-    assert experiment_id is not None
-    return uri, experiment_id, output
+    experiment = open_experiment(resolve_uri(Tracking(), output), "test", output / "mlartifacts")
+    assert experiment.id is not None
+    return experiment, output
 
 
-def begin(store: tuple[str, str | None, Path], name: str, parent: str | None = None, *, resume: bool = False) -> RunTracker:
-    uri, experiment_id, output = store
-    return start_run(
-        uri,
-        experiment_id,
-        name,
-        output / name,
+def begin(store: tuple[Experiment, Path], name: str, parent: str | None = None, *, resume: bool = False) -> RunTracker:
+    experiment, output = store
+    description = RunDescription(
         config_text="[run]\nseed = 3\n",
         params={"run": {"seed": 3}, "many": {str(number): number for number in range(150)}},
         tags={"hierarchy_hash": "abc"},
-        parent_run_id=parent,
-        resume=resume,
     )
+    return start_run(experiment, name, output / name, description, parent, resume)
 
 
-def test_a_run_comes_back_as_it_was_logged(store: tuple[str, str, Path], tmp_path: Path) -> None:
+def test_a_run_comes_back_as_it_was_logged(store: tuple[Experiment, Path], tmp_path: Path) -> None:
     tracker = begin(store, "round-trip")
     with tracker.start() as live:
         for step in range(1200):  # more than one call of a thousand
@@ -65,7 +69,7 @@ def test_a_run_comes_back_as_it_was_logged(store: tuple[str, str, Path], tmp_pat
     assert run.data.tags["hierarchy_hash"] == "abc"
     history = client.get_metric_history(tracker.run_id, "loss")
     assert {entry.step: entry.value for entry in history} == {step: 1 / (step + 1) for step in range(1200)}
-    folder = store[2] / "mlartifacts" / tracker.run_id / "artifacts"
+    folder = store[1] / "mlartifacts" / tracker.run_id / "artifacts"
     assert (folder / "config.toml").read_text() == "[run]\nseed = 3\n"
     assert (folder / "report.html").read_text() == "<p>fine</p>"
     assert any(path.suffix == ".png" for path in (folder / "images").iterdir())
@@ -78,7 +82,7 @@ def _log_elsewhere(tracker: RunTracker, folder: Path) -> None:
             live.log(5, {"loss": 0.25})
 
 
-def test_a_handle_logs_from_another_process(store: tuple[str, str, Path], four: Ranks, tmp_path: Path) -> None:
+def test_a_handle_logs_from_another_process(store: tuple[Experiment, Path], four: Ranks, tmp_path: Path) -> None:
     tracker = begin(store, "elsewhere")
     four(_log_elsewhere, tracker, tmp_path)
     assert tracker.run_id is not None
@@ -87,21 +91,21 @@ def test_a_handle_logs_from_another_process(store: tuple[str, str, Path], four: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_nest_and_a_resumed_run_is_the_same_one(store: tuple[str, str, Path]) -> None:
+def test_runs_nest_and_a_resumed_run_is_the_same_one(store: tuple[Experiment, Path]) -> None:
     parent = begin(store, "whole")
     child = begin(store, "stage", parent.run_id)
     parent.finish("FAILED")
     assert child.run_id is not None
-    assert MlflowClient(store[0]).get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+    assert MlflowClient(store[0].uri).get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
     again = begin(store, "whole", resume=True)
     assert again.run_id == parent.run_id
-    assert MlflowClient(store[0]).get_run(parent.run_id).info.status == "RUNNING"
+    assert MlflowClient(store[0].uri).get_run(parent.run_id).info.status == "RUNNING"
     assert begin(store, "stage", again.run_id, resume=True).run_id == child.run_id
     assert begin(store, "stage", resume=True).run_id != child.run_id  # that name, but not inside that parent
     assert begin(store, "whole").run_id != parent.run_id
 
 
-def test_an_adapter_comes_back_with_its_base(store: tuple[str, str, Path], tmp_path: Path) -> None:
+def test_an_adapter_comes_back_with_its_base(store: tuple[Experiment, Path], tmp_path: Path) -> None:
     adapter, base = tmp_path / "adapter", tmp_path / "base"
     adapter.mkdir()
     base.mkdir()
@@ -109,7 +113,7 @@ def test_an_adapter_comes_back_with_its_base(store: tuple[str, str, Path], tmp_p
     (adapter / "README.md").write_text("card")
     tracker = begin(store, "adapter")
     tracker.log_adapter(adapter, str(base))
-    folder = store[2] / "mlartifacts" / str(tracker.run_id) / "artifacts" / "adapter"
+    folder = store[1] / "mlartifacts" / str(tracker.run_id) / "artifacts" / "adapter"
     loaded = mlflow.diffusers.load_model(str(folder))
     assert loaded.base_model == str(base)
     assert (
@@ -121,7 +125,7 @@ def test_an_adapter_comes_back_with_its_base(store: tuple[str, str, Path], tmp_p
     (adapter / "README.md").write_text("card with an evaluation")
     tracker.log_card(adapter)
     pinned.log_card(adapter, "1a2b")
-    artifacts = store[2] / "mlartifacts" / str(pinned.run_id) / "artifacts" / "adapter"
+    artifacts = store[1] / "mlartifacts" / str(pinned.run_id) / "artifacts" / "adapter"
     cards = [*folder.rglob("README.md"), *artifacts.rglob("README.md")]
     assert [card.read_text() for card in cards] == ["card with an evaluation"] * 2
 
@@ -135,9 +139,9 @@ def _closed_port() -> int:
 def test_a_server_that_was_never_there_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uri = f"http://127.0.0.1:{_closed_port()}"
     begun = time.monotonic()
-    experiment_id = open_experiment(uri, "test", tmp_path)
-    assert experiment_id is None
-    tracker = begin((uri, experiment_id, tmp_path), "alone")
+    experiment = open_experiment(uri, "test", tmp_path)
+    assert experiment.id is None
+    tracker = begin((experiment, tmp_path), "alone")
     with tracker.start() as live:
         live.log(0, {"loss": 0.5})
         live.log(1, {"loss": float("nan")})
@@ -150,7 +154,7 @@ def test_a_server_that_was_never_there_costs_one_warning(tmp_path: Path, caplog:
 
 
 def test_a_server_that_dies_costs_one_warning_and_no_metric(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = RunTracker(f"http://127.0.0.1:{_closed_port()}", "1", "0" * 32, tmp_path / "run")
+    tracker = RunTracker(Experiment(f"http://127.0.0.1:{_closed_port()}", "1"), "0" * 32, tmp_path / "run")
     begun = time.monotonic()
     with tracker.start() as live:
         for step in range(50):
@@ -167,7 +171,7 @@ def test_a_server_that_dies_costs_one_warning_and_no_metric(tmp_path: Path, capl
 
 def _open(uri: str, folder: Path) -> str | None:
     distributed.barrier()
-    return open_experiment(uri, "shared", folder)
+    return open_experiment(uri, "shared", folder).id
 
 
 def test_processes_may_create_the_same_experiment_at_once(four: Ranks, tmp_path: Path) -> None:
@@ -175,9 +179,9 @@ def test_processes_may_create_the_same_experiment_at_once(four: Ranks, tmp_path:
     assert len(found) == 1 and None not in found
 
 
-def test_a_deleted_experiment_is_said_to_be_deleted(store: tuple[str, str, Path]) -> None:
-    uri, _, output = store
-    MlflowClient(uri).delete_experiment(str(open_experiment(uri, "old", output)))
+def test_a_deleted_experiment_is_said_to_be_deleted(store: tuple[Experiment, Path]) -> None:
+    uri, output = store[0].uri, store[1]
+    MlflowClient(uri).delete_experiment(str(open_experiment(uri, "old", output).id))
     with pytest.raises(ConfigError, match="'old' was deleted"):
         open_experiment(uri, "old", output)
 

@@ -21,7 +21,7 @@ from support.ranks import Ranks
 from torch import distributed
 
 from cpo_ray.config import Tracking
-from cpo_ray.tracking import FALLBACK, RunTracker, open_experiment, resolve_uri, start_run
+from cpo_ray.tracking import FALLBACK, Experiment, RunDescription, RunTracker, open_experiment, resolve_uri, start_run
 
 pytestmark = pytest.mark.slow
 
@@ -69,9 +69,9 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def _begin(uri: str, name: str, folder: Path, parent: str | None) -> RunTracker:
     """As a trial does: the experiment is looked up anew in each process."""
     experiment = open_experiment(uri, "sweep", folder / "mlartifacts")
-    assert experiment is not None
+    assert experiment.id is not None
     params = {"preference": {"omega_win": 2.0}, "many": {str(n): n for n in range(60)}}
-    return start_run(uri, experiment, name, folder / name, config_text="x = 1\n", params=params, tags={}, parent_run_id=parent)
+    return start_run(experiment, name, folder / name, RunDescription("x = 1\n", params, tags={}), parent)
 
 
 def _trial(uri: str, folder: Path, parent: str) -> str | None:
@@ -93,7 +93,7 @@ def test_trials_that_start_at_once_are_all_there_with_all_their_metrics(uri: str
     assert not list(tmp_path.rglob(FALLBACK)), "metrics went to the file that is for a dead store"
     client = MlflowClient(uri)
     filter_string = f"tags.mlflow.parentRunId = '{parent.run_id}'"
-    runs = client.search_runs([str(parent.experiment_id)], filter_string)
+    runs = client.search_runs([str(parent.experiment.id)], filter_string)
     assert {run.info.run_name for run in runs} == {f"trial-{number}" for number in range(TRIALS)}
     assert {run.info.status for run in runs} == {"FINISHED"}
     for run in runs:
@@ -135,7 +135,7 @@ def test_the_alias_points_to_the_best_trial_and_moves_with_it(uri: str, tmp_path
 
 
 def test_a_trial_without_a_store_goes_on(tmp_path: Path) -> None:
-    tracker = RunTracker("http://127.0.0.1:9", None, None, tmp_path)
+    tracker = RunTracker(Experiment("http://127.0.0.1:9", None), None, tmp_path)
     tracker.tag("best", "true")
     tracker.register("model", "best")
     replace(tracker, run_id=None).finish()

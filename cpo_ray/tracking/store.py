@@ -1,0 +1,108 @@
+"""Where runs are kept: an sqlite file in the output folder by default, or a server."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from cpo_ray.config import ConfigError, Tracking
+
+logger = logging.getLogger(__package__)
+
+_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A set of runs in a store: text only, so that it can be sent to any process."""
+
+    uri: str
+    id: str | None
+    """None when the store could not be reached as the experiment was opened; then nothing tries to reach it again."""
+
+
+def resolve_uri(tracking: Tracking, output: Path) -> str:
+    """The tracking URI that means the same in every process: without one in the section, an sqlite file in `output`.
+
+    Raises ConfigError for a URI that MLflow cannot use as a store.
+    """
+    if tracking.uri is None:
+        return f"sqlite:///{output.absolute() / 'mlflow.db'}"
+    scheme = urlsplit(tracking.uri).scheme.split("+")[0]
+    if scheme not in _SCHEMES and tracking.uri != "databricks":
+        raise ConfigError(
+            f"tracking.uri is {tracking.uri!r}, which is no MLflow store; give the address of a server "
+            "(http://host:5000) or a database (sqlite:////folder/mlflow.db), or leave it out"
+        )
+    # Workers run in another folder than the driver, where a relative path would be another database.
+    file = tracking.uri.removeprefix("sqlite:///")
+    return tracking.uri if file == tracking.uri else f"sqlite:///{Path(file).absolute()}"
+
+
+def open_experiment(uri: str, name: str, artifact_root: Path) -> Experiment:
+    """The experiment `name`, created when there is none.
+
+    Any number of processes may call this at once. A local store keeps artifacts below `artifact_root`, whatever
+    folder a process runs in; a server decides for itself. Raises ConfigError if the experiment was deleted.
+    """
+    with forgiving("the experiment"), _sole_opener(uri):
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            served = uri.startswith(("http", "databricks"))
+            try:
+                return Experiment(uri, client.create_experiment(name, None if served else artifact_root.absolute().as_uri()))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                # Another process was faster between the two calls.
+                experiment = client.get_experiment_by_name(name)
+                assert experiment is not None
+        if experiment.lifecycle_stage == "deleted":
+            raise ConfigError(f"the MLflow experiment {name!r} was deleted; restore it or choose another tracking.experiment")
+        return Experiment(uri, experiment.experiment_id)
+    return Experiment(uri, None)
+
+
+@contextmanager
+def _sole_opener(uri: str) -> Iterator[None]:
+    """One process at a time opens an sqlite file: two that make its tables at once fail, in spite of mlflow's own lock."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    file = Path(uri.removeprefix("sqlite:///"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.with_name(f"{file.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def ui_command(uri: str) -> str:
+    """The command that opens MLflow's pages for a store, on this machine only."""
+    if uri.startswith("http"):
+        return shlex.join([sys.executable, "-m", "webbrowser", uri])
+    return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"])
+
+
+@contextmanager
+def forgiving(what: str) -> Iterator[None]:
+    """Turn a failure of the store, remote or a full disk, into a warning."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        logger.warning("%s; the work goes on without it", failure(what, error))
+
+
+def failure(what: str, error: Exception) -> str:
+    """What MLflow did not take and why, in one clause."""
+    return f"MLflow did not take {what} ({str(error).splitlines()[0][:200]})"
