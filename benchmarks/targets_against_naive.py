@@ -23,8 +23,9 @@ from pathlib import Path
 import torch
 
 from cpo_ray.config import Lora, Model
-from cpo_ray.core.plan import Batch, Plan, counter_generator
+from cpo_ray.core.plan import Batch, Plan
 from cpo_ray.core.prompts import condition_texts
+from cpo_ray.core.randomness import counter_generator
 from cpo_ray.data.picture import decode, fit
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.dataset import make_dataset

@@ -1,6 +1,6 @@
-"""Pictures and a hierarchy → annotated shards: a back end is asked about every picture, one root of the hierarchy at a time.
+"""Label pictures: ask a back end about every picture, one root of the hierarchy at a time, and write annotated shards.
 
-A run that was stopped goes on when the same command is given again; what was answered is never asked twice.
+The same command resumes a stopped run. No answered question is asked again.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def annotate(config: AnnotationConfig, arguments: Namespace) -> None:
 
 def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise ArgumentTypeError(f"{text!r} is no number of pictures; give 1 or more")
+        raise ArgumentTypeError(f"{text!r} is not a number of pictures; give 1 or more")
     return int(text)
 
 
 if __name__ == "__main__":
     line = parser(str(__doc__), checkable=False, config=CONFIGS / "annotate_toy.toml")
-    line.add_argument("--limit", type=positive, metavar="N", help="the first N pictures only")
-    line.add_argument("--dry-run", action="store_true", help="say how many questions and tokens it would take, and stop")
-    line.add_argument("--retry-failed", action="store_true", help="ask again what could not be answered before")
+    line.add_argument("--limit", type=positive, metavar="N", help="annotate only the first N pictures")
+    line.add_argument("--dry-run", action="store_true", help="print how many questions and tokens a run would take, and stop")
+    line.add_argument("--retry-failed", action="store_true", help="ask the questions again that failed before")
     raise SystemExit(run_as(AnnotationConfig, line, annotate))

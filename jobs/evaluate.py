@@ -1,4 +1,4 @@
-"""The evaluation alone: pictures of the run's models from the same prompts and noise, their attributes, the report."""
+"""Evaluate a finished run: draw its models from the same prompts and noise, measure the pictures, write the report."""
 
 from __future__ import annotations
 

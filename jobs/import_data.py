@@ -1,4 +1,4 @@
-"""Your own pictures: a folder of images with a metadata.jsonl becomes annotated shards in data.folder."""
+"""Import a folder of your own pictures into annotated shards in data.folder."""
 
 from __future__ import annotations
 
@@ -17,5 +17,7 @@ def import_data(config: Config, arguments: Namespace) -> None:
 
 if __name__ == "__main__":
     line = parser(str(__doc__))
-    line.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="images and their metadata.jsonl")
+    line.add_argument(
+        "--images", type=Path, required=True, metavar="FOLDER", help="folder with pictures, and with metadata or caption files"
+    )
     raise SystemExit(run(line, import_data))

@@ -1,4 +1,4 @@
-"""The targets alone: the frozen outputs that stage 2 reads; shards that are there already are not computed again."""
+"""Compute the targets of stage 2 ahead of training. Existing shards are kept."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The target store: list what is there, verify checksums, prune what no run has used for long, size up what a run will need.
+"""Manage the target store: list its shards, verify their checksums, prune unused ones, size up what a run will need.
 
-Safe to run beside a training. `verify` and `prune` look at the whole store of targets.folder, `size` at this configuration.
+Safe to run beside a training. `verify` and `prune` look at the whole store in targets.folder, `size` at this configuration.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def targets(config: Config, arguments: Namespace) -> None:
 
 if __name__ == "__main__":
     line = parser(str(__doc__), actions=("list", "verify", "prune", "size"))
-    line.add_argument("--unused-days", type=float, default=30.0, metavar="N", help="prune: shards unused for so long (30)")
-    line.add_argument("--delete", action="store_true", help="prune: delete them; without it they are only named")
+    line.add_argument(
+        "--unused-days", type=float, default=30.0, metavar="N", help="prune: shards unused for N days (default: 30)"
+    )
+    line.add_argument("--delete", action="store_true", help="prune: delete the shards; without it they are only listed")
     raise SystemExit(run(line, targets))

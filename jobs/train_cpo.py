@@ -1,4 +1,4 @@
-"""The whole method: expert (stage 1), targets, CPO (stage 2), evaluation and the report."""
+"""Run the whole method: expert (stage 1), targets, CPO (stage 2), evaluation and report."""
 
 from __future__ import annotations
 

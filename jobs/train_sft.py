@@ -1,4 +1,4 @@
-"""Stage 1 alone: train the expert that is told a picture's attributes, and measure whether it obeys."""
+"""Run stage 1 alone: train the expert, which is told a picture's attributes, and measure whether it obeys them."""
 
 from __future__ import annotations
 

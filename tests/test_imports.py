@@ -32,6 +32,7 @@ LIGHT = (
     "cpo_ray/command_line.py",
     "cpo_ray/core/schema.py",
     "cpo_ray/core/plan.py",
+    "cpo_ray/core/randomness.py",
     "cpo_ray/core/prompts.py",
     "cpo_ray/core/files.py",
     "cpo_ray/core/statistics.py",

@@ -1,4 +1,4 @@
-"""A sweep over stage 2 (ω, β, learning rate, objective, share of the data): many trials on targets that are computed once."""
+"""Search settings of stage 2: many trials on one expert and one set of targets."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What all rooms speak of: schema, plan, diffusion, prompts, statistics, progress. No Ray."""
+"""What all other packages build on: schema, plan, diffusion, prompts, statistics, files and progress. No Ray."""

@@ -14,19 +14,19 @@ from torch import Tensor
 
 
 class DiffusionProcess(Protocol):
-    """What training needs to know of a model's diffusion. "The model's space" is that of its predictions."""
+    """How a model's diffusion works. "The model's space" is the space of its predictions: noise or velocity."""
 
     def timestep(self, u: Tensor) -> Tensor:
-        """Timesteps (B,) from uniform numbers u (B,) in [0, 1)."""
+        """Return timesteps (B,) from uniform numbers u (B,) in [0, 1)."""
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The noisy latent x_t."""
+        """Return the noisy latent x_t (B, ...)."""
 
     def target(self, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What a perfect model would predict from x_t, in the model's space."""
+        """Return what a perfect model predicts from x_t, in the model's space."""
 
     def predict_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """The clean latent that a prediction in the model's space implies."""
+        """Return the clean latent that a prediction in the model's space implies."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class DiscreteProcess:
         return signal * x_t - spread * prediction
 
     def _coefficients(self, t: Tensor, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(a_t) and sqrt(1 - a_t), each (B, 1, ...) to multiply a (B, ...) latent."""
+        """Return sqrt(a_t) and sqrt(1 - a_t), each (B, 1, ...), to multiply a (B, ...) latent."""
         alphas = _per_sample(self.alphas_cumprod.to(t.device)[t], latent)
         return alphas.sqrt(), (1 - alphas).sqrt()
 
@@ -115,6 +115,6 @@ class FlowProcess:
 
 
 def _per_sample(values: Tensor, latent: Tensor) -> Tensor:
-    """(B,) values in float32 or finer, shaped (B, 1, ...) to multiply a (B, ...) latent."""
+    """Return values (B,) in float32 or finer, shaped (B, 1, ...), to multiply a (B, ...) latent."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     return values.view(-1, *[1] * (latent.ndim - 1))

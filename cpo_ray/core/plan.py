@@ -1,14 +1,11 @@
-"""Which sample and which noisy draw is trained at which step: a pure function of the seed.
+"""Decide which sample and which noisy draw is trained at which step: a pure function of the seed.
 
-Nothing here keeps state. A plan asked for step 500 answers the same whether the run came from step 0 or was
-resumed there, on one rank or on five, and a producer that follows `Plan.production_order` stays just ahead of
-it.
+Nothing here keeps state. Step 500 of a plan is the same whether the run started at step 0 or resumed there, on one rank or on
+five. A producer that follows `Plan.production_order` stays just ahead of training.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,34 +16,15 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cpo_ray.core.randomness import digest, hash_fraction
+
 Split = Literal["train", "validation", "test"]
 
 
-def _digest(*parts: str | int | float, size: int) -> bytes:
-    """Hash of a tuple. JSON keeps ("a", "bc") apart from ("ab", "c"), and 1 apart from "1"."""
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=size).digest()
-
-
-def counter_generator(seed: int, sample_id: str, draw: int, purpose: str) -> np.random.Generator:
-    """Random numbers that belong to one draw of one sample for one purpose ("timestep", "noise", ...).
-
-    Each call starts a fresh counter-based stream (Philox) keyed by its arguments, so the numbers do not
-    depend on who asks, in which order, or how often.
-    """
-    key = int.from_bytes(_digest(seed, sample_id, draw, purpose, size=16), "little")
-    return np.random.Generator(np.random.Philox(key=key))
-
-
-def hash_fraction(text: str) -> float:
-    """A fixed, uniformly spread number in [0, 1) for a text."""
-    return (int.from_bytes(_digest(text, size=8), "little") >> 11) / 2**53
-
-
 def split_of(sample_id: str, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
-    """The split of a sample, by the hash of its id alone: it stays when other samples come or go.
+    """Return the split of a sample, by the hash of its id alone, so that it stays when other samples come or go.
 
-    `fractions` are those of train, validation and test. Raises ValueError if they are negative or do not sum
-    to 1.
+    `fractions` are those of train, validation and test. Raises ValueError if they are negative or do not sum to 1.
     """
     if min(fractions) < 0 or not math.isclose(sum(fractions), 1.0):
         raise ValueError(f"split fractions are {fractions}; give three numbers of at least 0 that sum to 1")
@@ -58,12 +36,12 @@ def split_of(sample_id: str, fractions: tuple[float, float, float] = (0.8, 0.1, 
 
 
 def in_training(sample_id: str, proportion: float = 1.0) -> bool:
-    """Whether a sample is trained on; a smaller proportion of the training split is a part of every larger one."""
+    """Return whether a sample is trained on. A smaller proportion of the training split is a part of every larger one."""
     return split_of(sample_id) == "train" and hash_fraction(f"proportion/{sample_id}") < proportion
 
 
 class Item(NamedTuple):
-    """One noisy draw of one sample: what the expert evaluates once, and a training step reads."""
+    """One noisy draw of one sample: the unit that the expert evaluates once and a training step reads."""
 
     sample_id: str
     draw: int
@@ -73,8 +51,8 @@ class Item(NamedTuple):
 class Batch:
     """Items with their weights: 1 for a planned item, 0 for padding.
 
-    Padding repeats an item, so that whoever loads a batch needs no special case. The loss of a step is
-    sum(weight * loss) over all ranks divided by the number of items planned for the step.
+    Padding repeats an item, so that loading a batch needs no special case. The loss of a step is sum(weight * loss) over all
+    ranks, divided by the number of items planned for the step.
     """
 
     items: tuple[Item, ...]
@@ -90,13 +68,13 @@ class Batch:
 class Plan:
     """The training order of a run; make one with `Plan.build`.
 
-    Epoch e (from 0) visits every sample once, in an order of its own, with draw e % draws. Batches run across
-    the border of two epochs; only the very last batch is padded.
+    Epoch e (from 0) visits every sample once, in an order of its own, with draw e % draws. Batches cross the border of two
+    epochs, and only the very last batch is padded.
 
-    Samples of different buckets never meet in a tensor: a step is made of groups of `bucket_batch` items of one
-    bucket, each complete when the epochs have brought so many. What a bucket is left with at the end becomes a
-    group of its own, padded, so that every item is trained once. Whole steps of one bucket would leave every
-    bucket with most of a step, and show the optimiser one ratio at a time.
+    Samples of different buckets never share a tensor. A step consists of groups of `bucket_batch` items of one bucket, and a
+    group is complete as soon as the epochs have brought enough items. Items left over at the end form a padded group, so that
+    every item is trained. Whole steps of one bucket would leave most of a step over in every bucket, and show the optimizer one
+    aspect ratio at a time.
     """
 
     sample_ids: tuple[str, ...]
@@ -105,9 +83,9 @@ class Plan:
     draws: int
     total_items: int
     buckets: tuple[int, ...] = ()
-    """The number of each sample's bucket; empty where all samples are of one."""
+    """The number of each sample's bucket; empty if all samples share one."""
     bucket_batch: int | None = None
-    """A divisor of global_batch; None for all of it."""
+    """A divisor of global_batch; None means global_batch itself."""
 
     def __post_init__(self) -> None:
         if not self.sample_ids:
@@ -136,12 +114,12 @@ class Plan:
         buckets: Mapping[str, Any] | None = None,
         bucket_batch: int | None = None,
     ) -> Plan:
-        """Plan a run of so many epochs (rounded to whole items) or steps; give exactly one of the two.
+        """Plan a run of `epochs` (rounded to whole items) or of `steps`; give exactly one of the two.
 
-        The order of `sample_ids` does not matter. `draws` is the number of distinct noisy draws per sample.
-        `buckets` has the bucket of each sample, in any form that sorts; where there is but one, the plan is the same as
-        without. A number of steps is kept also where some of them are short: they take fewer items then.
-        Raises ValueError for repeated ids, an empty list, or a number below its least value.
+        The order of `sample_ids` does not matter. `draws` is the number of distinct noisy draws per sample. `buckets` maps each
+        sample to its bucket, in any sortable form; one bucket for all gives the same plan as none. With several buckets a given
+        number of steps is kept, and some steps hold fewer items. Raises ValueError for repeated ids, an empty list, or a number
+        below its least value.
         """
         ordered = tuple(sorted(sample_ids))
         numbers = _numbered(ordered, buckets) if buckets else ()
@@ -160,7 +138,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Number of optimiser steps."""
+        """Number of optimizer steps."""
         return len(self._groups) if self.buckets else math.ceil(self.total_items / self.global_batch)
 
     @property
@@ -168,21 +146,21 @@ class Plan:
         return self.bucket_batch or self.global_batch
 
     def _fill(self, steps: int) -> int:
-        """How many items fit into so many steps, when they come in the order of the epochs."""
+        """Return how many items fit into `steps` steps, in the order of the epochs."""
         orders = (_epoch_order(self.sample_ids, self.seed, epoch) for epoch in count())
         endless = (self.buckets[number] for order in orders for number in order)
         return sum(map(len, _gathered(endless, self._group, steps * self.global_batch // self._group)))
 
     @cached_property
     def _sequence(self) -> NDArray[np.int32]:
-        """(total_items,) numbers of the samples in the order of the epochs."""
+        """Return the numbers of the samples (total_items,) in the order of the epochs."""
         epochs = math.ceil(self.total_items / len(self.sample_ids))
         orders = [_epoch_order(self.sample_ids, self.seed, epoch) for epoch in range(epochs)]
         return np.concatenate(orders)[: self.total_items]
 
     @cached_property
     def _groups(self) -> NDArray[np.int64]:
-        """(steps, groups in a step, items in a group) places in `_sequence`; -1 is padding."""
+        """Return places in `_sequence`, shaped (steps, groups per step, items per group); -1 is padding."""
         groups = _gathered(map(self._bucket, range(self.total_items)), self._group)
         in_step = self.global_batch // self._group
         places = np.full((math.ceil(len(groups) / in_step) * in_step, self._group), -1)
@@ -197,22 +175,21 @@ class Plan:
         return Item(self.sample_ids[self._sequence[place]], place // len(self.sample_ids) % self.draws)
 
     def step(self, k: int) -> Batch:
-        """The `global_batch` entries of step k, from 0, group by group. Raises ValueError beyond the plan."""
+        """Return the `global_batch` entries of step k, from 0, group by group. Raises ValueError beyond the plan."""
         if not 0 <= k < self.steps:
             raise ValueError(f"step {k} is not in this plan, which has steps 0 to {self.steps - 1}")
         places = self._groups[k]
-        # Padding repeats the first item of its group, or of the step where a group holds nothing else.
+        # Padding repeats the first item of its group, or of the step if the group is all padding.
         filled = np.where(places < 0, places[:, :1], places)
         filled = np.where(filled < 0, places[0, 0], filled)
         weights = np.where(places < 0, 0.0, 1.0)
         return Batch(tuple(self._item(place) for place in filled.ravel().tolist()), tuple(weights.ravel().tolist()))
 
     def rank_microbatches(self, k: int, rank: int, world_size: int, micro_batch: int) -> list[Batch]:
-        """What one rank computes in step k: equally many micro-batches of equal size on every rank, in every step.
+        """Return what one rank computes in step k: equally many micro-batches of equal size on every rank, in every step.
 
-        The union over the ranks holds each planned item of `step(k)` exactly once, for every world size, and none
-        of the micro-batches holds samples of two buckets.
-        Raises ValueError for a rank outside the world or a micro-batch below 1.
+        The union over the ranks holds each planned item of `step(k)` exactly once, for every world size. No micro-batch holds
+        samples of two buckets. Raises ValueError for a rank outside the world or a micro-batch below 1.
         """
         if micro_batch < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -225,7 +202,7 @@ class Plan:
         per_rank = math.ceil(self.global_batch / world_size)
         padded_rank = math.ceil(per_rank / micro_batch) * micro_batch
         whole = _padded(step, padded_rank * world_size)
-        # Strided, so that padding is spread over the ranks and none idles while another works.
+        # The stride spreads padding over the ranks, so that no rank idles while another works.
         items, weights = whole.items[rank::world_size], whole.weights[rank::world_size]
         return [
             Batch(items[start : start + micro_batch], weights[start : start + micro_batch])
@@ -233,23 +210,23 @@ class Plan:
         ]
 
     def production_order(self) -> list[Item]:
-        """The distinct items of the plan in the order of their first use."""
+        """The distinct items of the plan, in the order of their first use."""
         return [self._item(place) for place in self._first_uses()]
 
     def shards(self, shard_size: int) -> list[tuple[Item, ...]]:
-        """`production_order` cut into pieces of `shard_size` items of one bucket, those first that are used first.
+        """Cut `production_order` into pieces of `shard_size` items of one bucket, ordered by their first use.
 
         The last piece of a bucket may be shorter.
         """
         if shard_size < 1:
             raise ValueError(f"shard_size is {shard_size}; it must be at least 1")
         places = self._first_uses()
-        # Sorted by the first index that each one holds.
+        # Sorting orders the pieces by their first index.
         pieces = sorted(_gathered(map(self._bucket, places), shard_size))
         return [tuple(self._item(places[index]) for index in piece) for piece in pieces]
 
     def _first_uses(self) -> list[int]:
-        """Places in the order of training. Epoch `draws` begins to repeat the items of epoch 0, each after its first use."""
+        """Return places in the order of training. Epoch `draws` repeats the items of epoch 0, each after its first use."""
         places = self._groups[self._groups >= 0]
         return places[places < len(self.sample_ids) * self.draws].tolist()
 
@@ -257,26 +234,26 @@ class Plan:
         """32 hexadecimal digits that change with anything that changes the plan."""
         numbers = (self.seed, self.global_batch, self.draws, self.total_items)
         buckets = (self._group, *self.buckets) if self.buckets else ()
-        return _digest(*numbers, *self.sample_ids, *buckets, size=16).hex()
+        return digest(*numbers, *self.sample_ids, *buckets, size=16).hex()
 
 
 @lru_cache(maxsize=8)
 def _epoch_order(sample_ids: tuple[str, ...], seed: int, epoch: int) -> NDArray[np.int32]:
-    """The numbers of the samples in the order of one epoch."""
-    order = sorted(range(len(sample_ids)), key=lambda number: _digest(seed, epoch, sample_ids[number], size=16))
+    """Return the numbers of the samples in the order of one epoch."""
+    order = sorted(range(len(sample_ids)), key=lambda number: digest(seed, epoch, sample_ids[number], size=16))
     return np.array(order, dtype=np.int32)
 
 
 def _numbered(sample_ids: tuple[str, ...], buckets: Mapping[str, Any]) -> tuple[int, ...]:
-    """The bucket of each sample as its number among the sorted buckets; nothing where there is but one."""
+    """Number the buckets in sorted order and return each sample's number; empty if there is only one bucket."""
     numbers = {bucket: number for number, bucket in enumerate(sorted({buckets[name] for name in sample_ids}))}
     return tuple(numbers[buckets[name]] for name in sample_ids) if len(numbers) > 1 else ()
 
 
 def _gathered(buckets: Iterable[int], size: int, most: float = math.inf) -> list[list[int]]:
-    """The places of a sequence of buckets, gathered into groups of `size` places of one bucket, as soon as they are complete.
+    """Gather the places of a sequence of buckets into groups of `size` places of one bucket, in the order in which they fill up.
 
-    Those that are not come at the end. Before a place would begin more than `most` groups, the sequence ends.
+    Incomplete groups come last. The sequence ends before a place would start more than `most` groups.
     """
     complete: list[list[int]] = []
     begun: dict[int, list[int]] = {}
@@ -291,7 +268,7 @@ def _gathered(buckets: Iterable[int], size: int, most: float = math.inf) -> list
 
 
 def _pieces(step: Batch, group: int, micro_batch: int) -> list[Batch]:
-    """The groups of a step, each cut into as few equal pieces as hold at most `micro_batch` items."""
+    """Cut each group of a step into as few equal pieces of at most `micro_batch` items as possible."""
     size = math.ceil(group / math.ceil(group / micro_batch))
     bounds = (
         (start, min(start + size, first + group))
@@ -302,7 +279,7 @@ def _pieces(step: Batch, group: int, micro_batch: int) -> list[Batch]:
 
 
 def _dealt(pieces: list[Batch], rank: int, world_size: int) -> list[Batch]:
-    """The pieces of one rank, which come in turn, and as much padding as gives all ranks equally many."""
+    """Return the pieces of one rank, dealt in turn, padded so that all ranks have equally many."""
     mine = pieces[rank::world_size]
     idle = Batch(pieces[0].items, (0.0,) * len(pieces[0].items))
     return mine + [idle] * (math.ceil(len(pieces) / world_size) - len(mine))

@@ -1,11 +1,11 @@
-"""From labels to the condition texts of the method: y, (y, A_pos), (A_neg), (y, A_pos, A_neg) and ∅ (CPO, Eq. 10 and 11).
+"""Build the condition texts of the method from labels: y, (y, A_pos), (A_neg), (y, A_pos, A_neg) and ∅ (CPO, Eq. 10 and 11).
 
-A text is comma-joined, "y, phrase, phrase": the content prompt, then positive phrases, then negative ones, in hierarchy order.
+A text is joined by commas: the content prompt, the positive phrases, the negative phrases, each in hierarchy order.
 
-What does not fit a tokenizer's limit is dropped by one rule.  The content prompt y stays whole; attributes go one by one, each
-time the last of the polarity that has more left, so that both stay represented (of two equal numbers a positive goes: c_all and
-c_pos differ by the negatives alone).  The same attributes go from all texts of a sample, since the differences between its texts
-are what the targets are made of.  Only a y that is too long by itself is cut, after its last word that fits.
+One rule drops what exceeds a tokenizer's limit. The content prompt y stays whole. Attributes go one by one: the last one of the
+polarity with more left goes first, so that both polarities stay represented. If both have equally many, a positive goes, since
+c_all and c_pos differ by the negatives alone. The same attributes go from all texts of a sample, since the targets are made of
+differences between its texts. Only if y alone is too long is it cut, after its last word that fits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import numpy as np
 from cpo_ray.config import ConditionMixture
 from cpo_ray.hierarchy import Hierarchy
 
-#: Raise it with every change here that changes a text: target shards are addressed by it, and old ones not taken for new.
+#: Raise this version with every change that alters a text. It is part of the targets' address, so old shards are not reused.
 TEMPLATE_VERSION = 1
 
-#: Stands in `dropped` for the end of a content prompt that was cut; attributes stand there as signed ids.
+#: Marks in `dropped` that the end of the content prompt was cut; attributes appear there as signed ids.
 PROMPT_END = "prompt"
 
 FORMS = ("null", "negative", "content", "content_positive", "all")
@@ -30,7 +30,7 @@ FORMS = ("null", "negative", "content", "content_positive", "all")
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of one picture: its content prompt y and the attribute ids of A_pos and A_neg, without signs."""
+    """The labels of one picture: its content prompt y and the attribute ids of A_pos and A_neg, without signs."""
 
     prompt: str
     positive_ids: tuple[str, ...]
@@ -49,7 +49,7 @@ class ConditionTexts:
 
 
 def in_hierarchy_order(ids: Iterable[str], tree: Hierarchy) -> tuple[str, ...]:
-    """Attribute ids in the order of the tree's file. Raises HierarchyError for an unknown id."""
+    """Sort attribute ids into the order of the tree's file. Raises HierarchyError for an unknown id."""
     place = {attribute_id: number for number, attribute_id in enumerate(tree.attributes)}
     return tuple(sorted(ids, key=lambda attribute_id: place[tree.attribute(attribute_id).id]))
 
@@ -57,16 +57,16 @@ def in_hierarchy_order(ids: Iterable[str], tree: Hierarchy) -> tuple[str, ...]:
 def condition_texts(
     labels: Labels, tree: Hierarchy, count_tokens: Callable[[str], int], token_limit: int
 ) -> tuple[ConditionTexts, tuple[str, ...]]:
-    """The texts of a sample within `token_limit`, and what was dropped for it by the module's rule, in the order it went.
+    """Return the texts of a sample within `token_limit`, and what the module's rule dropped, in the order of dropping.
 
-    `count_tokens` counts a text with its start and end tokens.  `dropped` holds signed ids and, where y was cut, PROMPT_END.
-    Raises HierarchyError for an attribute or a pole that the tree does not have.
+    `count_tokens` counts a text with its start and end tokens. `dropped` holds signed ids, and PROMPT_END if y was cut. Raises
+    HierarchyError for an attribute or a pole that the tree does not have.
     """
     positive = [f"+{attribute_id}" for attribute_id in in_hierarchy_order(labels.positive_ids, tree)]
     negative = [f"-{attribute_id}" for attribute_id in in_hierarchy_order(labels.negative_ids, tree)]
     dropped: list[str] = []
     content = labels.prompt
-    # The text of everything is the longest of the sample: the others are parts of it.
+    # The text of everything is the sample's longest text; the others are parts of it.
     while count_tokens(_join(content, positive + negative, tree)) > token_limit:
         if positive or negative:
             dropped.append((positive if len(positive) >= len(negative) else negative).pop())
@@ -91,10 +91,11 @@ def stage_one_text(
     count_tokens: Callable[[str], int],
     token_limit: int,
 ) -> str:
-    """The condition of one picture at one step of stage 1: a form drawn by the mixture's shares, attributes left out at random.
+    """Return the condition of one picture at one step of stage 1: a form drawn by the mixture's shares, with some attributes left
+    out.
 
-    A form that is left without any words, such as A_neg of a faultless picture, is the null condition "".
-    Raises ValueError where all shares are 0, and HierarchyError as `condition_texts` does.
+    A form without any words, such as A_neg of a faultless picture, is the null condition "". Raises ValueError if all shares are
+    0, and HierarchyError as `condition_texts` does.
     """
     shares = np.array([mixture.null, mixture.negative, mixture.content, mixture.content_positive, mixture.all])
     if shares.sum() == 0:
@@ -121,7 +122,7 @@ def _join(content: str, signed_ids: list[str], tree: Hierarchy) -> str:
 
 
 def _cut(content: str, count_tokens: Callable[[str], int], token_limit: int) -> str:
-    """The longest run of words from the start that fits; more words never take fewer tokens."""
+    """Return the longest run of words from the start that fits. More words never take fewer tokens."""
     words = content.split()
     fitting = bisect_right(range(1, len(words) + 1), token_limit, key=lambda n: count_tokens(" ".join(words[:n])))
     return " ".join(words[:fitting])

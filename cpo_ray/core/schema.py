@@ -1,6 +1,6 @@
-"""What crosses a process or a disk: the Arrow schema of annotated pictures and the tensors of a target shard.
+"""The formats that cross a process or a disk: the Arrow schema of annotated pictures and the tensors of a target shard.
 
-No torch, no Ray.  Both formats are readable without this package (Parquet, safetensors) and hold no code.
+No torch, no Ray. Both formats are readable without this package (Parquet, safetensors) and hold no code.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ SCHEMA_VERSION = 2
 #: positive_ids ["edge.clarity"], negative_ids ["color.palette"].
 ANNOTATED = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),  # unique in the data set; split, noise and dropout are functions of it
-        pa.field("image", pa.binary(), nullable=False),  # the encoded file as it was (PNG, JPEG, WebP …)
-        pa.field("prompt", pa.string(), nullable=False),  # content prompt y: what is shown, nothing of its quality
+        pa.field("id", pa.string(), nullable=False),  # unique in the data set; the split, noise and dropout are functions of it
+        pa.field("image", pa.binary(), nullable=False),  # the unchanged image file (PNG, JPEG, WebP …)
+        pa.field("prompt", pa.string(), nullable=False),  # content prompt y: what the picture shows, without its quality
         pa.field("positive_ids", pa.list_(pa.string()), nullable=False),  # attribute ids in hierarchy order
         pa.field("negative_ids", pa.list_(pa.string()), nullable=False),
         pa.field("width", pa.int32(), nullable=False),  # pixels of the decoded image, after its EXIF rotation
@@ -25,7 +25,7 @@ ANNOTATED = pa.schema(
     ]
 )
 
-#: One row that was set aside, and why.
+#: One row that was set aside, and the reason.
 QUARANTINE = pa.schema([pa.field("source", pa.string()), pa.field("id", pa.string()), pa.field("reason", pa.string())])
 
 #: The tensors of a target shard (safetensors), B samples of one bucket, U distinct prompts, latents (C, h, w) in the VAE's
@@ -35,7 +35,7 @@ TARGET_TENSORS = {
     "x_t": "(B, C, h, w) float16: the noisy latent, rounded before any model saw it",
     "timestep": "(B,) int64 step of a discrete process or float32 time of a flow",
     "prompt_index": "(B,) int64: row of the text.* tensors",
-    # Rows of zeros at the end of a sequence are no tokens where a family's texts have a length of their own (FLUX).
+    # In families whose texts differ in length (FLUX), rows of zeros at the end of a sequence are padding, not tokens.
     "text.*": "(U, …) float16: encoded conditions, each distinct one once, rounded before any model saw it",
     "micro.*": "(B, …) float32: per-sample conditioning such as SDXL's sizes and crop",
     "target": "(B, C, h, w) float16: ground truth of the denoising loss; present where a supervised objective asks for it",
@@ -48,9 +48,10 @@ TARGET_TENSORS = {
 
 
 def target_row_bytes(latent: int, text: int) -> int:
-    """Bytes of one sample among expert targets, with a prompt of its own: latents of C·h·w and conditions of so many numbers.
+    """Return the bytes of one sample of expert targets: a latent of C·h·w numbers, and a prompt with `text` numbers of
+    conditions.
 
-    The few bytes of timestep, index and per-sample conditioning are left out.
+    The few bytes of timestep, index and per-sample conditioning are not counted.
     """
     per_value = sum(2 if "float16" in kind else 4 for kind in TARGET_TENSORS.values() if kind.startswith("(B, C, h, w)"))
     return latent * per_value + 2 * text

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, each with what it can and cannot say.  NumPy and SciPy only."""
+"""Statistics of an evaluation, each with what it can and cannot say. NumPy and SciPy only."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Interval:
 
 
 def bootstrap_interval(values: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95) -> Interval:
-    """Mean of `values` (N,) with its percentile bootstrap interval.
+    """Return the mean of `values` (N,) with its percentile bootstrap interval.
 
-    Pictures are resampled, so the interval tells what other noise would give for these prompts; it does not tell what other
-    prompts or another training seed would.  Raises ValueError for an empty or non-finite sample.
+    Pictures are resampled, so the interval covers other noise for these prompts. It does not cover other prompts or another
+    training seed. Raises ValueError for an empty or non-finite sample.
     """
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0 or not np.isfinite(sample).all():
         raise ValueError(f"a bootstrap needs a list of finite numbers, but got shape {sample.shape}: {sample.ravel()[:5]} …")
     generator = np.random.default_rng(seed)
-    # One resample at a time: an index table of all of them would be hundreds of megabytes for a large evaluation.
+    # One resample at a time: an index table of all resamples would take hundreds of megabytes for a large evaluation.
     means = [sample[generator.integers(sample.size, size=sample.size)].mean() for _ in range(resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(sample.mean()), float(low), float(high))
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95) -> Interval:
-    """Mean of a - b with its interval, where a[i] and b[i] are of the same prompt and noise.
+    """Return the mean of a - b with its interval, where a[i] and b[i] share their prompt and noise.
 
-    What is hard about a prompt cancels in each pair, so this interval is much narrower than the two of a and b suggest.
-    Raises ValueError where the lengths differ.
+    The difficulty of a prompt cancels in each pair, so this interval is much narrower than those of a and b suggest. Raises
+    ValueError if the lengths differ.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
@@ -72,10 +72,10 @@ def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
 
 
 def frechet_interval(features: ArrayLike, good: ArrayLike, groups: int = 20) -> Interval:
-    """The squared Fréchet distance of `features` (N, D) to `good` (M, D) with a 95 % interval over the N pictures.
+    """Return the squared Fréchet distance of `features` (N, D) to `good` (M, D) with a 95 % interval over the N pictures.
 
-    The interval is 1.96 jackknife errors wide on each side, from leaving out one of `groups` parts at a time: a bootstrap would
-    not do, since pictures that are drawn twice push the distance up. Raises ValueError as `frechet_distance` does.
+    The interval is 1.96 jackknife errors on each side, leaving out one of `groups` parts at a time. A bootstrap would be wrong
+    here: pictures drawn twice push the distance up. Raises ValueError as `frechet_distance` does.
     """
     sample = np.asarray(features, dtype=np.float64)
     distance, parts = frechet_distance(sample, good), min(groups, len(sample))
@@ -86,39 +86,42 @@ def frechet_interval(features: ArrayLike, good: ArrayLike, groups: int = 20) -> 
 
 
 def _covariance_root(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """R (D, D) with R Rᵀ = the sample's covariance."""
+    """Return R (D, D) with R Rᵀ = the sample's covariance."""
     values, vectors = linalg.eigh(np.atleast_2d(np.cov(features, rowvar=False)))
     return vectors * np.sqrt(np.clip(values, 0, None))
 
 
 def intersection_over_union(requested: Collection[str], found: Collection[str]) -> float:
-    """Shared ids by all ids of either, of one picture; Table S6 of CPO is the mean over pictures.
+    """Return the number of shared ids divided by the number of ids in either, for one picture; Table S6 of CPO is the mean over
+    pictures.
 
-    Where nothing was requested and nothing found the two agree, which is 1.
+    Returns 1 if both are empty, since then they agree.
     """
     union = set(requested) | set(found)
     return len(set(requested) & set(found)) / len(union) if union else 1.0
 
 
 def mean_by_attribute(negative_ids: Sequence[Iterable[str]], tree: Hierarchy) -> dict[str, float]:
-    """Share of the pictures in which each attribute that has a negative side was found negative, in the tree's order."""
+    """Return the share of pictures in which each attribute was found negative, in the tree's order. One-sided attributes are left
+    out.
+    """
     counts = Counter(i for ids in negative_ids for i in ids)
     return {a.id: counts[a.id] / len(negative_ids) for a in tree.attributes.values() if a.negative is not None}
 
 
 def mean_by_root(negative_ids: Sequence[Iterable[str]], tree: Hierarchy) -> dict[str, float]:
-    """Mean number of negatives per picture below each root; the sum over the roots is #A_neg."""
+    """Return the mean number of negatives per picture below each root; the sum over the roots is #A_neg."""
     counts = Counter(tree.root_of(i).id for ids in negative_ids for i in ids)
     return {root.id: counts[root.id] / len(negative_ids) for root in tree.roots}
 
 
 def format_interval(interval: Interval, *, signed: bool = False) -> str:
-    """For example "2.77 [2.61, 2.93]", with a true minus sign."""
+    """Format an interval, for example "2.77 [2.61, 2.93]", with a true minus sign."""
     mean, low, high = (f"{x:+.2f}" if signed else f"{x:.2f}" for x in (interval.mean, interval.low, interval.high))
     return f"{mean} [{low}, {high}]".replace("-", "\N{MINUS SIGN}")
 
 
 def format_number(value: float) -> str:
-    """Three significant digits without an exponent."""
+    """Format a number with three significant digits and no exponent."""
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")

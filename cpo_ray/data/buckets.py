@@ -1,7 +1,7 @@
-"""At which size a picture is trained: a pure function of its own size and the settings.
+"""Choose the size at which a picture is trained: a pure function of its own size and the settings.
 
-A bucket is a size that several pictures share, so that they fit into one tensor.  Pictures are scaled down to cover their bucket
-and never up, unless they are told to.
+A bucket is a size that several pictures share, so that they fit into one tensor. Pictures are scaled down to cover their bucket.
+They are scaled up only if the settings allow it.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from cpo_ray.config.section import ConfigError
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
-#: Shares of the resolution at which aspect buckets are offered: a small picture takes the largest that it can fill.
+#: Shares of the resolution at which aspect buckets exist. A small picture takes the largest bucket that it can fill.
 SCALES = (1.0, 0.75, 0.5)
 
-#: Pixels that the VAE encodes at a time, of one picture at least: SDXL's takes some 2.5 GiB for these in float32. A shard of
+#: Pixels that the VAE encodes in one call, at least one picture. SDXL's VAE takes about 2.5 GiB for them in float32. A shard of
 #: small pictures is one call.
 ENCODED_PIXELS = 2**20
 
 
 class Bucket(NamedTuple):
-    """A training size in pixels; `resolution` is the side of the square whose area it has, or nearly so."""
+    """A training size in pixels; `resolution` is the side of the square with (nearly) the same area."""
 
     width: int
     height: int
@@ -35,9 +35,9 @@ class Bucket(NamedTuple):
 
 @lru_cache
 def aspect_buckets(resolution: int, multiple: int) -> tuple[Bucket, ...]:
-    """All sizes whose sides are multiples, whose ratio is from 1:2 to 2:1, and whose area is 90 to 100 % of resolution².
+    """Return all sizes with sides that are multiples, a ratio from 1:2 to 2:1, and 90 to 100 % of the area resolution².
 
-    With 1024 and 64 they are those that SDXL was trained with (Podell et al. 2023, appendix I), as far as the ratio allows.
+    With 1024 and 64 they are the sizes that SDXL was trained with (Podell et al. 2023, appendix I), within that range of ratios.
     """
     sides, square = range(multiple, 2 * resolution, multiple), resolution**2
     return tuple(
@@ -50,9 +50,9 @@ def aspect_buckets(resolution: int, multiple: int) -> tuple[Bucket, ...]:
 
 @lru_cache(maxsize=2**16)
 def bucket_of(size: Size, resolution: int, pictures: Pictures) -> Bucket | None:
-    """The bucket of a picture of this size; None where it would have to be scaled up and may not be.
+    """Return the bucket of a picture of this size, or None if the picture would have to be scaled up and may not be.
 
-    Raises ConfigError where no size has the area of the resolution.
+    Raises ConfigError if no size has the area of the resolution.
     """
     if pictures.buckets == "square":
         square = Bucket(resolution, resolution, resolution)
@@ -65,7 +65,7 @@ def bucket_of(size: Size, resolution: int, pictures: Pictures) -> Bucket | None:
                 "lower data.pictures.multiple"
             )
         if offered:
-            # Fine multiples offer a ratio in more than one size: the largest, then.
+            # With fine multiples a ratio exists in several sizes; take the largest.
             best = max(offered, key=lambda bucket: (kept(size, bucket), bucket.width * bucket.height))
             if pictures.upscale or covers(size, best):
                 return best
@@ -73,30 +73,30 @@ def bucket_of(size: Size, resolution: int, pictures: Pictures) -> Bucket | None:
 
 
 def encoded_together(bucket: Bucket) -> int:
-    """How many pictures of this size the VAE encodes at a time."""
+    """Return how many pictures of this size the VAE encodes at a time."""
     return max(1, ENCODED_PIXELS // (bucket.width * bucket.height))
 
 
 def covers(size: Size, bucket: Bucket) -> bool:
-    """Whether a picture fills the bucket without being scaled up."""
+    """Return whether a picture fills the bucket without being scaled up."""
     return size[0] >= bucket.width and size[1] >= bucket.height
 
 
 def kept(size: Size, bucket: Bucket) -> float:
-    """Share of a picture that is left when it covers the bucket; the nearest ratio on a log scale is the one that keeps most."""
-    # Quotients of whole numbers are the same on every machine; logarithms need not be.
+    """Return the share of a picture that remains when it covers the bucket. The nearest ratio on a log scale keeps most."""
+    # Quotients of whole numbers are equal on every machine; logarithms may differ.
     wide, high = size[0] * bucket.height, size[1] * bucket.width
     return min(wide, high) / max(wide, high)
 
 
 def assign(sizes: Mapping[str, Size], resolution: int, pictures: Pictures) -> dict[str, Bucket]:
-    """The bucket of each picture by its id, without those that have none."""
+    """Return the bucket of each picture by its id. Pictures without a bucket are left out."""
     found = ((name, bucket_of(size, resolution, pictures)) for name, size in sizes.items())
     return {name: bucket for name, bucket in found if bucket is not None}
 
 
 class Told(NamedTuple):
-    """What becomes of a number of pictures: a sentence, how many are taken, and how many are too small."""
+    """The fate of some pictures as a sentence, with the number that is used and the number that is too small."""
 
     sentence: str
     used: int

@@ -1,4 +1,6 @@
-"""A folder of pictures as people have them: every file is a picture, says something of one, or is set aside with its reason."""
+"""Read a folder of pictures in the layouts that people have: every file is a picture, describes one, or is set aside with a
+reason.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,14 @@ from pathlib import Path, PurePosixPath
 from cpo_ray.core.plan import Split
 from cpo_ray.data.metadata import NAMES, SIDECARS, Entry, MetadataError, entries, sidecar
 
-#: Files that call themselves pictures; those of kinds that cannot be read are set aside when they are decoded.
+#: Suffixes of picture files. Kinds that cannot be read are set aside when they are decoded.
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
 SUFFIXES |= {".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".exr", ".dng"}
-#: How the files of pictures begin, for those without a suffix, as hub caches have them.
+#: First bytes of picture files, for files without a suffix, as in hub caches.
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-#: Left by operating systems beside anybody's pictures.
+#: Files that operating systems leave beside pictures.
 _NOBODYS = ("thumbs.db", "desktop.ini", "__macosx")
-#: Folders that say which split their pictures belong to, as data sets on the hub are published.
+#: Names of folders that stand for a split, as in data sets published on the hub.
 SPLITS: dict[str, Split] = {
     "train": "train",
     "validation": "validation",
@@ -31,7 +33,7 @@ SPLITS: dict[str, Split] = {
 
 @dataclass(frozen=True)
 class Pictured:
-    """One picture of a folder that has not been read: where it lies, what it is called in the folder, what is said of it."""
+    """A picture that was not opened yet: its path, its name in the folder, and what its metadata says."""
 
     path: Path
     name: str
@@ -41,7 +43,7 @@ class Pictured:
 
 @dataclass(frozen=True)
 class SetAside:
-    """What is not used, and why; `kind` groups the reasons."""
+    """Something unused and the reason. `kind` groups the reasons."""
 
     source: str
     id: str
@@ -51,28 +53,28 @@ class SetAside:
 
 @dataclass
 class Folder:
-    """What a folder holds: its pictures in the order of their names, and what is set aside."""
+    """The contents of a folder: its pictures in the order of their names, and what is set aside."""
 
     pictures: list[Pictured] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     columns: Counter[str] = field(default_factory=Counter)
-    """Where prompts came from: a column's name or a suffix, with how many there were."""
+    """Where prompts came from: a column's name or a file's suffix, with its count."""
 
     def refuse(self, source: str, sample_id: str, kind: str, reason: str) -> None:
         """Set something aside."""
         self.set_aside.append(SetAside(*(_writable(text) for text in (source, sample_id, kind, reason))))
 
     def told(self) -> str:
-        """Where the prompts came from, as half a sentence; empty where there are none."""
+        """Return where the prompts came from, as half a sentence; an empty text without prompts."""
         return ", ".join(f"{count} from {name!r}" for name, count in self.columns.most_common())
 
 
 def read_folder(top: Path) -> Folder:
-    """List a folder and all below it; pictures are not opened.
+    """List a folder and everything below it. Pictures are not opened.
 
-    A metadata file speaks of the pictures in its own folder and below. Its names may have backslashes, another Unicode form than
-    the disk's, or a suffix in another case; several entries may name one picture. Pictures that no metadata speaks of may have a
-    caption file beside them.
+    A metadata file describes pictures in its own folder and below. Its names may have backslashes, another Unicode form than the
+    disk's, or another case, and several entries may name one picture. A picture without metadata may have a caption file beside
+    it.
     """
     found = Folder()
     files = dict(_files(top, found))
@@ -106,7 +108,7 @@ def _take(picture: Pictured, found: Folder) -> None:
 
 
 def _files(top: Path, found: Folder) -> Iterator[tuple[str, Path]]:
-    """Name in the folder → path, of all regular files that are not hidden; links are followed, and no folder twice."""
+    """Yield (name in the folder, path) of all regular files that are not hidden. Links are followed; no folder is read twice."""
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(top, followlinks=True):
         status = os.stat(folder)
@@ -122,7 +124,7 @@ def _files(top: Path, found: Folder) -> Iterator[tuple[str, Path]]:
                 continue
             if path.is_file():
                 yield relative, path
-            else:  # a pipe would hold the import up for ever, and a link may lead nowhere
+            else:  # reading a pipe would block the import for ever, and a link may lead nowhere
                 found.refuse(relative, relative, "unreadable file", f"{relative} is a link to nothing, or no plain file")
 
 
@@ -136,7 +138,7 @@ class _Names:
             self._alike.setdefault(_alike(name), []).append(name)
 
     def find(self, name: str) -> str | None:
-        """The file of exactly this name, or else the only one that differs in Unicode form or case."""
+        """Return the file with exactly this name, or the only one that differs just in Unicode form or case."""
         if name in self._exact:
             return name
         alike = self._alike.get(_alike(name), [])
@@ -148,7 +150,7 @@ def _alike(name: str) -> str:
 
 
 def _describe(file: Path, name: str, names: _Names, described: dict[str, list[Entry]], found: Folder) -> None:
-    """Note what the entries of one metadata file say of which picture."""
+    """Note what each entry of one metadata file says about its picture."""
     folder = PurePosixPath(name).parent
     try:
         for entry in entries(file, name):
@@ -170,14 +172,14 @@ def _describe(file: Path, name: str, names: _Names, described: dict[str, list[En
 
 
 def _inside(folder: PurePosixPath, written: str) -> str | None:
-    """The name in the top folder that is written in a metadata file of one of its folders; None for one outside."""
+    """Return the name in the top folder of a file that a metadata file names; None for a file outside."""
     path = os.path.normpath(folder / written.replace("\\", "/"))
     outside = path.startswith(("/", "..")) or path[1:2] == ":"  # a drive of Windows
     return None if outside else path
 
 
 def _captions(files: Mapping[str, Path]) -> dict[str, str]:
-    """Caption file → the picture of the same name that it stands beside."""
+    """Map each caption file to the picture with the same name beside it."""
     pictures = {name.rpartition(".")[0]: name for name, path in files.items() if path.suffix.lower() in SUFFIXES}
     sidecars = (name for name, path in files.items() if path.suffix.lower() in SIDECARS)
     return {name: pictures[stem] for name in sidecars if (stem := name.rpartition(".")[0]) in pictures}
@@ -196,10 +198,10 @@ def _is_picture(path: Path) -> bool:
 
 
 def _split(name: str) -> Split | None:
-    """The split that a published data set has put a picture into."""
+    """Return the split that a published data set put a picture into, by the name of its folder."""
     return next((SPLITS[part.lower()] for part in PurePosixPath(name).parts[:-1] if part.lower() in SPLITS), None)
 
 
 def _writable(text: str) -> str:
-    """A broken text spelled out, since Parquet holds valid Unicode only."""
+    """Escape broken text, since Parquet holds valid Unicode only."""
     return text.encode("utf-8", "backslashreplace").decode()

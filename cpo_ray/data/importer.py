@@ -1,4 +1,4 @@
-"""Import of a folder of pictures: good ones into annotated shards, the others into a readable quarantine."""
+"""Import a folder of pictures: good ones into annotated shards, the others into a readable quarantine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from cpo_ray.hierarchy import Hierarchy
 
 @dataclass(frozen=True)
 class ImportReport:
-    """How many pictures were kept and set aside; `reasons` counts what was wrong, and one can have several faults.
+    """The numbers of pictures kept and set aside. `reasons` counts faults, and one picture can have several.
 
-    `prompts` says where the prompts came from, and `unlabelled` counts the pictures that came without attributes.
+    `prompts` says where the prompts came from. `unlabelled` counts the pictures without attributes.
     """
 
     kept: int
@@ -35,7 +35,7 @@ class ImportReport:
     unlabelled: int = 0
 
     def summary(self) -> str:
-        """The counts, a sentence each."""
+        """Return the counts, one sentence per line."""
         lines = [f"{self.kept} pictures imported, none set aside"]
         if self.set_aside:
             reasons = ", ".join(f"{kind}: {count}" for kind, count in self.reasons.most_common())
@@ -50,11 +50,11 @@ class ImportReport:
 
 
 def import_folder(folder: Path, output: Path, tree: Hierarchy) -> ImportReport:
-    """Read a folder of pictures as `data.folder` does; write shards, quarantine.parquet and quarantine.jsonl to `output`.
+    """Import a folder of pictures; write shards, quarantine.parquet and quarantine.jsonl to `output`.
 
-    An entry has the prompt, the lists `positive` and `negative` of attribute ids, or neither of the two, and optionally an `id`
-    (otherwise the file's name). A bad entry is set aside with its reasons, the rest goes on. Raises DataError where there is no
-    such folder, no picture could be kept, `output` already holds shards, or the disk is full.
+    An entry has a prompt, the two lists `positive` and `negative` of attribute ids or neither, and an optional `id` (by default
+    the file's name). A bad entry is set aside with its reasons. Raises DataError if the folder is missing, no picture could be
+    kept, `output` already holds shards, or the disk is full.
     """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the folder that holds the pictures")
@@ -69,7 +69,7 @@ def import_folder(folder: Path, output: Path, tree: Hierarchy) -> ImportReport:
 
 @dataclass
 class _Import:
-    """One pass over the pictures: yields good rows and keeps note of bad ones."""
+    """One pass over the pictures: yields good rows and notes the bad ones."""
 
     folder: Folder
     name: str
@@ -90,7 +90,7 @@ class _Import:
             self._set_aside(f"{self.name}/{refused.source}", refused.id, [Reason(refused.kind, refused.reason)])
 
     def nothing_kept(self, folder: Path) -> str:
-        """Why there is no data set, with an example."""
+        """Return why there is no data set, with an example."""
         if not self.set_aside:
             return f"{folder} holds no pictures; give the folder that does"
         first = self.set_aside[0]
@@ -111,7 +111,9 @@ class _Import:
         return row
 
     def _labels(self, picture: Pictured) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(positive, negative) attribute ids. Whoever gives one list must give both: a mistyped key would pass for no faults."""
+        """Return (positive, negative) attribute ids. An entry with one list must have both, or a mistyped key would pass for "no
+        faults".
+        """
         given = {key: picture.entry.fields[key] for key in ("positive", "negative") if key in picture.entry.fields}
         if not given:
             return (), ()
@@ -125,12 +127,12 @@ class _Import:
     def _set_aside(self, source: str, sample_id: str, reasons: list[Reason]) -> None:
         self.reasons.update({reason.kind for reason in reasons})
         row = {"source": source, "id": sample_id, "reason": "; ".join(reason.sentence for reason in reasons)}
-        # A broken text is spelled out, since Parquet holds valid Unicode only.
+        # Broken text is escaped, since Parquet holds valid Unicode only.
         self.set_aside.append({key: text.encode("utf-8", "backslashreplace").decode() for key, text in row.items()})
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file, one more than the most that a picture may have, so that longer ones are told apart."""
+    """Return the bytes of a file, at most one byte more than a picture may have, so that larger files are noticed."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
@@ -139,7 +141,7 @@ def _read(path: Path) -> bytes:
 
 
 def stage_quarantine(rows: list[dict[str, str]], stage: Stage) -> None:
-    """Write both forms of the quarantine, also when nothing is in it: then that is what they say."""
+    """Write both forms of the quarantine, even if it is empty, so that its absence never needs a guess."""
     with open(stage("quarantine.parquet"), "wb") as file:
         pq.write_table(pa.Table.from_pylist(rows, schema=QUARANTINE), file)
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

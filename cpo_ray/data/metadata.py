@@ -1,13 +1,13 @@
-"""What people write beside their pictures: metadata files of several forms, and a caption file for each picture.
+"""Read what people write beside their pictures: metadata files of several forms, and a caption file for each picture.
 
-    metadata.jsonl    an object a line; also one JSON array, as many programs write it
+    metadata.jsonl    an object per line, or one JSON array
     metadata.json     an array of objects, or an object of objects by file name
     metadata.csv      columns with a header, separated by comma, semicolon or tab
-    metadata.parquet  rows of the same columns
+    metadata.parquet  rows with the same columns
     picture.txt       the prompt of picture.png (kohya, ComfyUI, SimpleTuner, WebDataset)
     picture.json      an object with the fields of one picture
 
-Columns go by the names in `COLUMNS`, of which the first that holds a text is taken.
+`COLUMNS` lists the names of each column. The first one that holds a text is taken.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cpo_ray.config.text import TextError, decode_text, read_text
 
 NAMES = ("metadata.jsonl", "metadata.json", "metadata.csv", "metadata.tsv", "metadata.parquet")
 SIDECARS = (".txt", ".caption", ".json")
-#: What we call a field → the columns that may hold it, in the order in which they are looked at.
+#: Our name of a field → the columns that may hold it, in order of preference.
 COLUMNS = {
     "file_name": ("file_name", "file_path", "image_path", "file"),
     "prompt": ("prompt", "text", "caption"),
@@ -41,14 +41,14 @@ MOST_CAPTION = 2**16
 
 
 class MetadataError(ValueError):
-    """A metadata file, or one entry of it, cannot be read; one sentence."""
+    """A metadata file cannot be read; the message is one sentence."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What one entry says of a picture, under our names for the fields; `columns` has the name that each came from.
+    """What one entry says about a picture, under our names for the fields. `columns` has the name that each field came from.
 
-    `source` says where it stands, for people. `problem` is a sentence where the entry cannot be read.
+    `source` names the entry's place for people. `problem` is a sentence if the entry cannot be read.
     """
 
     source: str
@@ -58,9 +58,9 @@ class Entry:
 
 
 def entries(file: Path, source: str) -> Iterator[Entry]:
-    """The entries of a metadata file, in order; one that is broken comes with its `problem`, and the others go on.
+    """Yield the entries of a metadata file, in order. A broken entry carries its `problem`, and the others are still read.
 
-    Raises MetadataError where the file as a whole cannot be read.
+    Raises MetadataError if the whole file cannot be read.
     """
     try:
         if file.suffix == ".parquet":
@@ -80,7 +80,7 @@ def entries(file: Path, source: str) -> Iterator[Entry]:
 
 
 def sidecar(file: Path, source: str) -> Entry:
-    """What the file beside a picture says of it."""
+    """Return what the file beside a picture says about it."""
     try:
         if file.stat().st_size > MOST_CAPTION:
             return Entry(source, {}, {}, f"{source} is larger than {MOST_CAPTION // 1024} KiB, which no prompt is")
@@ -93,15 +93,15 @@ def sidecar(file: Path, source: str) -> Entry:
 
 
 def entry_of(row: Any, source: str) -> Entry:
-    """The fields of one row, whatever its columns are called."""
+    """Return the fields of one row, whatever its columns are called."""
     if isinstance(row, str):
         return Entry(source, {}, {}, row)
     if not isinstance(row, Mapping):
-        return Entry(source, {}, {}, "the line is no JSON object; write {…} with file_name, prompt, positive and negative")
+        return Entry(source, {}, {}, "the line is not a JSON object; write {…} with file_name, prompt, positive and negative")
     fields: dict[str, Any] = {}
     columns: dict[str, str] = {}
     for field, names in COLUMNS.items():
-        # An empty text is one only where no other column has any.
+        # An empty text counts only if no other column holds a text.
         given = sorted((name for name in names if row.get(name) is not None), key=lambda name: row[name] == "")
         if given:
             fields[field], columns[field] = row[given[0]], given[0]
@@ -109,7 +109,7 @@ def entry_of(row: Any, source: str) -> Entry:
 
 
 def _loaded(text: str | bytes) -> Any:
-    """JSON, or a sentence that says what is wrong with it."""
+    """Return the parsed JSON, or a sentence that says what is wrong with it."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -117,7 +117,7 @@ def _loaded(text: str | bytes) -> Any:
 
 
 def _jsonl_rows(data: bytes, source: str) -> Iterator[tuple[int, Any]]:
-    """Each line is decoded by itself, so that a broken one is a bad row and no bad file."""
+    """Yield the rows of JSON lines. Each line is decoded by itself, so that a broken one spoils only itself."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         data = decode_text(data, source).encode()
     data = data.removeprefix(codecs.BOM_UTF8)
@@ -139,7 +139,7 @@ def _json_rows(text: str, source: str) -> Iterator[tuple[int, Any]]:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
-    """Line numbers count the header, as editors do."""
+    """Yield the rows of a table. Line numbers count the header, as editors do."""
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     lists = {*COLUMNS["positive"], *COLUMNS["negative"]}
@@ -148,7 +148,7 @@ def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _list_in_cell(cell: str | None) -> Any:
-    """A list as tables hold it: JSON, or words between commas, semicolons or bars."""
+    """Parse a list in a table's cell: JSON, or words separated by commas, semicolons or bars."""
     text = (cell or "").strip()
     if text.startswith("["):
         try:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to the pixels that a model is trained on."""
+"""Turn the bytes of an image file into the pixels that a model is trained on."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from cpo_ray.models.base import PictureSize
 
-# No other decoder of PIL is reachable from a data set; among them are ones that start programs, such as EPS.
+# No other decoder of PIL is reachable from a data set. Some start programs, such as EPS.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_PIXELS = 100_000_000
 MIN_SIDE = 16
-# Keeps a row group of 16 pictures within the 2 GiB that one Arrow binary array can hold.
+# This limit keeps a row group of 16 pictures within the 2 GiB of one Arrow binary array.
 MAX_BYTES = 64 * 2**20
 
 CENTER = (0.5, 0.5)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
-#: EXIF orientation → what brings the picture upright.
+#: EXIF orientation → the transposition that turns the picture upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,12 +38,13 @@ class PictureError(ValueError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image file to RGB, sRGB values in [0, 255].
+    """Decode an image file to RGB with sRGB values in [0, 255].
 
-    A colour profile is converted, the EXIF rotation applied, transparency laid on white; of several frames the first is taken.
-    The size is read from the header and checked before any pixel is decoded. Text that a picture carries is not read. Raises
-    PictureError, whatever the decoder raised, for what is no image, damaged or truncated, has a side below 16 pixels, more than
-    100 megapixels, more than 64 MiB, or 32 bits per channel.
+    A colour profile is converted, EXIF rotation is applied, transparency becomes white, and of several frames the first is taken.
+    The size is read from the header and checked before any pixel is decoded. Text chunks are not read.
+
+    Raises PictureError if the file is not an image, is damaged or truncated, has a side below 16 pixels, more than 100
+    megapixels, more than 64 MiB, or 32 bits per channel.
     """
     if len(data) > MAX_BYTES:
         raise PictureError(f"the image file is larger than {MAX_BYTES // 2**20} MiB; save it smaller")
@@ -58,18 +59,18 @@ def decode(data: bytes) -> Image.Image:
         raise PictureError(f"the file is not an image of a known format ({', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise PictureError(f"the picture has more than {MAX_PIXELS // 10**6} megapixels; save it smaller") from None
-    except Exception as error:  # decoders raise what they like, and one picture must not end the work on all others
+    except Exception as error:  # decoders raise any exception, and one picture must not end the work on all others
         raise PictureError(f"the image file is damaged or truncated ({error}); save it anew") from None
 
 
 def fit(
     picture: Image.Image, size: tuple[int, int], place: tuple[float, float] = CENTER
 ) -> tuple[NDArray[np.uint8], PictureSize]:
-    """Resize to cover `size`, (width, height) in pixels, with antialiasing, and crop what sticks out.
+    """Resize a picture to cover `size`, (width, height) in pixels, with antialiasing, and crop the rest.
 
-    `place` says where, across and down: 0 keeps the left or the top, 1 the right or the bottom. Returns (height, width, 3) uint8
-    sRGB and SDXL's sizes: the original, the crop's top left corner in pixels of the resized picture, and the target, each as
-    (height, width).
+    `place` says where to crop, horizontally and vertically: 0 keeps the left or the top, 1 the right or the bottom. Returns
+    (height, width, 3) uint8 sRGB and SDXL's sizes: the original, the crop's top left corner in pixels of the resized picture, and
+    the target, each as (height, width).
     """
     (width, height), (columns, rows) = picture.size, size
     seen = (width, width * rows / columns) if width * rows <= height * columns else (height * columns / rows, height)
@@ -77,7 +78,7 @@ def fit(
         round((length * target / shown - target) * share)
         for length, target, shown, share in zip(picture.size, size, seen, place, strict=True)
     )
-    # Only what the crop shows is resized, so that a very long picture takes no more memory than a square one.
+    # Only the cropped part is resized, so that a very long picture takes no more memory than a square one.
     x, y = min(left * seen[0] / columns, width - seen[0]), min(top * seen[1] / rows, height - seen[1])
     cropped = picture.resize(size, Image.Resampling.LANCZOS, box=(x, y, x + seen[0], y + seen[1]))
     return np.array(cropped), PictureSize((height, width), (top, left), (rows, columns))
@@ -91,7 +92,9 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _without_text(data: bytes) -> bytes:
-    """A PNG without its text chunks. Programs keep whole workflows there, and PIL refuses what unpacks to over a megabyte."""
+    """Return a PNG without its text chunks. Programs store whole workflows there, and PIL refuses chunks that unpack to over a
+    megabyte.
+    """
     if not data.startswith(_PNG):
         return data
     kept, place = [_PNG], len(_PNG)
@@ -104,7 +107,7 @@ def _without_text(data: bytes) -> bytes:
 
 
 def _orientation(picture: Image.Image) -> int | None:
-    """The EXIF rotation; None where there is none, or where old cameras and editors have left tags that cannot be read."""
+    """Return the EXIF rotation; None if there is none or its tags cannot be read, as in files of old cameras and editors."""
     try:
         return picture.getexif().get(_ORIENTATION)
     except Exception:
@@ -117,7 +120,7 @@ def _upright(picture: Image.Image, orientation: int | None) -> Image.Image:
 
 
 def _srgb(picture: Image.Image) -> Image.Image:
-    """The colours of an embedded profile as sRGB; a profile that nobody can read says nothing, as in browsers."""
+    """Convert the colours of an embedded profile to sRGB. A profile that cannot be read is ignored, as in browsers."""
     profile = picture.info.get("icc_profile")
     if not profile or picture.mode not in ("RGB", "RGBA", "CMYK", "L"):
         return picture
@@ -134,7 +137,7 @@ def _srgb(picture: Image.Image) -> Image.Image:
         )
     except (OSError, ImageCms.PyCMSError):
         return picture
-    assert converted is not None  # it is where the picture is not changed in place
+    assert converted is not None  # the function returns a picture unless it changes one in place
     if alpha:
         converted.putalpha(alpha)
     return converted
@@ -144,7 +147,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("I", "F"):
         raise PictureError("the picture has 32 bits per channel, whose white is not defined; save it with 8 or 16 bits")
     if picture.mode.startswith("I;16"):
-        # PIL would clip 16-bit grey at 255 and so turn nearly everything white.
+        # PIL would clip 16-bit grey at 255 and turn nearly everything white.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
         seen = _srgb(_with_profile_of(picture, picture.convert("RGBA")))

@@ -1,4 +1,4 @@
-"""Annotated shards: Parquet files of `schema.ANNOTATED`, which appear all together or not at all, and are read at random."""
+"""Annotated shards: Parquet files of `schema.ANNOTATED` that appear all together or not at all, with random access to rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cpo_ray.core.schema import ANNOTATED
 from cpo_ray.hierarchy import Hierarchy
 
 SHARDS = "annotated-*.parquet"
-# Encoded pictures do not compress again, and statistics or a dictionary would hold whole copies of them.
+# Encoded pictures do not compress further, and statistics or a dictionary would hold whole copies of them.
 _SMALL = [name for name in ANNOTATED.names if name != "image"]
 _COMPRESSION = {name: "none" if name == "image" else "zstd" for name in ANNOTATED.names}
 
@@ -30,16 +30,16 @@ Stage = Callable[[str], Path]
 
 
 class DataError(ValueError):
-    """A data set cannot be read or written; the message is one sentence that says where and what to do."""
+    """A data set cannot be read or written; one sentence says where and what to do."""
 
 
 @contextmanager
 def staged(folder: Path) -> Iterator[Stage]:
-    """Files that appear in `folder` when the block ends well, and leave nothing behind when it does not.
+    """Write files that appear in `folder` together when the block ends, or not at all if it fails.
 
-    The yielded function gives the path under which to write the file of a name.  Files take their names in reverse order, so that
-    where the first one stands, all stand: an interruption between two renames shows.  Raises DataError where the folder already
-    holds annotated shards, and for a full disk.
+    The yielded function returns the path for writing the file with a given name. Files get their final names in reverse order, so
+    if the first one exists, all exist, and an interruption between two renames is noticed. Raises DataError if the folder already
+    holds annotated shards, or the disk is full.
     """
     if any(folder.glob(SHARDS)):
         raise DataError(f"{folder} already holds annotated shards; delete them or choose another folder")
@@ -64,13 +64,13 @@ def staged(folder: Path) -> Iterator[Stage]:
 
 
 def write_shards(rows: Iterable[Mapping[str, Any]], folder: Path, rows_per_shard: int = 512, row_group_size: int = 16) -> int:
-    """Write rows of `schema.ANNOTATED` as `annotated-00000.parquet` … and return how many; see `staged` for the guarantees."""
+    """Write rows of `schema.ANNOTATED` as `annotated-00000.parquet` … and return their number; see `staged`."""
     with staged(folder) as stage:
         return stage_shards(rows, stage, rows_per_shard, row_group_size)
 
 
 def stage_shards(rows: Iterable[Mapping[str, Any]], stage: Stage, rows_per_shard: int = 512, row_group_size: int = 16) -> int:
-    """`write_shards` within a `staged` block that writes other files too; holds one row group in memory."""
+    """Write shards within a `staged` block that writes other files, too. Memory holds one row group."""
     groups = _pieces(rows, row_group_size)
     count = shards = 0
     group = next(groups, None)
@@ -110,7 +110,7 @@ class _Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AnnotatedDataset:
-    """A folder of annotated shards.  Ids, labels and sizes are in memory, images on disk; it can be pickled."""
+    """A folder of annotated shards. Ids, labels and sizes are in memory, images on disk; it can be pickled."""
 
     folder: Path
     hierarchy_hash: str
@@ -122,8 +122,8 @@ class AnnotatedDataset:
     def open(cls, folder: Path | str) -> AnnotatedDataset:
         """Read everything but the images.
 
-        Raises DataError for a missing folder, no, missing or damaged shards, a column that is not as `schema.ANNOTATED` says, no
-        rows, an id that is there twice, or rows of different hierarchies.
+        Raises DataError for a missing folder, missing or damaged shards, a column that differs from `schema.ANNOTATED`, no rows,
+        a repeated id, or rows of different hierarchies.
         """
         folder = Path(folder)
         labels: dict[str, Labels] = {}
@@ -151,26 +151,26 @@ class AnnotatedDataset:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """All ids, in the order in which they were written."""
+        """All ids, in the order of the shards."""
         return tuple(self._labels)
 
     def labels(self, sample_id: str) -> Labels:
-        """Prompt and attribute ids of one picture. Raises DataError for an unknown id."""
+        """Return the prompt and attribute ids of one picture. Raises DataError for an unknown id."""
         self._check((sample_id,))
         return self._labels[sample_id]
 
     def size(self, sample_id: str) -> tuple[int, int]:
-        """(width, height) in pixels of one decoded picture. Raises DataError for an unknown id."""
+        """Return (width, height) in pixels of one decoded picture. Raises DataError for an unknown id."""
         self._check((sample_id,))
         return self._sizes[sample_id]
 
     def split(self, name: Split) -> tuple[str, ...]:
-        """The ids of one split, by `plan.split_of`."""
+        """Return the ids of one split, by `plan.split_of`."""
         assert name in get_args(Split), f"no split is named {name!r}"
         return tuple(sample_id for sample_id in self._labels if split_of(sample_id) == name)
 
     def images(self, ids: Sequence[str]) -> list[bytes]:
-        """The encoded images, in the order of `ids`; only the row groups that hold them are read, each once.
+        """Return the encoded images, in the order of `ids`. Only the row groups that hold them are read, each once.
 
         Raises DataError for an unknown id.
         """
@@ -188,9 +188,8 @@ class AnnotatedDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits over ids, labels and image bytes, whatever the shards and the order.
-
-        Reads every image once, when first asked for.
+        """32 hexadecimal digits over ids, labels and image bytes, independent of shards and order. The first use reads every
+        image once.
         """
         digests: dict[_Place, str] = {}
         for shard, group in dict.fromkeys((place.shard, place.row_group) for place in self._places.values()):
@@ -207,7 +206,7 @@ class AnnotatedDataset:
         return whole.hexdigest()
 
     def check_hierarchy(self, tree: Hierarchy) -> None:
-        """Raises DataError where the annotations refer to another hierarchy than `tree`."""
+        """Raise DataError if the annotations refer to another hierarchy than `tree`."""
         if self.hierarchy_hash != tree.content_hash:
             raise DataError(
                 f"the shards in {self.folder} were annotated with hierarchy {self.hierarchy_hash} and not with {tree.name!r} "
@@ -221,7 +220,7 @@ class AnnotatedDataset:
 
 
 def _shards(folder: Path) -> list[Path]:
-    """The shard files in order, without a gap in their numbers."""
+    """Return the shard files in order. Their numbers must have no gap."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; import pictures into it first")
     shards = sorted(folder.glob(SHARDS))
@@ -235,7 +234,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _rows(shard: Path) -> Iterator[tuple[dict[str, Any], _Place]]:
-    """The rows of a shard without their images, and where each one stands."""
+    """Yield the rows of a shard without their images, each with its place."""
     try:
         with pq.ParquetFile(shard) as file:
             _check_schema(shard, file.schema_arrow)

@@ -1,4 +1,4 @@
-"""What must hold for one picture with its labels before it becomes a row of an annotated shard."""
+"""Check one picture and its labels before they become a row of an annotated shard."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from cpo_ray.hierarchy import Hierarchy
 
 
 class Reason(NamedTuple):
-    """Why something was set aside: its kind, by which it is counted, and a sentence."""
+    """Why something was set aside: its kind, for counting, and a sentence."""
 
     kind: str
     sentence: str
 
 
 class RowError(ValueError):
-    """One sample cannot be used; `reasons` says all that is wrong with it."""
+    """One sample cannot be used; `reasons` lists everything that is wrong with it."""
 
     def __init__(self, reasons: list[Reason]) -> None:
         super().__init__("\n".join(reason.sentence for reason in reasons))
@@ -27,11 +27,11 @@ class RowError(ValueError):
 def annotated_row(
     sample_id: str, image: bytes, labels: Labels, provenance: str, tree: Hierarchy, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
-    """The row of `schema.ANNOTATED` for one sample, its attribute ids put into hierarchy order.
+    """Return the row of `schema.ANNOTATED` for one sample, with its attribute ids in hierarchy order.
 
-    `size` is (width, height) as `picture.decode` gave it, where that was done before; otherwise it is done here.
-    Raises RowError where the id or the prompt is empty or no Unicode text, the labels are impossible under the tree, or the
-    picture cannot be used (see `picture.decode`).
+    `size` is (width, height) from `picture.decode`; without it the picture is decoded here. Raises RowError if the id or the
+    prompt is empty or not valid Unicode, the labels are impossible under the tree, or the picture cannot be used (see
+    `picture.decode`).
     """
     reasons = _text_reasons("id", sample_id) + _text_reasons("prompt", labels.prompt)
     sentences = tree.problems(labels.positive_ids, labels.negative_ids, labels.prompt)
@@ -60,7 +60,7 @@ def annotated_row(
 def _text_reasons(name: str, text: str) -> list[Reason]:
     if not text.strip():
         return [Reason(f"empty {name}", f"the {name} is empty")]
-    # JSON can spell halves of a surrogate pair, which no file can hold as UTF-8.
+    # JSON can spell half of a surrogate pair, which UTF-8 cannot hold.
     if any("\ud800" <= character <= "\udfff" for character in text):
         return [Reason(f"broken {name}", f"the {name} {text!r} is not valid Unicode")]
     return []

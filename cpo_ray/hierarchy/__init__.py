@@ -1,4 +1,4 @@
-"""Expert knowledge as trees of attributes: the YAML files, and the code that reads and checks them."""
+"""Expert knowledge as a tree of attributes: loads, checks, compares and exports the YAML files."""
 
 from cpo_ray.hierarchy.load import load_hierarchy
 from cpo_ray.hierarchy.tree import Attribute, Hierarchy, HierarchyError, Node, Pole

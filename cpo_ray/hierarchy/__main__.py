@@ -1,13 +1,13 @@
-"""`python -m cpo_ray.hierarchy`: show a hierarchy in the terminal, check it, compare two of them, or export one.
+"""Show a hierarchy in the terminal, check it, compare two versions, or export one.
 
-    python -m cpo_ray.hierarchy show FILE [ID]                          the tree, the branch of a node, or all about one attribute
+    python -m cpo_ray.hierarchy show FILE [ID]                          the tree, a branch, or one attribute
     python -m cpo_ray.hierarchy check FILE                              every problem with its line, or the size of the tree
     python -m cpo_ray.hierarchy diff OLD NEW [--annotations FOLDER]     what changed, and which annotated rows that touches
     python -m cpo_ray.hierarchy export json-schema FILE [--root ID]     the form of an annotator's answer
     python -m cpo_ray.hierarchy export skos FILE [--base IRI]           a concept scheme as JSON-LD
     python -m cpo_ray.hierarchy export svg FILE                         a picture of the tree
 
-Exports go to the terminal, or into a file with `--output`. Exit codes: 0 done, 1 a file is wrong, 2 a wrong command.
+An export is printed, or written to the file that `--output` names. Exit codes: 0 done, 1 a file is wrong, 2 a wrong command.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from cpo_ray.hierarchy.svg import svg
 
 
 def main() -> int:
-    arguments = _parser().parse_args()
+    arguments = parser().parse_args()
     try:
         print("\n".join(arguments.lines(arguments)))
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has enough; Python must not complain of it when it closes its output.
+        # The reader, such as `head`, closed the pipe. Without this, Python would print an error when it closes its output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
@@ -39,19 +39,17 @@ def main() -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m cpo_ray.hierarchy", description="Show, check, compare or export a hierarchy."
-    )
-    actions = parser.add_subparsers(required=True, metavar="show|check|diff|export")
-    shown = actions.add_parser("show", help="draw the tree, a branch of it, or all about one attribute")
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m cpo_ray.hierarchy", description="Show, check, compare or export a hierarchy.")
+    actions = root.add_subparsers(required=True, metavar="show|check|diff|export")
+    shown = actions.add_parser("show", help="print the tree, a branch, or one attribute")
     shown.set_defaults(lines=_show)
     _add_file(shown, "file")
-    shown.add_argument("id", nargs="?", help="a node or an attribute")
-    checked = actions.add_parser("check", help="list what is wrong, or the size of the tree")
+    shown.add_argument("id", nargs="?", help="id of a node or an attribute")
+    checked = actions.add_parser("check", help="list every problem, or print the size of the tree")
     checked.set_defaults(lines=_check)
     _add_file(checked, "file")
-    compared = actions.add_parser("diff", help="what changed, and which annotations that touches")
+    compared = actions.add_parser("diff", help="list the changes, and the annotated rows they affect")
     compared.set_defaults(lines=_diff)
     _add_file(compared, "old")
     _add_file(compared, "new")
@@ -65,14 +63,14 @@ def _parser() -> argparse.ArgumentParser:
         exported = formats.add_parser(name, help=about)
         exported.set_defaults(lines=_export, root=None, base=None)
         _add_file(exported, "file")
-        exported.add_argument("--output", type=Path, metavar="FILE", help="write there and not to the terminal")
-    formats.choices["json-schema"].add_argument("--root", metavar="ID", help="the answer for this root alone")
-    formats.choices["skos"].add_argument("--base", metavar="IRI", help="address of the scheme; entries are BASE#ID")
-    return parser
+        exported.add_argument("--output", type=Path, metavar="FILE", help="write to this file instead of the terminal")
+    formats.choices["json-schema"].add_argument("--root", metavar="ID", help="export the answer for this root only")
+    formats.choices["skos"].add_argument("--base", metavar="IRI", help="IRI of the scheme; entries are BASE#ID")
+    return root
 
 
 def _add_file(parser: argparse.ArgumentParser, name: str) -> None:
-    parser.add_argument(name, type=Path, help="a hierarchy's YAML file")
+    parser.add_argument(name, type=Path, help="YAML file of a hierarchy")
 
 
 def _show(arguments: argparse.Namespace) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""What can be wrong between the attributes of a tree, each with every entry in itself well formed."""
+"""Checks between the attributes of a tree: unknown references, circular requirements, poles that can never hold."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from itertools import combinations
 from cpo_ray.hierarchy.tree import Hierarchy, Pole
 
 Problem = tuple[int, str]
-"""A line, counted from 1, and a sentence."""
+"""A line number, counted from 1, and a sentence."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A signed id that was read, the place that names it (as problems call it) and its line."""
+    """A signed id found in the file, the place that names it, and its line."""
 
     signed_id: str
     where: str
@@ -24,7 +24,7 @@ class Reference:
 
 
 def unknown_references(hierarchy: Hierarchy, references: Iterable[Reference]) -> Iterator[Problem]:
-    """Signed ids without a sign, of no attribute, or of the negative of a one-sided attribute."""
+    """Yield a problem for each signed id that has no sign, names no attribute, or names the negative of a one-sided attribute."""
     for reference in references:
         fault = hierarchy.fault(reference.signed_id)
         if fault is not None:
@@ -32,18 +32,18 @@ def unknown_references(hierarchy: Hierarchy, references: Iterable[Reference]) ->
 
 
 def cycles(hierarchy: Hierarchy, lines: Mapping[str, int]) -> Iterator[Problem]:
-    """Chains of `requires` that lead back to their start. `lines` holds the line of each id."""
+    """Yield a problem for each chain of `requires` that leads back to its start. `lines` maps each id to its line."""
     required = {signed_id: list(pole.requires) for signed_id, pole in _poles(hierarchy).items()}
     while cycle := _cycle(required):
         start = cycle[-1]
         chain = " requires ".join(f"'{signed_id}'" for signed_id in reversed(cycle))
         yield lines[start[1:]], f"The requirements lead in a circle: {chain}."
-        # Cut where it starts, so that the next round finds the next one.
+        # Cutting the cycle at its start lets the next round find the next cycle.
         required[start].remove(cycle[-2])
 
 
 def contradictions(hierarchy: Hierarchy, lines: Mapping[str, int]) -> Iterator[Problem]:
-    """Poles that can never hold, since what they require cannot hold beside them or beside itself."""
+    """Yield a problem for each pole that can never hold, because what it requires excludes the pole or excludes itself."""
     poles = _poles(hierarchy)
     groups: defaultdict[str, set[int]] = defaultdict(set)
     for number, group in enumerate(hierarchy.exclusive):
@@ -68,7 +68,7 @@ def _poles(hierarchy: Hierarchy) -> dict[str, Pole]:
 
 
 def _cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
-    """The nodes of one circle, each before the one that points to it, the last being the first; or none."""
+    """Return the nodes of one cycle, each before the one that points to it and the first one again at the end; or nothing."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -78,7 +78,7 @@ def _cycle(graph: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def _needed(signed_id: str, poles: Mapping[str, Pole]) -> set[str]:
-    """The signed id with all that it requires, directly or through others."""
+    """Return the signed id with everything it requires, directly or through others."""
     needed: set[str] = set()
     waiting = [signed_id]
     while waiting:

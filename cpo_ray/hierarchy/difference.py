@@ -1,9 +1,9 @@
-"""What changed between two versions of a hierarchy, by what it does to annotations made with the older one.
+"""Compare two versions of a hierarchy, sorted by the effect on annotations made with the older one.
 
-- *meaning*: what has to be seen for a label to hold, so the old label may be wrong: the attribute is to be asked again;
-- *wording*: the label stands, but prompts and so the targets of training change;
-- *rules*: the label stands, but labels that stood together may not any more;
-- *place*: names and the place in the tree; no annotation is touched.
+- *meaning*: the condition for a label changed, so old labels may be wrong. Ask about the attribute again.
+- *wording*: labels stay valid, but prompts change, and with them the targets of training.
+- *rules*: each label stays valid, but labels that stood together may now exclude each other.
+- *place*: names or the place in the tree changed. No annotation is affected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cpo_ray.hierarchy.tree import Attribute, Hierarchy, Pole
 
 _NONE = Pole("", "")
 
-#: Effect → what of an attribute has it, by the name that the format gives to it.
+#: Effect → the fields of an attribute whose change has it, under their names in the file format.
 EFFECTS: dict[str, dict[str, Callable[[Attribute], object]]] = {
     "meaning": {
         "definition": lambda attribute: attribute.definition,
@@ -43,10 +43,11 @@ EFFECTS: dict[str, dict[str, Callable[[Attribute], object]]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """`changed` holds, by effect, each attribute of both versions with the fields that changed; new ids for renamed ones.
+    """The changes between two versions.
 
-    `renamed` leads from old ids to new ones: attributes that mean and say the same under another id. `nodes` leads from
-    the ids of inner nodes to "added", "removed" or "label".
+    `changed` maps each effect to the attributes present in both versions and their changed fields, under their new ids. `renamed`
+    maps old ids to new ones, for attributes whose meaning and wording are the same under another id. `nodes` maps the ids of
+    inner nodes to "added", "removed" or "label".
     """
 
     added: tuple[str, ...]
@@ -59,12 +60,12 @@ class Difference:
 
     @property
     def to_ask(self) -> tuple[str, ...]:
-        """Attributes on which the older annotations say nothing, or something that may not hold any more."""
+        """Attributes to ask about again: the older annotations lack them, or may be wrong about them."""
         return (*self.added, *self.changed["meaning"])
 
 
 def difference(old: Hierarchy, new: Hierarchy) -> Difference:
-    """What leads from `old` to `new`, each in the order of its file."""
+    """Compare `old` with `new`; every list follows the order of its file."""
     removed = [name for name in old.attributes if name not in new.attributes]
     fresh = {_essence(attribute): name for name, attribute in new.attributes.items() if name not in old.attributes}
     renamed = {name: fresh[essence] for name in removed if (essence := _essence(old.attributes[name])) in fresh}
@@ -90,7 +91,7 @@ def difference(old: Hierarchy, new: Hierarchy) -> Difference:
 
 
 def told(old: Hierarchy, new: Hierarchy, found: Difference) -> Iterator[str]:
-    """The difference as lines for a terminal."""
+    """Yield the difference as lines for a terminal."""
     yield f"{old.name} {old.version} ({old.content_hash}) → {new.name} {new.version} ({new.content_hash})"
     if old.content_hash == new.content_hash:
         yield "nothing changed"
@@ -112,6 +113,6 @@ def _nodes(old: Hierarchy, new: Hierarchy) -> dict[str, str]:
 
 
 def _essence(attribute: Attribute) -> tuple[object, ...]:
-    """All by which an attribute is known again under another id; ids and rules, which name ids, are not among it."""
+    """Return everything that identifies an attribute under another id. Ids, and rules that name ids, are left out."""
     poles = tuple((pole.label, pole.phrase) for pole in attribute.poles.values())
     return (attribute.definition, attribute.cue, attribute.prompt_has_any, attribute.applies_note, poles)

@@ -1,10 +1,10 @@
-"""The JSON Schema of an annotator's answer: which attributes of the tree hold, by pole.
+"""Export the JSON Schema of an annotator's answer: the attributes of the tree that hold, by pole.
 
-    {"positive_ids": ["edge.clarity"], "negative_ids": ["edge.focus"]}            the answer for one root
-    {"edge": {"positive_ids": …, "negative_ids": …}, "light": …}                  the answer for the whole tree
+    {"positive_ids": ["edge.clarity"], "negative_ids": ["edge.focus"]}                  the answer for one root
+    {"edge": {"positive_ids": …, "negative_ids": …}, "light": …}                        the answer for the whole tree
 
-Only what constrained decoders follow is used: closed objects, enumerations and list lengths. They cannot say which labels
-exclude or require each other, nor that a list has no id twice; that is `Hierarchy.problems`.
+The schema uses only what constrained decoders support: closed objects, enumerations and list lengths. It cannot say which labels
+exclude or require each other, nor that no id repeats; `Hierarchy.problems` checks that.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ Schema = dict[str, Any]
 
 
 def answer_schema(hierarchy: Hierarchy, root_id: str | None = None) -> Schema:
-    """The schema of the answer for one root, or for all. Raises HierarchyError where there is no such root.
+    """Return the schema of the answer for one root, or for all roots.
 
-    `$comment` holds the content hash, by which an answer can be told to be of this tree.
+    `$comment` holds the content hash, which ties an answer to this tree. Raises HierarchyError for an unknown root.
     """
     if root_id is None:
         answer = _closed({root.id: _root(root) for root in hierarchy.roots})
@@ -43,6 +43,6 @@ def _closed(properties: dict[str, Schema]) -> Schema:
 
 
 def _some_of(ids: list[str]) -> Schema:
-    # The greatest length stops a decoder that repeats itself; an enumeration must not be empty.
+    # `maxItems` stops a decoder that repeats itself. An enumeration must not be empty.
     items: Schema = {"type": "string", "enum": ids} if ids else {"type": "string"}
     return {"type": "array", "items": items, "maxItems": len(ids)}

@@ -1,4 +1,4 @@
-"""Are the labels of one sample possible under the tree?"""
+"""Check whether the labels of one sample are possible under the tree."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def label_problems(hierarchy: Hierarchy, positive_ids: Sequence[str], negative_ids: Sequence[str], prompt: str) -> list[str]:
-    """One sentence for everything that cannot be so; ids are attribute ids, without sign."""
+    """Return one sentence for each contradiction in the labels. Ids are attribute ids without a sign."""
     counts = Counter([f"+{name}" for name in positive_ids] + [f"-{name}" for name in negative_ids])
     faults = {signed_id: hierarchy.fault(signed_id) for signed_id in counts}
     held = {signed_id: None for signed_id, fault in faults.items() if fault is None}
@@ -25,7 +25,7 @@ def label_problems(hierarchy: Hierarchy, positive_ids: Sequence[str], negative_i
     ]
 
 
-# `held` is a dict without values: a set that keeps the order of the labels, and so that of the sentences.
+# `held` is a dict without values: a set that keeps the order of the labels, and with it the order of the sentences.
 
 
 def _both_poles(hierarchy: Hierarchy, held: dict[str, None]) -> list[str]:

@@ -34,7 +34,7 @@ _ID = re.compile(r"\w[\w.-]*")
 
 
 def load_hierarchy(path: str | Path) -> Hierarchy:
-    """The tree in a YAML file. Raises HierarchyError listing every problem as `file:line: sentence`."""
+    """Load the tree of a YAML file. Raises HierarchyError with every problem as `file:line: sentence`."""
     source = Source(Path(path))
     top = source.top()
     reader = _Reader(source)
@@ -46,7 +46,7 @@ def load_hierarchy(path: str | Path) -> Hierarchy:
     ):
         source.report(line, sentence)
     source.check()
-    # Only a checked tree is hashed: in an unchecked one an alias may lead in a circle.
+    # Only a checked tree is hashed: in an unchecked one an alias may form a cycle.
     return replace(hierarchy, content_hash=_content_hash(top))
 
 
@@ -56,7 +56,7 @@ def _content_hash(top: yaml.Node) -> str:
 
 
 class _Reader:
-    """Builds the tree from YAML nodes; on the way it gathers what the checks across the file need."""
+    """Builds the tree from YAML nodes and collects what the checks across the file need."""
 
     def __init__(self, source: Source) -> None:
         self.lines: dict[str, int] = {}
@@ -67,7 +67,7 @@ class _Reader:
         self._visited: set[yaml.Node] = set()
 
     def hierarchy(self, top: yaml.Node) -> Hierarchy:
-        """The tree as far as it can be read, without its content hash."""
+        """Build as much of the tree as can be read, without its content hash."""
         required = ("name", "version", "description", "roots")
         found = self._source.mapping(top, "the hierarchy", required, ("exclusive",))
         texts = {key: self._source.text(found.get(key), f"the {key} of the hierarchy") for key in required[:3]}
@@ -195,7 +195,7 @@ class _Reader:
         return identifier
 
     def _entries(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
-        # An alias would repeat ids, and one that leads back to a node above it would never end.
+        # An alias would repeat ids, and an alias of a node above it would never end.
         entries = self._source.items(node, what)
         fresh = [entry for entry in entries if entry not in self._visited]
         for entry in entries:
@@ -206,7 +206,7 @@ class _Reader:
 
 
 def _title(kind: str, node: yaml.Node) -> str:
-    """How problems name a node: "attribute 'edge.clarity'", or "this attribute" where it has no id."""
+    """Return how problems name a node: "attribute 'edge.clarity'", or "this attribute" for one without an id."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             if key.value == "id" and isinstance(value, yaml.ScalarNode) and value.value:

@@ -1,4 +1,4 @@
-"""A hierarchy as text for a terminal: the tree, or one attribute with everything that is said of it."""
+"""Print a hierarchy as text: the whole tree, a branch, or one attribute with all its fields."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cpo_ray.hierarchy.tree import Attribute, Hierarchy, HierarchyError, Node, d
 
 
 def summary(hierarchy: Hierarchy) -> str:
-    """The size and the hash of a tree in one line."""
+    """Return the size and the hash of a tree in one line."""
     pairs = sum(attribute.negative is not None for attribute in hierarchy.attributes.values())
     one_sided = len(hierarchy.attributes) - pairs
     return (
@@ -18,7 +18,7 @@ def summary(hierarchy: Hierarchy) -> str:
 
 
 def drawing(hierarchy: Hierarchy) -> Iterator[str]:
-    """The lines of the whole tree."""
+    """Yield the lines of the whole tree."""
     yield f"{hierarchy.name} {hierarchy.version}: {summary(hierarchy)}"
     yield from _branches(hierarchy.roots, "")
     for group in hierarchy.exclusive:
@@ -26,7 +26,7 @@ def drawing(hierarchy: Hierarchy) -> Iterator[str]:
 
 
 def part(hierarchy: Hierarchy, entry_id: str) -> Iterator[str]:
-    """The lines of one node's branch, or all that is said of one attribute. Raises HierarchyError for an unknown id."""
+    """Yield the lines of one node's branch, or all fields of one attribute. Raises HierarchyError for an unknown id."""
     if entry_id in hierarchy.attributes:
         yield from _record(hierarchy, hierarchy.attributes[entry_id])
         return
@@ -39,7 +39,7 @@ def part(hierarchy: Hierarchy, entry_id: str) -> Iterator[str]:
 
 
 def phrases(attribute: Attribute) -> str:
-    """The phrases of both poles in one line, the positive first."""
+    """Return the phrases of both poles in one line, the positive first."""
     both = " / ".join(pole.phrase for pole in attribute.poles.values())
     return f"{both} (a flaw of it)" if attribute.negative_is_flaw else both
 

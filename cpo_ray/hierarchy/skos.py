@@ -1,8 +1,8 @@
-"""A hierarchy as a SKOS concept scheme in JSON-LD, for thesaurus editors and triple stores.
+"""Export a hierarchy as a SKOS concept scheme in JSON-LD, for thesaurus editors and triple stores.
 
-Nodes, attributes and their poles are concepts, each narrower than the one above it. An attribute's cue is its `skos:note`,
-where it applies its `skos:scopeNote`; a pole's phrase is its `skos:altLabel`. What cannot hold together (an exclusive group,
-or two poles of which one forbids the other) is a `skos:Collection`; what a pole requires is `dcterms:requires`.
+Nodes, attributes and poles are concepts, each narrower than the one above it. An attribute's cue is its `skos:note`, and its
+condition is its `skos:scopeNote`. A pole's phrase is its `skos:altLabel`. Poles that exclude each other (an exclusive group, or a
+`forbids`) form a `skos:Collection`. A pole's requirements are `dcterms:requires`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ EXCLUDE = "At most one of these holds in one sample."
 
 
 def skos(hierarchy: Hierarchy, base: str | None = None, language: str = "en") -> Entry:
-    """The JSON-LD document. `base` is the IRI of the scheme, `base#id` that of an entry, `base#id/positive` that of a pole."""
+    """Return the JSON-LD document. `base` is the IRI of the scheme, `base#id` of an entry, and `base#id/positive` of a pole."""
     base = base or f"urn:hierarchy:{quote(hierarchy.name, safe='')}"
     scheme: Entry = {
         "@id": base,

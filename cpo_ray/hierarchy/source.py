@@ -1,4 +1,4 @@
-"""YAML values that still know their lines, so that every problem can say where it is."""
+"""Read YAML values with their line numbers, so that every problem names its place."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Plain: TypeAlias = "str | list[Plain] | dict[str, Plain]"
 
 
 class Source:
-    """One YAML file under inspection: hands out its values and collects what is wrong with them.
+    """Reads one YAML file and collects its problems.
 
-    Where the file is wrong, or a key is not there (`None`), a reader returns an empty value, so that one pass
-    finds every problem. Scalars are read as written (`no` is the word "no"), with runs of space made one.
+    A reader returns an empty value where the file is wrong or a key is missing (`None`), so that one pass finds every problem.
+    Scalars are read as written (`no` is the word "no"), and runs of white space become one space.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class Source:
         self._problems: list[tuple[int, str]] = []
 
     def top(self) -> yaml.Node:
-        """The document's top node. Raises HierarchyError where the file cannot be read as YAML."""
+        """Return the document's top node. Raises HierarchyError for a file that is not YAML."""
         try:
             content = self._path.read_bytes()
         except OSError as error:
@@ -53,23 +53,23 @@ class Source:
         raise self.error()
 
     def report(self, where: yaml.Node | int, sentence: str) -> None:
-        """Notes a problem at a node, or at a line counted from 1."""
+        """Note a problem at a node, or at a line counted from 1."""
         self._problems.append((where if isinstance(where, int) else line_of(where), sentence))
 
     def error(self) -> HierarchyError:
-        """All that was noted, in the order of the lines."""
+        """Return all problems as one error, ordered by line."""
         ordered = sorted(self._problems, key=lambda problem: problem[0])
         return HierarchyError(*(f"{self._path}:{line}: {sentence}" for line, sentence in ordered))
 
     def check(self) -> None:
-        """Raises HierarchyError where a problem was noted."""
+        """Raise HierarchyError if any problem was noted."""
         if self._problems:
             raise self.error()
 
     def mapping(
         self, node: yaml.Node | None, what: str, required: Sequence[str] = (), optional: Sequence[str] = ()
     ) -> dict[str, yaml.Node]:
-        """The values of a mapping by key."""
+        """Return the values of a mapping by key."""
         keys = (*required, *optional)
         found: dict[str, yaml.Node] = {}
         mapping = self._expect(node, yaml.MappingNode, what)
@@ -90,12 +90,12 @@ class Source:
         return found
 
     def items(self, node: yaml.Node | None, what: str) -> list[yaml.Node]:
-        """The entries of a list."""
+        """Return the entries of a list."""
         sequence = self._expect(node, yaml.SequenceNode, what)
         return [] if sequence is None else sequence.value
 
     def text(self, node: yaml.Node | None, what: str) -> str:
-        """A text, which must not be empty."""
+        """Return a text that must not be empty."""
         scalar = self._expect(node, yaml.ScalarNode, what)
         text = "" if scalar is None else _text(scalar)
         if scalar is not None and not text:
@@ -103,7 +103,7 @@ class Source:
         return text
 
     def texts(self, node: yaml.Node | None, what: str) -> tuple[str, ...]:
-        """A list of texts."""
+        """Return a list of texts."""
         return tuple(self.text(item, f"an entry of {what}") for item in self.items(node, what))
 
     def _expect(self, node: yaml.Node | None, kind: type[_Kind], what: str) -> _Kind | None:
@@ -114,12 +114,12 @@ class Source:
 
 
 def line_of(node: yaml.Node) -> int:
-    """The line a node starts on, counted from 1."""
+    """Return the line on which a node starts, counted from 1."""
     return node.start_mark.line + 1
 
 
 def plain(node: yaml.Node) -> Plain:
-    """A checked node as texts, lists and dicts: its content without the way it was written."""
+    """Return a checked node as texts, lists and dicts, without comments, order of keys or quoting."""
     if isinstance(node, yaml.MappingNode):
         return {_text(key): plain(value) for key, value in node.value}
     if isinstance(node, yaml.SequenceNode):

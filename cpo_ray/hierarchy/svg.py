@@ -1,7 +1,7 @@
-"""A picture of the tree: rings from the center outwards for the levels, a sector for each root, the phrases around them.
+"""Draw the tree as SVG: a ring for each level from the centre outwards, a sector for each root, the phrases around the rim.
 
-Plain SVG 1.1 with one style sheet, which follows the light or dark scheme of the page. Lengths are in pixels, angles in
-radians, clockwise from twelve o'clock.
+The drawing is plain SVG 1.1 with one style sheet that follows the page's light or dark scheme. Lengths are in pixels. Angles are
+in radians, clockwise from twelve o'clock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STYLE = """
 
 @dataclass(frozen=True)
 class _Sector:
-    """A node's piece of a ring: leaves `first` up to `last`, not included, counted over the whole tree."""
+    """A node's piece of a ring: leaves `first` (included) to `last` (excluded), counted over the whole tree."""
 
     node: Node
     depth: int
@@ -41,7 +41,7 @@ class _Sector:
 
 
 def svg(hierarchy: Hierarchy) -> str:
-    """The whole tree as one SVG document, large enough that no phrase covers another."""
+    """Return the whole tree as one SVG document, large enough that no phrase covers another."""
     leaves = list(hierarchy.attributes.values())
     sectors = _sectors(hierarchy)
     rings = _rings(sectors, len(leaves))
@@ -72,7 +72,7 @@ def _sectors(hierarchy: Hierarchy) -> list[_Sector]:
 
 
 def _collect(node: Node, depth: int, first: int, root: int, found: list[_Sector]) -> int:
-    """Adds the sectors of a branch to `found`; returns the number of the first leaf behind it."""
+    """Add the sectors of a branch to `found` and return the number of the first leaf after the branch."""
     last = first + len(node.attributes)
     for child in node.children:
         last = _collect(child, depth + 1, last, root, found)
@@ -81,9 +81,9 @@ def _collect(node: Node, depth: int, first: int, root: int, found: list[_Sector]
 
 
 def _rings(sectors: list[_Sector], leaves: int) -> list[float]:
-    """Radii of the rings' borders, from the inner one of the roots to the outer one of the deepest nodes.
+    """Return the radii of the rings' borders, from the inner edge of the roots to the outer edge of the deepest nodes.
 
-    A ring is as wide as its longest label; the rings move outwards until the phrases around the last have their pitch.
+    A ring is as wide as its longest label. The rings move outwards until the phrases around the rim have room.
     """
     depths = 1 + max(sector.depth for sector in sectors)
     longest = [max(len(sector.node.label) for sector in sectors if sector.depth == depth) for depth in range(depths)]
@@ -119,7 +119,7 @@ def _words(attribute: Attribute) -> list[str]:
 
 
 def _along(angle: float, radius: float, anchor: str, words: str, style: str = "") -> str:
-    """Words along a ray from the center, turned so that none stands on its head."""
+    """Draw words along a ray from the centre, turned so that none is upside down."""
     degrees, at = angle * 180 / pi - 90, radius
     if angle > pi:
         degrees, at = degrees - 180, -radius

@@ -1,4 +1,4 @@
-"""Which annotated rows a change of the hierarchy touches. Reads the label columns of Parquet files and no image."""
+"""Count the annotated rows that a change of the hierarchy affects. Only the label columns of the Parquet files are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = ("id", "prompt", "positive_ids", "negative_ids", "hierarchy_hash")
 
 @dataclass
 class Touched:
-    """Counts of rows. `labels` counts, by effect, the rows that hold a label of each attribute; `rows` those with any."""
+    """Counts of rows. `labels` counts, per effect, the rows with a label of each attribute; `rows` counts the rows with any."""
 
     total: int = 0
     foreign: int = 0
@@ -26,11 +26,11 @@ class Touched:
 
 
 def touched(folder: Path, old: Hierarchy, new: Hierarchy, found: Difference) -> Touched:
-    """Counts over every Parquet file in `folder`.
+    """Count over every Parquet file in `folder`.
 
-    Rows of other hierarchies than `old` are counted as `foreign` and looked at no further. `rejected` holds (id, first
-    sentence) of each row whose remaining labels, renamed where they were, cannot stand together under `new`.
-    Raises ValueError where there is no Parquet file or a column is missing.
+    Rows annotated under another hierarchy than `old` count as `foreign` and nothing else. `rejected` lists (id, first sentence)
+    for each row whose remaining labels, renamed if needed, are impossible under `new`. Raises ValueError if there is no Parquet
+    file or a column is missing.
     """
     effects = {"removed": set(found.removed), "renamed": set(found.renamed)}
     now_called = {name: found.renamed.get(name, name) for name in old.attributes}
@@ -53,7 +53,7 @@ def touched(folder: Path, old: Hierarchy, new: Hierarchy, found: Difference) -> 
 
 
 def told(folder: Path, old: Hierarchy, counts: Touched, found: Difference) -> Iterator[str]:
-    """The counts as lines for a terminal."""
+    """Yield the counts as lines for a terminal."""
     rows = counts.total - counts.foreign
     yield f"{folder}: {rows} rows annotated with {old.name} {old.version}"
     if counts.foreign:
@@ -72,14 +72,14 @@ def told(folder: Path, old: Hierarchy, counts: Touched, found: Difference) -> It
 def _problems(new: Hierarchy, now_called: Mapping[str, str], row: Mapping[str, Any]) -> list[str]:
     def kept(ids: Sequence[str], sign: str) -> list[str]:
         names = [now_called.get(name, name) for name in ids]
-        # A label that went with its attribute or pole is counted as such; here only what is left may be at fault.
+        # Labels whose attribute or pole was removed are counted as removed; only the remaining ones can be impossible.
         return [name for name in names if name in new.attributes and f"{sign}{name}" in new.attributes[name].poles]
 
     return new.problems(kept(row["positive_ids"], "+"), kept(row["negative_ids"], "-"), row["prompt"])
 
 
 def _rows(folder: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq  # only who counts annotations needs Arrow
+    import pyarrow.parquet as pq  # only this function needs Arrow, which is slow to import
 
     files = sorted(folder.glob("*.parquet"))
     if not files:
@@ -88,6 +88,6 @@ def _rows(folder: Path) -> Iterator[dict[str, Any]]:
         with pq.ParquetFile(path) as file:
             missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
             if missing:
-                raise ValueError(f"{path} has no column {', '.join(missing)}: it is no annotated shard.")
+                raise ValueError(f"{path} has no column {', '.join(missing)}: it is not an annotated shard.")
             for batch in file.iter_batches(columns=list(COLUMNS)):
                 yield from batch.to_pylist()

@@ -1,6 +1,6 @@
-"""The tree of attributes in memory: roots, nodes below them, and attributes with one or two poles as leaves.
+"""The tree of attributes in memory: roots, nodes, and attributes with one or two poles as leaves.
 
-A *signed id* names one pole of an attribute: `+edge.clarity` the positive, `-edge.clarity` the negative one.
+A *signed id* names one pole of an attribute: `+edge.clarity` is the positive pole, `-edge.clarity` the negative one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cpo_ray.hierarchy.labels import label_problems
 
 
 class HierarchyError(ValueError):
-    """One or more problems, each a sentence of its own in `args`; printed one to a line."""
+    """One or more problems, each a sentence in `args`, printed one per line."""
 
     def __str__(self) -> str:
         return "\n".join(self.args)
@@ -22,7 +22,7 @@ class HierarchyError(ValueError):
 
 @dataclass(frozen=True)
 class Pole:
-    """One side of an attribute, with the signed ids it needs beside it and those it cannot stand beside."""
+    """One side of an attribute, with the signed ids that it requires and the ones that it excludes."""
 
     label: str
     phrase: str
@@ -32,7 +32,7 @@ class Pole:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A leaf: what an expert judges in a sample. `path` holds the node ids from the root to its parent."""
+    """A leaf: something an expert judges in a sample. `path` holds the node ids from the root to the parent."""
 
     id: str
     label: str
@@ -48,24 +48,26 @@ class Attribute:
 
     @property
     def negative_is_flaw(self) -> bool:
-        """Whether the negative requires its own positive: a flaw of it, so that both stand in one sample (CPO, S10)."""
+        """Whether the negative requires its own positive. Then it is a flaw of the positive, and one sample can have both (CPO,
+        S10).
+        """
         return self.negative is not None and f"+{self.id}" in self.negative.requires
 
     @property
     def poles(self) -> dict[str, Pole]:
-        """Signed id → pole: two entries, or one where the attribute is one-sided."""
+        """Map signed ids to poles: two entries, or one for a one-sided attribute."""
         poles = {f"+{self.id}": self.positive}
         return poles if self.negative is None else poles | {f"-{self.id}": self.negative}
 
     def applies_to(self, prompt: str) -> bool:
-        """Whether the prompt has one of `prompt_has_any` as a whole word in any case; True without words."""
+        """Return whether the prompt contains a word of `prompt_has_any`, in any case; True if the attribute names no words."""
         spoken = _spaced_words(prompt)
         return not self.prompt_has_any or any(_spaced_words(word) in spoken for word in self.prompt_has_any)
 
 
 @dataclass(frozen=True)
 class Node:
-    """An inner node. It has either `children` or `attributes`; a root is a node of the first level."""
+    """An inner node with either `children` or `attributes`. A root is a node of the first level."""
 
     id: str
     label: str
@@ -74,13 +76,13 @@ class Node:
     attributes: tuple[Attribute, ...]
 
     def walk(self) -> Iterator[Attribute]:
-        """Every attribute below this node, in file order."""
+        """Yield every attribute below this node, in file order."""
         yield from self.attributes
         for child in self.children:
             yield from child.walk()
 
     def nodes(self) -> Iterator[Node]:
-        """This node and every node below it, in file order."""
+        """Yield this node and every node below it, in file order."""
         yield self
         for child in self.children:
             yield from child.nodes()
@@ -88,9 +90,9 @@ class Node:
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A checked tree: `attributes` in file order; `exclusive` groups, of whose signed ids at most one holds.
+    """A checked tree. `attributes` are in file order; at most one signed id of each `exclusive` group may hold.
 
-    `content_hash` is 16 hex digits over the content alone: comments, key order and quoting do not change it.
+    `content_hash` is 16 hexadecimal digits over the content. Comments, key order and quoting do not change it.
     """
 
     name: str
@@ -103,16 +105,16 @@ class Hierarchy:
 
     @property
     def levels(self) -> int:
-        """Levels from the roots to the poles of the deepest attribute, both counted."""
+        """Number of levels from the roots to the poles of the deepest attribute, both included."""
         return max(len(attribute.path) for attribute in self.attributes.values()) + 2
 
     def nodes(self) -> Iterator[Node]:
-        """Every inner node, roots included, in file order."""
+        """Yield every inner node, roots included, in file order."""
         for root in self.roots:
             yield from root.nodes()
 
     def root(self, root_id: str) -> Node:
-        """The root of that id. Raises HierarchyError where there is none."""
+        """Return the root with that id. Raises HierarchyError for an unknown id."""
         for root in self.roots:
             if root.id == root_id:
                 return root
@@ -120,28 +122,28 @@ class Hierarchy:
         raise HierarchyError(f"There is no root '{root_id}' in hierarchy '{self.name}'; its roots are {known}.")
 
     def attribute(self, attribute_id: str) -> Attribute:
-        """The attribute of that id. Raises HierarchyError where there is none."""
+        """Return the attribute with that id. Raises HierarchyError for an unknown id."""
         if attribute_id not in self.attributes:
             raise HierarchyError(self._unknown(attribute_id))
         return self.attributes[attribute_id]
 
     def pole(self, signed_id: str) -> Pole:
-        """The pole that a signed id names. Raises HierarchyError where it names none."""
+        """Return the pole that a signed id names. Raises HierarchyError for an unknown signed id."""
         fault = self.fault(signed_id)
         if fault is not None:
             raise HierarchyError(fault)
         return self.attributes[signed_id[1:]].poles[signed_id]
 
     def phrase(self, signed_id: str) -> str:
-        """What a prompt says for that pole. Raises HierarchyError where the signed id names none."""
+        """Return the words that a prompt uses for a pole. Raises HierarchyError for an unknown signed id."""
         return self.pole(signed_id).phrase
 
     def root_of(self, attribute_id: str) -> Node:
-        """The root above an attribute. Raises HierarchyError where there is no such attribute."""
+        """Return the root above an attribute. Raises HierarchyError for an unknown attribute."""
         return self.root(self.attribute(attribute_id).root_id)
 
     def fault(self, signed_id: str) -> str | None:
-        """Why a signed id names no pole of this tree, in one sentence; None where it names one."""
+        """Return one sentence that says why a signed id names no pole of this tree, or None if it names one."""
         if signed_id[:1] not in ("+", "-"):
             return f"The signed id '{signed_id}' has no sign: write '+{signed_id}' or '-{signed_id}'."
         attribute_id = signed_id[1:]
@@ -152,7 +154,7 @@ class Hierarchy:
         return None
 
     def problems(self, positive_ids: Sequence[str], negative_ids: Sequence[str], prompt: str) -> list[str]:
-        """What is wrong with the labels of one sample, one sentence each; empty where nothing is."""
+        """Return one sentence for each fault in the labels of one sample; an empty list if they are possible."""
         return label_problems(self, positive_ids, negative_ids, prompt)
 
     def _unknown(self, attribute_id: str) -> str:
@@ -161,7 +163,7 @@ class Hierarchy:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known word nearest to a mistyped one, as a parenthesis for a sentence; empty where none is near."""
+    """Return " (did you mean '…'?)" with the most similar known word, or an empty text if none is similar."""
     nearest = get_close_matches(word, known, n=1)
     return f" (did you mean '{nearest[0]}'?)" if nearest else ""
 

@@ -1,1 +1,3 @@
-"""Experts confirm or reject labels on a local page; the report says how far labels, reviewers and back ends can be trusted."""
+"""Review of labels: experts confirm or reject them on a local page, and a report says how far labels, reviewers and back ends
+agree.
+"""

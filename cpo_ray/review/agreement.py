@@ -1,7 +1,7 @@
-"""The numbers of a review, from counts per picture.  NumPy only.
+"""Statistics of a review, from counts per picture. NumPy only.
 
-Labels of one picture are judged by the same eye and tend to be right or wrong together, so pictures and not labels are what the
-intervals count or resample.
+Labels of one picture are judged by the same person at the same time and tend to be right or wrong together. The intervals
+therefore count or resample pictures, not labels.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from cpo_ray.core.statistics import Interval
 
-Z = 1.959964  # of a 95 % interval
+Z = 1.959964  # normal quantile for a 95 % interval
 RESAMPLES = 2000
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 def wilson_interval(hits: ArrayLike, trials: ArrayLike) -> Interval | None:
-    """Share of hits with its 95 % Wilson interval, from the counts (P,) of each picture; None without trials.
+    """Return the share of hits with its 95 % Wilson interval, from counts (P,) per picture; None without trials.
 
-    The interval is that of as many independent trials as the clustered ones are worth: their number by the design effect (Kish
-    1965), the variance of the share over pictures by that of independent trials.  Where every trial or none is a hit nothing
-    shows how alike those of a picture are, and each picture counts as one.
+    Trials of one picture are not independent, so the interval uses the number of independent trials worth as much: the number of
+    trials divided by the design effect (Kish 1965), which compares the variance over pictures with that of independent trials. If
+    every trial or none is a hit, the data cannot show how alike the trials of one picture are, and each picture counts as one
+    trial.
     """
     hit, tried = np.asarray(hits, dtype=np.float64), np.asarray(trials, dtype=np.float64)
     count = float(tried.sum())
@@ -43,10 +44,11 @@ def wilson_interval(hits: ArrayLike, trials: ArrayLike) -> Interval | None:
 
 
 def coincidences(confirmed: ArrayLike, rejected: ArrayLike) -> NDArray[np.float64]:
-    """Krippendorff's coincidences (L, 3) of labels, from how many reviewers (L,) confirmed and rejected each one.
+    """Return Krippendorff's coincidences (L, 3) of labels, from the numbers of reviewers (L,) who confirmed and rejected each
+    label.
 
-    The columns are pairs of two confirming, of two rejecting and of unlike judgements, the last in one order only; a label of m
-    judgements weighs m in all, and one that a single reviewer judged weighs nothing.
+    The columns count pairs of two confirmations, of two rejections, and of unlike judgements in one order. A label with m
+    judgements has a total weight of m. A label that one reviewer judged has no weight.
     """
     yes, no = np.asarray(confirmed, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
     others = yes + no - 1
@@ -55,23 +57,25 @@ def coincidences(confirmed: ArrayLike, rejected: ArrayLike) -> NDArray[np.float6
 
 
 def raw_agreement(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Share (…) of like pairs among all, from sums (…, 3) of coincidences."""
+    """Return the share (…) of equal pairs among all pairs, from sums (…, 3) of coincidences."""
     return _divide(sums[..., 0] + sums[..., 1], sums[..., 0] + sums[..., 1] + 2 * sums[..., 2])
 
 
 def krippendorff_alpha(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Agreement beyond chance, nominal, of any number of reviewers, from sums (…, 3) of coincidences; 1 is perfect, 0 chance.
+    """Return Krippendorff's nominal alpha for any number of reviewers, from sums (…, 3) of coincidences: 1 is perfect, 0 is
+    chance.
 
-    NaN where all judgements are the same: then nothing tells agreement from habit (Krippendorff, Content Analysis, ch. 12).
+    Returns NaN if all judgements are equal, since agreement cannot be told from habit then (Krippendorff, Content Analysis, ch.
+    12).
     """
     yes, no = sums[..., 0] + sums[..., 2], sums[..., 1] + sums[..., 2]
     return 1 - _divide(sums[..., 2] * (yes + no - 1), yes * no)
 
 
 def cohen_kappa(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Agreement of two beyond chance from counts (…, 4): both say yes, the first alone, the second alone, neither (Cohen 1960).
+    """Return Cohen's kappa of two raters (Cohen 1960) from counts (…, 4): both yes, only the first, only the second, neither.
 
-    NaN where both always say the same.
+    Returns NaN if both raters always say the same.
     """
     shares = _divide(sums, sums.sum(axis=-1, keepdims=True))
     both, first, second, neither = np.moveaxis(shares, -1, 0)
@@ -81,9 +85,9 @@ def cohen_kappa(sums: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def over_pictures(counts: NDArray[np.float64], statistic: Statistic, seed: int = 0) -> Interval | None:
-    """A statistic of the sums of counts (P, K) with its 95 % bootstrap interval over pictures; None where it is not defined.
+    """Return a statistic of the summed counts (P, K) with its 95 % bootstrap interval over pictures; None where it is undefined.
 
-    Resamples in which it is not defined are left out.
+    Resamples in which the statistic is undefined are left out.
     """
     table = counts[counts.any(axis=1)]
     if not len(table):
@@ -93,7 +97,7 @@ def over_pictures(counts: NDArray[np.float64], statistic: Statistic, seed: int =
         return None
     generator = np.random.default_rng(seed)
     chances = np.full(len(table), 1 / len(table))
-    # A few resamples at a time: how often each picture is drawn in all of them would be gigabytes for a large review.
+    # A few resamples at a time: the draw counts of all of them would take gigabytes for a large review.
     drawn = [generator.multinomial(len(table), chances, size=RESAMPLES // 20) @ table for _ in range(20)]
     values = statistic(np.concatenate(drawn))
     low, high = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
@@ -101,7 +105,9 @@ def over_pictures(counts: NDArray[np.float64], statistic: Statistic, seed: int =
 
 
 def correlation(given: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """φ (L, L) of all pairs of labels given (N, L) to N pictures; NaN for a label that all have or none."""
+    """Return φ (L, L) of all pairs of labels, from label flags (N, L) of N pictures; NaN for a label that all pictures have, or
+    none.
+    """
     ones = given.astype(np.float32)
     both = (ones.T @ ones).astype(np.float64)
     count = np.diag(both)

@@ -1,4 +1,4 @@
-"""The heat map of a review's report, in the colors that its style sheet names."""
+"""The heat map of a review's report, in the colours of its style sheet."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from cpo_ray.reports.charts import figure
 
 
 def heat_map(names: Sequence[str], values: NDArray[np.float64], description: str) -> Markup:
-    """The lower triangle of symmetric values (L, L) in [-1, 1]: blue above zero, brown below, the stronger the further from it.
+    """Draw the lower triangle of symmetric values (L, L) in [-1, 1]: blue above zero, brown below, stronger further from zero.
 
-    `names` stand at the rows and, as numbers, at the columns; cells that are NaN stay empty.
+    `names` label the rows; numbers label the columns. Cells with NaN stay empty.
     """
     cell, top = 24, 8
     left = 50 + 7 * max(map(len, names))
@@ -38,5 +38,5 @@ def heat_map(names: Sequence[str], values: NDArray[np.float64], description: str
                 f"<title>{escape(name)}, {escape(names[column])}: {value:.2f}</title></rect>"
             )
     width = left + size + 8
-    # As large as the others' type asks for, however few rows there are.
+    # A fixed width keeps the type as large as in the other charts, however few rows there are.
     return Markup(f'<div style="width:{width}px">{figure(width, top + size + 26, description, parts)}</div>')

@@ -1,4 +1,4 @@
-"""What a review found: how far the labels, the reviewers and two back ends can be trusted."""
+"""What a review found: accuracy of the labels, agreement of reviewers, and likeness of two back ends."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from cpo_ray.hierarchy import Attribute, Hierarchy
 from cpo_ray.review import agreement
 from cpo_ray.review.judgements import Verdicts, signed_ids
 
-#: Labels that fewer pictures have, or a smaller share of them, say nothing of what goes together.
+#: Labels of fewer pictures, or of a smaller share, are too rare to say which labels occur together.
 FEWEST = 5
 RAREST = 0.02
-#: Most frequent labels that are compared in pairs.
+#: Number of most frequent labels that are compared in pairs.
 PAIRED = 200
 
 
 class Votes(NamedTuple):
-    """How many reviewers said what of one label."""
+    """The number of reviewers who gave each verdict on one label."""
 
     confirmed: int
     rejected: int
@@ -34,10 +34,10 @@ class Votes(NamedTuple):
 
 @dataclass(frozen=True)
 class Trust:
-    """Judgements on the labels of a root, of a reviewer, or of all.
+    """The judgements on the labels of one root, of one reviewer, or of all.
 
-    `accuracy` is the share confirmed of those confirmed or rejected (the paper's Table S23); `raw` and `alpha` are of the labels
-    that several reviewers judged, None where there are none or nothing can be said.
+    `accuracy` is confirmed / (confirmed + rejected), as in the paper's Table S23. `raw` and `alpha` cover the labels that several
+    reviewers judged; they are None if there are no such labels or the statistic is undefined.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Trust:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A label with the pictures in which it was rejected, those with the most rejections first."""
+    """A label and the pictures in which it was rejected, most rejections first."""
 
     signed_id: str
     votes: Votes
@@ -58,7 +58,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two labels: how many pictures have both, how many would if they had nothing to do with each other, and φ."""
+    """Two labels: the number of pictures with both, the number expected if the labels were independent, and φ."""
 
     labels: tuple[str, str]
     both: int
@@ -77,7 +77,7 @@ class Cooccurrence:
 
 @dataclass(frozen=True)
 class Likeness:
-    """How alike two back ends label the same pictures, for one root or all: mean overlap and Cohen's κ."""
+    """How alike two back ends label the same pictures, for one root or all: mean overlap and Cohen's kappa."""
 
     name: str
     overlap: Interval | None
@@ -88,7 +88,7 @@ PictureVotes = dict[str, dict[str, Votes]]
 
 
 def votes_of(reviews: Iterable[Verdicts]) -> PictureVotes:
-    """Picture → signed id → votes of all reviews together."""
+    """Return picture → signed id → votes, summed over all reviews."""
     counts: dict[str, dict[str, Counter[str]]] = {}
     for verdicts in reviews:
         for sample, given in verdicts.items():
@@ -101,7 +101,7 @@ def votes_of(reviews: Iterable[Verdicts]) -> PictureVotes:
 
 
 def trust_by_root(reviews: Iterable[Verdicts], tree: Hierarchy) -> list[Trust]:
-    """One row per root, and a last one of all labels."""
+    """Return one row per root, and a last row for all labels."""
     votes = votes_of(reviews)
     by_root: dict[str, list[list[Votes]]] = {root.id: [] for root in tree.roots}
     for of in votes.values():
@@ -114,12 +114,12 @@ def trust_by_root(reviews: Iterable[Verdicts], tree: Hierarchy) -> list[Trust]:
 
 
 def by_picture(votes: PictureVotes) -> list[list[Votes]]:
-    """The votes alone, a list per picture."""
+    """Return the votes of each picture as a list."""
     return [list(of.values()) for of in votes.values()]
 
 
 def trust(name: str, pictures: Sequence[Sequence[Votes]]) -> Trust:
-    """The row of these votes on labels, a list of them per picture."""
+    """Return the row for these votes, given as a list per picture."""
     confirmed = [sum(vote.confirmed for vote in of) for of in pictures]
     rejected = [sum(vote.rejected for vote in of) for of in pictures]
     unsure = sum(vote.unsure for of in pictures for vote in of)
@@ -136,7 +136,7 @@ def trust(name: str, pictures: Sequence[Sequence[Votes]]) -> Trust:
 
 
 def rejected_labels(reviews: Iterable[Verdicts]) -> list[Rejected]:
-    """Every label that was rejected anywhere, the most often rejected first."""
+    """Return every label that any reviewer rejected, most rejections first."""
     by_label: dict[str, dict[str, Votes]] = {}
     for sample, of in votes_of(reviews).items():
         for signed, vote in of.items():
@@ -150,12 +150,12 @@ def rejected_labels(reviews: Iterable[Verdicts]) -> list[Rejected]:
 
 
 def frequencies(dataset: AnnotatedDataset) -> Counter[str]:
-    """Signed id → pictures that have it."""
+    """Count the pictures that have each signed id."""
     return Counter(signed for sample in dataset.ids for signed in signed_ids(dataset.labels(sample)))
 
 
 def cooccurrence(dataset: AnnotatedDataset, tree: Hierarchy, most: int = 24, pairs: int = 16) -> Cooccurrence | None:
-    """Which labels go together and which apart; None where fewer than two labels are frequent enough."""
+    """Return which labels occur together and which apart; None if fewer than two labels are frequent enough."""
     counts = frequencies(dataset)
     fewest, pictures = max(FEWEST, RAREST * len(dataset.ids)), len(dataset.ids)
     frequent = [signed for signed, count in counts.most_common(PAIRED) if fewest <= count < pictures]
@@ -178,7 +178,7 @@ def cooccurrence(dataset: AnnotatedDataset, tree: Hierarchy, most: int = 24, pai
 
 
 def _furthest(phi: NDArray[np.float64], labels: Sequence[str], count: int) -> list[tuple[int, int]]:
-    """The places of the pairs furthest from chance, without the two poles of one attribute, which exclude each other."""
+    """Return the indices of the pairs furthest from chance, without pairs of poles of one attribute, which exclude each other."""
     rows, columns = np.triu_indices(len(labels), 1)
     names = np.array([signed[1:] for signed in labels])
     apart = names[rows] != names[columns]
@@ -188,10 +188,10 @@ def _furthest(phi: NDArray[np.float64], labels: Sequence[str], count: int) -> li
 
 
 def likeness_by_root(first: AnnotatedDataset, second: AnnotatedDataset, tree: Hierarchy) -> tuple[int, list[Likeness]]:
-    """How many pictures both data sets have, and a row per root and one of all labels over these.
+    """Compare two data sets: return the number of common pictures, and a row per root and one for all labels over these pictures.
 
-    Overlap is the labels both give by those either gives, over the pictures where either gives any; κ is over all labels that the
-    content prompt of the first allows.  Raises DataError where no picture is in both, or one is of another size.
+    Overlap is the number of labels that both give divided by the number that either gives, over pictures with any. Kappa covers
+    all labels that apply to the first data set's content prompt. Raises DataError if no picture is common or one differs in size.
     """
     others = set(second.ids)
     common = [sample for sample in first.ids if sample in others]

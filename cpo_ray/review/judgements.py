@@ -1,7 +1,7 @@
-"""What reviewers judged, on disk: an append-only JSONL file per reviewer, readable by people and by other programs.
+"""Judgements on disk: an append-only JSONL file per reviewer, readable by people and by other programs.
 
-A judgement is on disk before anybody is told that it is kept.  What a crash or a power cut leaves of a line has not been told to
-anybody, and is passed over.
+A judgement is on disk before the page shows it as kept. A line that a crash or a power cut left incomplete was never shown as
+kept, and reading skips it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cpo_ray.core.prompts import Labels
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.hierarchy import Hierarchy
 
-#: "open" takes a judgement back; "unsure" is one: an expert looked and cannot tell.
+#: "open" withdraws a judgement. "unsure" is a judgement: the expert looked and cannot tell.
 Verdict = Literal["confirmed", "rejected", "unsure", "open"]
 #: Picture → signed id → verdict, never "open".
 Verdicts = dict[str, dict[str, Verdict]]
@@ -31,11 +31,11 @@ REVIEWER = re.compile(r"\w[\w.-]{0,63}")
 
 
 class ReviewError(ValueError):
-    """The review cannot go on; one sentence that says why and what to do."""
+    """The review cannot continue; one sentence says why and what to do."""
 
 
 class Judgement(Section):
-    """One line of a reviewer's file. Of several about the same label the last one holds."""
+    """One line of a reviewer's file. The last line about a label is the valid one."""
 
     sample: str
     attribute: str
@@ -47,21 +47,22 @@ class Judgement(Section):
 
 
 def signed_ids(labels: Labels) -> tuple[str, ...]:
-    """All labels of a picture as signed ids, the positive ones first."""
+    """Return all labels of a picture as signed ids, the positive ones first."""
     return (*(f"+{name}" for name in labels.positive_ids), *(f"-{name}" for name in labels.negative_ids))
 
 
 def judgement_file(folder: Path, reviewer: str) -> Path:
-    """Where a reviewer's judgements are. Raises ReviewError for a name that is none for a file."""
+    """Return the path of a reviewer's file. Raises ReviewError for a name that cannot be a file name."""
     if not REVIEWER.fullmatch(reviewer):
         raise ReviewError(f"the reviewer {reviewer!r} needs a name of letters, digits, '_', '.' and '-', 64 of them at most")
     return folder / f"{reviewer}.jsonl"
 
 
 def read_judgements(file: Path, dataset: AnnotatedDataset, tree: Hierarchy) -> Verdicts:
-    """What a file's reviewer holds of the labels of `dataset`.
+    """Return a reviewer's verdicts on the labels of `dataset`.
 
-    Raises ReviewError for a line that is no judgement, or judges what these shards and this hierarchy do not have.
+    Raises ReviewError for a line that is not a judgement, or that judges a picture, label or hierarchy that the data set does not
+    have.
     """
     *lines, _torn = file.read_bytes().split(b"\n")
     known, verdicts = set(dataset.ids), Verdicts()
@@ -70,7 +71,7 @@ def read_judgements(file: Path, dataset: AnnotatedDataset, tree: Hierarchy) -> V
         try:
             judgement = Judgement.model_validate_json(line)
         except ValidationError as error:
-            raise ReviewError(f"{where} is no judgement ({error.errors()[0]['msg']}); remove the line") from None
+            raise ReviewError(f"{where} is not a judgement ({error.errors()[0]['msg']}); remove the line") from None
         signed = judgement.sign + judgement.attribute
         if fault := _fault(judgement, known, dataset, tree):
             raise ReviewError(
@@ -91,7 +92,7 @@ def _take(verdicts: Verdicts, sample: str, signed: str, verdict: Verdict) -> Non
 
 
 def _fault(judgement: Judgement, known: set[str], dataset: AnnotatedDataset, tree: Hierarchy) -> str:
-    """Why a judgement is not about these shards; empty where it is."""
+    """Return why a judgement does not belong to these shards; an empty text if it does."""
     signed = judgement.sign + judgement.attribute
     if judgement.hierarchy != tree.content_hash:
         return f"was judged by hierarchy {judgement.hierarchy} and not by {tree.name!r} ({tree.content_hash})"
@@ -103,7 +104,7 @@ def _fault(judgement: Judgement, known: set[str], dataset: AnnotatedDataset, tre
 
 
 class JudgementFile:
-    """One reviewer's file, open for appending by one process at a time. `verdicts` is what is on disk."""
+    """One reviewer's file, open for appending by one process at a time. `verdicts` mirrors what is on disk."""
 
     def __init__(self, file: Path, dataset: AnnotatedDataset, tree: Hierarchy) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -118,14 +119,13 @@ class JudgementFile:
         except ReviewError:
             os.close(self._file)
             raise
-        # The torn end would make one broken line with what is appended to it.
+        # Appending to an incomplete line would make one broken line of both.
         os.ftruncate(self._file, file.read_bytes().rfind(b"\n") + 1)
         _sync_folder(file.parent)
 
     def append(self, sample: str, verdicts: Mapping[str, Verdict]) -> None:
-        """Keep verdicts on labels (signed ids) of one picture.
-
-        Raises OSError where the disk does not take them; then it holds none of them.
+        """Write verdicts on labels (signed ids) of one picture. If the disk does not take them, raise OSError and keep none of
+        them.
         """
         time = datetime.now(UTC)
         lines = b"".join(self._line(sample, signed, verdict, time) for signed, verdict in verdicts.items())
@@ -141,7 +141,7 @@ class JudgementFile:
             _take(self.verdicts, sample, signed, verdict)
 
     def close(self) -> None:
-        """Let another process have the file."""
+        """Release the file for other processes."""
         os.close(self._file)
 
     def _line(self, sample: str, signed: str, verdict: Verdict, time: datetime) -> bytes:
@@ -153,7 +153,7 @@ class JudgementFile:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk keep the name of a new file too."""
+    """Make the name of a new file durable, too."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

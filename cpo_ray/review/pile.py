@@ -1,4 +1,4 @@
-"""The pictures that a reviewer goes through: their order, their labels by root, and what is judged so far."""
+"""The pictures that one reviewer goes through: their order, their labels by root, and the verdicts so far."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpo_ray.config.review import ReviewSettings
-from cpo_ray.core.plan import hash_fraction
+from cpo_ray.core.randomness import hash_fraction
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.review.judgements import JudgementFile, ReviewError, Verdict, judgement_file, signed_ids
 
 
 def reviewed_ids(dataset: AnnotatedDataset, sample: int | None, seed: int) -> tuple[str, ...]:
-    """All pictures in the order of the shards, or `sample` of them, chosen and ordered by the seed alone.
+    """Return all pictures in the order of the shards, or `sample` of them, chosen and ordered by the seed alone.
 
-    A larger sample begins with the smaller one, so that what two reviewers judged overlaps even where their samples differ.
+    A larger sample begins with the smaller one, so reviewers with different samples still judge common pictures.
     """
     if sample is None:
         return dataset.ids
@@ -24,7 +24,7 @@ def reviewed_ids(dataset: AnnotatedDataset, sample: int | None, seed: int) -> tu
 
 
 def open_pile(settings: ReviewSettings, reviewer: str, sample: int | None) -> Pile:
-    """A reviewer's pictures, with what was judged before. Raises ReviewError, DataError and HierarchyError."""
+    """Open a reviewer's pictures with the verdicts so far. Raises ReviewError, DataError and HierarchyError."""
     tree, dataset = load_hierarchy(settings.hierarchy), AnnotatedDataset.open(settings.annotations)
     dataset.check_hierarchy(tree)
     kept = JudgementFile(judgement_file(settings.judgements, reviewer), dataset, tree)
@@ -32,18 +32,18 @@ def open_pile(settings: ReviewSettings, reviewer: str, sample: int | None) -> Pi
 
 
 class Pile:
-    """One reviewer's pictures. What it returns is ready for JSON, and holds nothing of other reviewers."""
+    """One reviewer's pictures. Every returned value is ready for JSON and holds nothing of other reviewers."""
 
     def __init__(self, dataset: AnnotatedDataset, tree: Hierarchy, ids: Sequence[str], kept: JudgementFile) -> None:
         self._dataset, self._tree, self._ids, self._kept = dataset, tree, ids, kept
 
     def sentence(self) -> str:
-        """How far the reviewer is, for a terminal."""
+        """Return the reviewer's progress as a sentence for a terminal."""
         finished = sum(map(self._is_finished, self._ids))
         return f"{self._kept.path.stem}: {finished} of {len(self._ids)} pictures finished; judgements go to {self._kept.path}"
 
     def overview(self) -> dict[str, Any]:
-        """Who reviews what, which pictures are finished, and how often each verdict was given."""
+        """Return the reviewer, the finished pictures, and the number of each verdict."""
         given = Counter(verdict for sample in self._ids for verdict in self._kept.verdicts.get(sample, {}).values())
         return {
             "reviewer": self._kept.path.stem,
@@ -53,7 +53,7 @@ class Pile:
         }
 
     def picture(self, number: int) -> dict[str, Any]:
-        """One picture with its labels in the tree's order. Raises ReviewError for a number beyond the pictures."""
+        """Return one picture with its labels in the tree's order. Raises ReviewError for a number beyond the pictures."""
         sample = self._sample(number)
         labels, verdicts = self._dataset.labels(sample), self._kept.verdicts.get(sample, {})
         width, height = self._dataset.size(sample)
@@ -67,14 +67,14 @@ class Pile:
         return {"id": sample, "prompt": labels.prompt, "width": width, "height": height, "roots": shown}
 
     def image(self, number: int) -> bytes:
-        """The picture's file as it lies in the shards. Raises ReviewError for a number beyond the pictures."""
+        """Return the encoded picture as stored in the shards. Raises ReviewError for a number beyond the pictures."""
         return self._dataset.images([self._sample(number)])[0]
 
     def judge(self, number: int, sample: str, verdicts: Mapping[str, Verdict]) -> bool:
-        """Keep verdicts on a picture's labels and return whether it is finished.
+        """Keep verdicts on a picture's labels and return whether the picture is finished.
 
-        `sample` is the picture that the reviewer saw under that number.  Raises ReviewError where it is another one now, or does
-        not have these labels, and OSError where the disk does not take them.
+        `sample` is the id that the reviewer saw under that number. Raises ReviewError if the number now means another picture or
+        the picture lacks one of these labels, and OSError if the disk does not take the verdicts.
         """
         if sample != self._sample(number):
             raise ReviewError(f"picture {number + 1} is no longer {sample!r}, since the review was started anew; reload the page")
@@ -85,7 +85,7 @@ class Pile:
         return self._is_finished(sample)
 
     def close(self) -> None:
-        """Let another process have the reviewer's file."""
+        """Release the reviewer's file for other processes."""
         self._kept.close()
 
     def _label(self, signed: str, verdicts: Mapping[str, Verdict]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The report of a review: a table for the terminal and one HTML file that holds its own style, charts and pictures."""
+"""The report of a review: tables for the terminal, and one HTML file with its own style, charts and pictures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHUNK = 32
 
 @dataclass(frozen=True)
 class Reviewed:
-    """All that a report is made of."""
+    """Everything that a report is made from."""
 
     dataset: AnnotatedDataset
     tree: Hierarchy
@@ -49,8 +49,8 @@ class Reviewed:
 def report(settings: ReviewSettings, against: Path | None) -> str:
     """Write report.html beside the judgements and return its tables for a terminal.
 
-    `against` is a folder of shards that another back end made of the same pictures.  Raises ReviewError where there is nothing to
-    report and for judgements of other annotations, DataError and HierarchyError.
+    `against` is a folder of shards that another back end made from the same pictures. Raises ReviewError if there is nothing to
+    report or the judgements belong to other annotations; also DataError and HierarchyError.
     """
     tree, dataset = load_hierarchy(settings.hierarchy), AnnotatedDataset.open(settings.annotations)
     dataset.check_hierarchy(tree)
@@ -72,7 +72,7 @@ def report(settings: ReviewSettings, against: Path | None) -> str:
 
 
 def summary(reviewed: Reviewed) -> str:
-    """The tables of trust and of two back ends as aligned text."""
+    """Return the tables of trust and of two back ends as aligned text."""
     tables = []
     if reviewed.trust:
         head = ("root", "confirmed", "rejected", "unsure", "accuracy [95 %]", "agreement", "alpha [95 %]")
@@ -90,7 +90,7 @@ def summary(reviewed: Reviewed) -> str:
 
 
 def render(reviewed: Reviewed) -> str:
-    """The report as HTML."""
+    """Return the report as HTML."""
     filters = {"phrase": reviewed.tree.phrase, "sign": _sign}
     rejected = findings.rejected_labels(reviewed.reviews.values())
     own = {name: findings.by_picture(findings.votes_of([verdicts])) for name, verdicts in reviewed.reviews.items()}
@@ -129,12 +129,12 @@ def _write(text: str, path: Path) -> None:
 
 
 def _pictures(reviewed: Reviewed) -> int:
-    """How many pictures anybody judged a label of."""
+    """Count the pictures with at least one judged label."""
     return len(findings.votes_of(reviewed.reviews.values()))
 
 
 def _marks(intervals: Sequence[Any]) -> list[Markup]:
-    """A dot with its interval per row, the dashed line at the last row, that of all."""
+    """Draw a dot with its interval for each row, and a dashed line at the value of the last row, which covers all labels."""
     known = [interval for interval in intervals if interval is not None]
     if not known or intervals[-1] is None:
         return [Markup("")] * len(intervals)
@@ -154,7 +154,7 @@ def _bars(reviewed: Reviewed, counts: Mapping[str, int]) -> Markup:
 
 
 def _illustrated(dataset: AnnotatedDataset, rejected: Sequence[Rejected]) -> list[dict[str, Any]]:
-    """Each rejected label with the pictures that are shown at it (id, votes, image) and the ids of all others."""
+    """Return each rejected label with the pictures shown for it (id, votes, image) and the ids of the others."""
     thumbnails = _thumbnails(dataset, rejected)
     found = []
     for place, label in enumerate(rejected):
@@ -166,7 +166,7 @@ def _illustrated(dataset: AnnotatedDataset, rejected: Sequence[Rejected]) -> lis
 
 
 def _thumbnails(dataset: AnnotatedDataset, rejected: Sequence[Rejected]) -> dict[str, str]:
-    """Picture → small inline image, of those that stand at the first rejected labels; without those that cannot be decoded."""
+    """Return a small inline image for each picture of the first rejected labels. Pictures that cannot be decoded are left out."""
     wanted = [sample for label in rejected[:ILLUSTRATED] for sample in list(label.pictures)[:PICTURES]]
     samples = sorted(set(wanted), key={sample: place for place, sample in enumerate(dataset.ids)}.__getitem__)
     found = {}
@@ -195,7 +195,7 @@ def _facts(reviewed: Reviewed) -> dict[str, str]:
 
 
 def _made_by(folder: Path, name: str) -> dict[str, str]:
-    """The back end that jobs/annotate.py noted; nothing for shards of another origin."""
+    """Return the back end that jobs/annotate.py noted; an empty dict for shards from elsewhere."""
     try:
         about = json.loads((folder / "annotation.json").read_text())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """The page for one reviewer, served on this machine.
 
-Nobody but who was given the address may look at the pictures or judge in the reviewer's name: no other user of the machine, who
-lacks the token, and no other site in the reviewer's browser, whose requests carry another host, another origin or no cookie.
+Only somebody with the page's address can see the pictures or judge in the reviewer's name. Other users of the machine lack the
+token. Requests from other sites in the reviewer's browser carry another host, another origin or no cookie.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from cpo_ray.reports.page import STYLE
 from cpo_ray.review.judgements import ReviewError, Verdict
 from cpo_ray.review.pile import Pile
 
-#: Longest side of a picture as it is sent; an expert may look closely.
+#: Longest side in pixels of a picture as it is sent, large enough to look closely.
 SIDE = 2048
-#: Up to this size a picture is sent without loss.
+#: Pictures up to this side are sent without loss.
 SMALL = 512
 MOST_BYTES = 256 * 1024
 
@@ -48,14 +48,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Verdicts(Section):
-    """What the page sends: verdicts on some labels (signed ids) of the picture it shows."""
+    """What the page sends: verdicts on labels (signed ids) of the picture that it shows."""
 
     sample: str
     verdicts: dict[str, Verdict] = Field(min_length=1)
 
 
 def serve(pile: Pile, host: str, port: int) -> None:
-    """Serve the page until the process is interrupted, and print its address. Raises ReviewError where that cannot be had."""
+    """Print the page's address and serve it until the process is interrupted. Raises ReviewError if the port is taken."""
     with suppress(KeyboardInterrupt):
         asyncio.run(_serve(pile, host, port))
 
@@ -77,7 +77,7 @@ async def _serve(pile: Pile, host: str, port: int) -> None:
 
 
 def application(pile: Pile, host: str, token: str) -> web.Application:
-    """The page and what it asks for; `host` is the name it may be reached by, `token` what its address ends in."""
+    """Return the web application. `host` is the name that it may be reached by, `token` the secret at the end of its address."""
     page = _Page(pile, host, token)
     app = web.Application(middlewares=[page.guard], client_max_size=MOST_BYTES)
     app.router.add_get("/", page.shell)
@@ -93,15 +93,15 @@ def application(pile: Pile, host: str, token: str) -> web.Application:
 class _Page:
     def __init__(self, pile: Pile, host: str, token: str) -> None:
         self._pile, self._token = pile, token
-        # Cookies are shared by all ports of a host: each review has a name of its own for it.
+        # All ports of a host share cookies, so each review names its cookie differently.
         self._session = hashlib.sha256(token.encode()).hexdigest()[:12]
         self._cookie = f"review-{self._session}"
-        # Any port: an expert at another desk comes through a tunnel with a port of its own.
+        # The port may differ: an expert at another desk comes through a tunnel with its own port.
         self._hosts = {host.lower(), "localhost", "127.0.0.1", "::1"} if is_loopback(host) else {host.lower()}
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Let in who may come in, and answer every mistake with a sentence."""
+        """Check every request, and turn every error into a sentence."""
         try:
             self._check(request)
             response = await handler(request)
@@ -135,16 +135,16 @@ class _Page:
             body, kind = await asyncio.to_thread(shown, data)
         except PictureError as error:
             raise web.HTTPUnprocessableEntity(text=str(error)) from None
-        # Kept for this session, which the address names: the next picture is fetched ahead.
+        # The browser may cache the picture for this session, since the page fetches the next one ahead.
         return web.Response(body=body, content_type=kind, headers={"Cache-Control": "private, max-age=3600"})
 
     async def judge(self, request: web.Request) -> web.Response:
         try:
             sent = Verdicts.model_validate_json(await request.read())
         except ValidationError as error:
-            raise web.HTTPBadRequest(text=f"these are no verdicts: {error.errors()[0]['msg']}") from None
+            raise web.HTTPBadRequest(text=f"these are not verdicts: {error.errors()[0]['msg']}") from None
         try:
-            # On the event loop on purpose: two writes at a time would have to be kept apart.
+            # Writing on the event loop keeps two writes from interleaving.
             finished = self._pile.judge(_number(request), sent.sample, sent.verdicts)
         except OSError as error:
             raise web.HTTPInsufficientStorage(text=f"the judgement could not be written: {error.strerror}") from None
@@ -168,7 +168,7 @@ class _Page:
 
 
 def shown(data: bytes) -> tuple[bytes, str]:
-    """A picture for the page, upright and encoded anew, and its media type. Raises PictureError."""
+    """Return a picture for the page, upright and encoded anew, and its media type. Raises PictureError."""
     picture = decode(data)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
@@ -180,7 +180,7 @@ def shown(data: bytes) -> tuple[bytes, str]:
 
 
 def _hostname(host: str) -> str | None:
-    """The host without its port; None for what is no host."""
+    """Return the host without its port; None for a text that is not a host."""
     try:
         return urlsplit(f"//{host}").hostname
     except ValueError:

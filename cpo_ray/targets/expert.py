@@ -18,8 +18,9 @@ from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Model, Pictures
 from cpo_ray.core.diffusion import DiffusionProcess
-from cpo_ray.core.plan import Item, counter_generator
+from cpo_ray.core.plan import Item
 from cpo_ray.core.prompts import TEMPLATE_VERSION, ConditionTexts, Labels, condition_texts, stage_one_text
+from cpo_ray.core.randomness import counter_generator
 from cpo_ray.data.buckets import Bucket, bucket_of, encoded_together
 from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset

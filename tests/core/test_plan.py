@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpo_ray.core.plan import Item, Plan, counter_generator, hash_fraction, split_of
+from cpo_ray.core.plan import Item, Plan, split_of
+from cpo_ray.core.randomness import counter_generator, hash_fraction
 
 IDS = [f"painting-{number}" for number in range(11)]
 

@@ -321,7 +321,7 @@ PICTURE = {"file_name": "good.png", "id": "bad", **GOOD}
         (b'{"file_name": "good.png",', "broken line", "the line is not valid JSON"),
         (b"\xff\xfe\xfa", "broken line", "the line is not valid JSON"),
         (b"[" * 100_000, "broken line", "the line is not valid JSON"),
-        (b"[1]", "broken line", "the line is no JSON object"),
+        (b"[1]", "broken line", "the line is not a JSON object"),
         ({**GOOD, "id": "bad"}, "missing or wrong field", "file_name: missing or no text"),
         ({"file_name": "good.png", "id": 3, "positive": []}, "missing or wrong field", "prompt and id: missing or no text"),
         ({**PICTURE, "positive": "edge.clarity"}, "missing or wrong field", "'positive' is missing or no list"),

@@ -102,8 +102,8 @@ def test_only_one_review_writes_a_file(review: ReviewSettings) -> None:
         ({"hierarchy": "0" * 16}, "was judged by hierarchy 0000000000000000 and not by 'painting-toy'"),
         ({"sample": "lost"}, "judges the picture 'lost', which is not in"),
         ({"attribute": "edge.clearness"}, "judges the label '.edge.clearness', which '.*' does not have in"),
-        ({"verdict": "maybe"}, "is no judgement"),
-        ({"who": "me"}, "is no judgement"),
+        ({"verdict": "maybe"}, "is not a judgement"),
+        ({"who": "me"}, "is not a judgement"),
     ],
 )
 def test_judgements_of_something_else_are_refused_with_their_line(

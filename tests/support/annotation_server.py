@@ -16,7 +16,7 @@ import numpy as np
 from aiohttp import web
 from PIL import Image
 
-from cpo_ray.core.plan import hash_fraction
+from cpo_ray.core.randomness import hash_fraction
 from cpo_ray.domains.toy.agent import Measurement, measure
 
 FAULTS = ("429", "500", "hang", "cut off", "half envelope", "half answer", "unknown ids", "contradictory ids")

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 
 from cpo_ray.config import Lora, Model, Optimization
-from cpo_ray.core.plan import Item, Plan, counter_generator
+from cpo_ray.core.plan import Item, Plan
+from cpo_ray.core.randomness import counter_generator
 from cpo_ray.models.tiny import tiny_flux, tiny_sdxl
 from cpo_ray.targets.store import TargetStore
 from cpo_ray.training.worker import TrainSpec

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from cpo_ray.config import Pictures
-from cpo_ray.core.plan import Item, counter_generator
+from cpo_ray.core.plan import Item
+from cpo_ray.core.randomness import counter_generator
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset, write_shards
 from cpo_ray.data.validate import annotated_row
