@@ -12,17 +12,29 @@ from cpo_ray.config import Config
 
 
 def targets(config: Config, arguments: Namespace) -> None:
-    from cpo_ray.targets import maintenance as target_tool
+    from cpo_ray.targets import maintenance
 
     folder = config.targets.folder
     if arguments.action == "list":
-        target_tool.show(folder)
+        maintenance.show(folder)
     elif arguments.action == "verify":
-        target_tool.show_verification(folder)
+        maintenance.show_verification(folder)
     elif arguments.action == "prune":
-        target_tool.show_pruning(folder, arguments.unused_days, delete=arguments.delete)
+        maintenance.show_pruning(folder, arguments.unused_days, delete=arguments.delete)
     else:
-        target_tool.show_needs(config)
+        size_up(config)
+
+
+def size_up(config: Config) -> None:
+    """Print what the configuration's run, or sweep, needs of the store and what is free."""
+    from cpo_ray.preflight.disk import free_bytes, stage_needs
+    from cpo_ray.sweep.items import sweep_items
+
+    sweep = config.sweep
+    for need in stage_needs(config, None if sweep is None else lambda pictures: sweep_items(config, sweep, pictures)[0]):
+        print(need.sentence())
+    folder = config.targets.folder.absolute()
+    print(f"{free_bytes(folder) / 1e9:.1f} GB are free at {folder}")
 
 
 if __name__ == "__main__":

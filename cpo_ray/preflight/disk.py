@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from cpo_ray.config import Config, Lora, Optimization
 from cpo_ray.core.schema import target_row_bytes
+from cpo_ray.data.buckets import Bucket
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.models.base import local_base
 from cpo_ray.models.skeleton import Skeleton
 from cpo_ray.preflight.durations import work
 from cpo_ray.preflight.engine_memory import checkpoint_bytes
 from cpo_ray.preflight.memory import micro_batch
 from cpo_ray.preflight.model_costs import StepCost, skeleton_of, training_cost
 from cpo_ray.preflight.trials import Trials
+from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
+from cpo_ray.targets.expert import ExpertSpec, target_store
+from cpo_ray.targets.store import Items
+
+#: The pictures of a data set with their buckets → the shards that all trials of a sweep read.
+SharedShards = Callable[[Mapping[str, Bucket]], Sequence[Items]]
 
 #: Checkpoints of a training that are there at the same time: those that are kept, and the next one while it is written.
 CHECKPOINTS = 3
@@ -79,6 +89,63 @@ def trainings(config: Config, trials: Trials | None) -> Iterator[Written]:
     objectives = len({preference.objective, *preference.baselines})
     exported, checkpointed = (trials.count, trials.checkpointed) if trials else (objectives, objectives)
     yield Written(preference.optimization, preference.lora, exported, checkpointed)
+
+
+@dataclass(frozen=True)
+class StageNeed:
+    """The target shards that one stage of a run reads. `there` counts those in the store, None where it cannot be known yet."""
+
+    stage: str
+    samples: int
+    shards: int
+    there: int | None
+    bytes: int
+
+    def sentence(self) -> str:
+        """One line for people."""
+        there = "" if self.there is None else f", {self.there} of them there already"
+        return f"{self.stage}: {self.samples:,} samples in {self.shards} shards, {self.bytes / 1e9:.2f} GB at most{there}"
+
+
+def stage_needs(config: Config, shared_by_trials: SharedShards | None = None) -> list[StageNeed]:
+    """The target shards of each stage of a run; of a sweep, whose trials share theirs, with `shared_by_trials`.
+
+    Raises DataError where there are no pictures; those of the embedded domain need not be drawn yet.
+    """
+    pictures, drawn = _pictures(config)
+    size, expert = config.targets.shard_size, config.expert
+    found = []
+    if expert.adapter is None:
+        shards = training_plan(config, training_pictures(config, pictures), expert.optimization).shards(size)
+        spec = supervised_spec(config, expert.conditions) if drawn else None
+        found.append(_stage_need(config, "stage 1", shards, spec))
+    if shared_by_trials is not None:
+        shards = list(shared_by_trials(pictures))
+    else:
+        preference = config.preference.optimization
+        shards = training_plan(config, training_pictures(config, pictures), preference, config.targets.draws).shards(size)
+    adapter = expert.adapter or config.folder / "expert" / "adapter"
+    spec = expert_spec(config, adapter) if drawn and adapter.exists() else None
+    return [*found, _stage_need(config, "all trials" if shared_by_trials else "stage 2", shards, spec)]
+
+
+def _stage_need(config: Config, stage: str, shards: Sequence[Items], spec: ExpertSpec | None) -> StageNeed:
+    samples, row = sum(map(len, shards)), row_of(config, local_base(config.model))
+    there = None if spec is None else len(shards) - len(target_store(spec, config.targets.folder).missing(shards))
+    # Stage 1 has x_t and the truth alone, in float16.
+    size = 4 * row.latent + 2 * row.text if stage == "stage 1" else target_row_bytes(*row)
+    return StageNeed(stage, samples, len(shards), there, samples * size)
+
+
+def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
+    """The pictures of the data set and whether it is there; before the embedded domain has drawn it, as many others."""
+    try:
+        return usable_pictures(config, AnnotatedDataset.open(config.data.folder)), True
+    except DataError:
+        if not config.data.toy_pictures:
+            raise
+        square = Bucket(*[config.model.resolution] * 3)
+        return {f"{number:09d}": square for number in range(config.data.toy_pictures)}, False
 
 
 def free_bytes(folder: Path) -> int:

@@ -1,4 +1,4 @@
-"""The target store as a tool: what is there, whether it is whole, what can go, and what a run will need.
+"""The target store as a tool: what is there, whether it is whole, and what can go.
 
 Safe beside trainings: shards are only read, except by `prune`, which leaves every set of shards alone that a run holds.
 """
@@ -6,30 +6,21 @@ Safe beside trainings: shards are only read, except by `prune`, which leaves eve
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpo_ray.config import Config
-from cpo_ray.core.schema import target_row_bytes
-from cpo_ray.data.buckets import Bucket
-from cpo_ray.data.shards import AnnotatedDataset, DataError
-from cpo_ray.models.base import local_base
-from cpo_ray.preflight.disk import row_of
-from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
-from cpo_ray.sweep.items import sweep_items
-from cpo_ray.targets.expert import ExpertSpec, target_store
-from cpo_ray.targets.store import FrozenInputs, Items, TargetStore, TargetStoreError
+from cpo_ray.core.files import DamagedFileError, read_json
+from cpo_ray.targets.store import FrozenInputs, TargetStore, TargetStoreError
 
 DAY = 86_400.0
 
 
 @dataclass(frozen=True)
 class StoredTargets:
-    """The shards of one fingerprint. `inputs` is None where about.json is missing or of another version."""
+    """The shards of one fingerprint. `inputs` is None where about.json is missing, damaged or of another version."""
 
     store: TargetStore
     inputs: FrozenInputs | None
@@ -43,7 +34,7 @@ class StoredTargets:
         size = f"{self.shards} shards, {self.bytes / 1e9:.2f} GB"
         age = "in use" if self.in_use else f"unused for {self.days_unused:.1f} days"
         if self.inputs is None:
-            return f"{self.store.fingerprint[:12]}  unknown: about.json is missing or of another version; {size}; {age}"
+            return f"{self.store.fingerprint[:12]}  unknown: about.json is missing, damaged or of another version; {size}; {age}"
         i = self.inputs
         base, _, revision = i.base.partition("@")
         expert = f"expert {i.adapter[:12]}" if i.adapter else "no expert"
@@ -77,63 +68,6 @@ def prune(folder: Path, unused_days: float, *, delete: bool) -> list[StoredTarge
     return [targets for targets in old if not delete or _delete(targets.store)]
 
 
-@dataclass(frozen=True)
-class StageNeed:
-    """What one stage of a run reads. `there` counts shards in the store, None where it cannot be known yet."""
-
-    stage: str
-    samples: int
-    shards: int
-    there: int | None
-    bytes: int
-
-    def sentence(self) -> str:
-        """One line for people."""
-        there = "" if self.there is None else f", {self.there} of them there already"
-        return f"{self.stage}: {self.samples:,} samples in {self.shards} shards, {self.bytes / 1e9:.2f} GB at most{there}"
-
-
-def needs(config: Config) -> list[StageNeed]:
-    """What the stages of a run, or the sweep that it describes, will have on disk.
-
-    Raises DataError where there are no pictures; those of the embedded domain need not be drawn yet.
-    """
-    pictures, drawn = _pictures(config)
-    size, expert = config.targets.shard_size, config.expert
-    found = []
-    if expert.adapter is None:
-        shards = training_plan(config, training_pictures(config, pictures), expert.optimization).shards(size)
-        spec = supervised_spec(config, expert.conditions) if drawn else None
-        found.append(_need(config, "stage 1", shards, spec))
-    if config.sweep is not None:
-        shards = list(sweep_items(config, config.sweep, pictures)[0])
-    else:
-        preference = config.preference.optimization
-        shards = training_plan(config, training_pictures(config, pictures), preference, config.targets.draws).shards(size)
-    adapter = expert.adapter or config.folder / "expert" / "adapter"
-    spec = expert_spec(config, adapter) if drawn and adapter.exists() else None
-    return [*found, _need(config, "stage 2" if config.sweep is None else "all trials", shards, spec)]
-
-
-def _need(config: Config, stage: str, shards: Sequence[Items], spec: ExpertSpec | None) -> StageNeed:
-    samples, row = sum(map(len, shards)), row_of(config, local_base(config.model))
-    there = None if spec is None else len(shards) - len(target_store(spec, config.targets.folder).missing(shards))
-    # Stage 1 has x_t and the truth alone, in float16.
-    size = 4 * row.latent + 2 * row.text if stage == "stage 1" else target_row_bytes(*row)
-    return StageNeed(stage, samples, len(shards), there, samples * size)
-
-
-def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
-    """The pictures of the data set and whether it is there; before the embedded domain has drawn it, as many others."""
-    try:
-        return usable_pictures(config, AnnotatedDataset.open(config.data.folder)), True
-    except DataError:
-        if not config.data.toy_pictures:
-            raise
-        square = Bucket(*[config.model.resolution] * 3)
-        return {f"{number:09d}": square for number in range(config.data.toy_pictures)}, False
-
-
 def _roots(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
 
@@ -143,8 +77,8 @@ def _stored(store: TargetStore) -> StoredTargets:
     lock, about = store.lock_file, store.root / "about.json"
     used = max([file.st_mtime for file in files] + [lock.stat().st_mtime if lock.exists() else 0.0])
     try:
-        inputs = FrozenInputs(**json.loads(about.read_text()))
-    except (FileNotFoundError, TypeError):
+        inputs = FrozenInputs(**read_json(about))
+    except (FileNotFoundError, DamagedFileError, TypeError):
         inputs = None
     return StoredTargets(
         store, inputs, len(files), sum(file.st_size for file in files), (time.time() - used) / DAY, _is_held(lock)
@@ -200,12 +134,3 @@ def show_pruning(folder: Path, unused_days: float, *, delete: bool) -> None:
         print(targets.sentence())
     size = sum(targets.bytes for targets in found) / 1e9
     print(f"{size:.2f} GB {'are free again' if delete else 'would be free again; --delete removes them'}")
-
-
-def show_needs(config: Config) -> None:
-    """Print what the configuration's run needs and what is free."""
-    for need in needs(config):
-        print(need.sentence())
-    folder = config.targets.folder.absolute()
-    free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
-    print(f"{free / 1e9:.1f} GB are free at {folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -10,12 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cpo_ray.config import load
 from cpo_ray.core.plan import Item
 from cpo_ray.targets import maintenance as target_tool
 from cpo_ray.targets.store import FrozenInputs, TargetStore, TargetStoreError, frozen_fingerprint
-
-TOY = Path(__file__).parents[2] / "jobs" / "configs" / "toy.toml"
 
 
 def fill(folder: Path, seed: int, shards: int) -> TargetStore:
@@ -43,8 +39,9 @@ def test_a_list_says_for_whom_the_shards_were_computed(tmp_path: Path) -> None:
     assert second.shards == 2 and second.bytes == sum(file.stat().st_size for file in old.root.glob("*.safetensors"))
     assert "expert, base abc, expert abc, data abc, 64 px, seed 1; 2 shards" in second.sentence()
     assert "unused for 40.0 days" in second.sentence()
-    (old.root / "about.json").write_text(json.dumps({"of": "another version"}))
-    assert "unknown: about.json is missing or of another version" in target_tool.stored(tmp_path)[1].sentence()
+    for text in ('{"of": "another version"}', '{"kind": "exp'):
+        (old.root / "about.json").write_text(text)
+        assert "unknown: about.json is missing, damaged or of another version" in target_tool.stored(tmp_path)[1].sentence()
     assert target_tool.stored(tmp_path / "nothing") == []
 
 
@@ -84,17 +81,3 @@ def test_use_counts_from_the_last_run_and_not_from_the_writing(tmp_path: Path) -
     with store.in_use(), store.in_use():  # any number of runs
         pass
     assert target_tool.prune(tmp_path, 30, delete=True) == []
-
-
-def test_what_a_run_needs_is_known_before_its_pictures_are_drawn(tmp_path: Path) -> None:
-    steps = ["expert.optimization.steps=24", "preference.optimization.steps=20"]
-    places = [f"data.folder={tmp_path / 'data'}", f"run.output={tmp_path}", f"targets.folder={tmp_path / 'targets'}"]
-    stage_1, stage_2 = target_tool.needs(load(TOY, [*steps, *places]))
-    assert (stage_1.samples, stage_1.shards, stage_1.there) == (24 * 32, 12, None)
-    assert (stage_2.samples, stage_2.shards, stage_2.there) == (20 * 32, 10, None)
-    # Of one latent, stage 1 stores two float16 tensors, stage 2 six of them and one of float32.
-    assert stage_1.bytes is not None and stage_2.bytes is not None
-    latents = 8 * 16 * 16
-    assert stage_2.bytes / stage_2.samples - stage_1.bytes / stage_1.samples == 12 * latents
-    sweep = load(TOY.with_name("toy_sweep.toml"), [*steps, *places, "sweep.held_out=16"])
-    assert target_tool.needs(sweep)[1].samples == 20 * 32 + 16
