@@ -1,1 +1,1 @@
-"""What a run will need, counted before anything is asked for: memory by role, disk, time, and how to make it fit."""
+"""Say before a run starts whether it can run and what it will take: memory by role, disk, time, and how to make it fit."""

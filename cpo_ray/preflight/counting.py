@@ -1,7 +1,7 @@
-"""What a call on the meta device would take: its peak of memory and its operations, without a number being computed.
+"""Measure a call on the meta device: its peak memory and its operations, without computing a number.
 
-Every allocation is followed from the operation that makes it until nobody holds it any more, so that a count knows what a formula
-forgets: which activations a backward pass keeps, what checkpointing computes again, which copies live at the same time.
+Every allocation is followed from the operation that makes it until it is freed. A count therefore includes what a formula
+forgets: which activations a backward pass keeps, what checkpointing computes again, which copies exist at the same time.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from torch.utils.flop_counter import flop_registry
 
 @dataclass(frozen=True)
 class Count:
-    """Bytes at the peak beside what was there before, and floating-point operations (a product and its sum are two)."""
+    """Bytes at the peak, beyond what existed before, and floating-point operations (a product and its sum are two)."""
 
     peak: int
     flop: int
 
 
 def count(call: Callable[[], Any], held: Iterable[nn.Module] = ()) -> Count:
-    """Count a call that computes on the meta device. The weights of the modules `held` are there before it."""
+    """Count a call that computes on the meta device. The weights of the modules `held` exist before it."""
     with _Counter(held) as counter, _fused_attention():
         call()
     return Count(counter.peak, counter.flop)
@@ -42,12 +42,12 @@ def count_forward(call: Callable[[], Any], held: Iterable[nn.Module]) -> Count:
 
 
 def count_step(loss: Callable[[], Tensor], trained: nn.Module) -> Count:
-    """Count a forward and its backward pass; gradients of the weights, which are whoever trains' to hold, are let go at once."""
+    """Count a forward and its backward pass. Gradients of the weights belong to the trainer, so they are freed at once."""
     hooks = [
         parameter.register_post_accumulate_grad_hook(_let_go) for parameter in trained.parameters() if parameter.requires_grad
     ]
     try:
-        # Not loss().backward(), which a reference to the loss would outlive.
+        # loss().backward() would keep a reference to the loss for too long.
         return count(lambda: torch.autograd.backward(loss()), [trained])
     finally:
         for hook in hooks:
@@ -55,14 +55,14 @@ def count_step(loss: Callable[[], Tensor], trained: nn.Module) -> Count:
 
 
 class OnMeta(nn.Module):
-    """Hands a module of the meta device what lies elsewhere, so that whoever calls it may look at the inputs' numbers."""
+    """Moves inputs from other devices to the meta device for a module, so that the caller may read the inputs' numbers."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        """The module's own answer, on the meta device."""
+        """Return the module's own result, on the meta device."""
         return self.module(*map(_moved, arguments), **{name: _moved(value) for name, value in keywords.items()})
 
 
@@ -99,7 +99,7 @@ class _Counter(TorchDispatchMode):
         storage = values.untyped_storage()
         key = storage._cdata
         if key in self._live:
-            return  # a view, or what an operation changed in place
+            return  # a view, or a tensor that was changed in place
 
         def gone(_: Any) -> None:
             self._now -= size

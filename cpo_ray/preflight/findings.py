@@ -1,4 +1,4 @@
-"""What `--check` has to say, one line each."""
+"""The lines of `--check`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ Verdict = Literal["ok", "note", "missing"]
 
 
 class Finding(NamedTuple):
-    """One line of the answer; a run cannot start where one is "missing". What is `planned` is said at the start of a run, too."""
+    """One line of the answer. A run cannot start if one is "missing". The start of a run prints those that are `planned`, too."""
 
     verdict: Verdict
     sentence: str

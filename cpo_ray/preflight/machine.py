@@ -1,4 +1,4 @@
-"""What there is to compute with: found by looking, or stated in the configuration for a machine that is elsewhere."""
+"""The hardware of a run: found by looking, or stated in the configuration for a machine that is elsewhere."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 from cpo_ray.config import ConfigError, Machine
 
-#: Share of a GPU's peak rate that training and frozen forwards of these models are planned with.
+#: Share of a GPU's peak rate that plans assume for training and frozen forwards.
 USUAL_SHARE = 0.4
 
 
 class Card(NamedTuple):
-    """Gigabytes (10^9 bytes) that programs can use of a kind of GPU, and its peak in bfloat16 without sparsity, in TFLOP/s."""
+    """A kind of GPU: the gigabytes (10^9 bytes) that programs can use, and its dense bfloat16 peak in TFLOP/s."""
 
     gigabytes: float
     teraflop_per_second: float
 
 
-#: By their makers' data sheets. Longer names first: a name is looked for in what a driver or Ray says.
+#: From the makers' data sheets. Longer names come first, since a name is searched for in what a driver or Ray reports.
 CARDS = {
     "RTX 4090": Card(25.4, 165),
     "RTX-4090": Card(25.4, 165),
@@ -41,7 +41,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Resources:
-    """CPUs, GPUs and main memory that a job may take. `gpu` names their kind; None where there is none or it is not known."""
+    """The CPUs, GPUs and main memory that a job may take. `gpu` names the kind of GPU; None if there is none or it is unknown."""
 
     where: str
     cpus: float
@@ -52,7 +52,9 @@ class Resources:
 
 
 def available() -> Resources:
-    """The cluster that a job would join, or this machine. Raises OSError if the cluster does not answer."""
+    """Return the resources of the cluster that a job would join, or of this machine. Raises OSError if the cluster does not
+    answer.
+    """
     import ray
 
     if ray.is_initialized():
@@ -61,11 +63,11 @@ def available() -> Resources:
     if not address:
         return _this_machine()
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():  # Ray itself waits minutes for a port where nobody listens
+    if port.isdigit():  # Ray itself would wait minutes for a port without a listener
         socket.create_connection((host, int(port)), timeout=5).close()
     ray.init(address=address, logging_level="ERROR", log_to_driver=False)
     found = _cluster()
-    ray.shutdown()  # leaves the cluster, which goes on
+    ray.shutdown()  # this only leaves the cluster, which keeps running
     return found
 
 
@@ -87,27 +89,27 @@ def _cluster() -> Resources:
     total = {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU", "memory", "object_store_memory")}
     kinds = {name.partition(":")[2] for node in nodes for name in node if name.startswith("accelerator_type:")}
     smallest = min(kinds, key=lambda kind: card_of(kind, Card(0, 0)).gigabytes) if kinds else None
-    # Ray counts what was free when it started; on one machine, where a driver is beside its node, what there is counts.
+    # Ray counts the memory that was free when it started. On one machine the whole memory counts.
     memory = total["memory"] + total["object_store_memory"] if len(nodes) > 1 else _physical_memory()
     return Resources("in the cluster", total["CPU"], total["GPU"], smallest, None, memory)
 
 
 def _physical_memory() -> float:
-    """This machine's, or what its container may take of it."""
+    """Return this machine's memory, or the limit of its container."""
     machine, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
     container = limit.read_text().strip() if limit.is_file() else ""
     return float(min(machine, int(container)) if container.isdigit() else machine)
 
 
 def card_of(name: str | None, otherwise: Card) -> Card:
-    """What is known of a kind of GPU."""
+    """Return what is known about a kind of GPU, or None."""
     return next((card for known, card in CARDS.items() if name and known.lower() in name.lower()), otherwise)
 
 
 def stated(machine: Machine, found: Resources) -> Resources:
-    """What was found, with what the configuration states in its place.
+    """Replace what was found by what the configuration states.
 
-    Raises ConfigError for a stated kind of GPU that is not known and has no stated memory.
+    Raises ConfigError for a kind of GPU that is unknown and has no stated memory.
     """
     kind = machine.gpu or found.gpu
     card = card_of(kind, Card(0, 0))
@@ -118,12 +120,12 @@ def stated(machine: Machine, found: Resources) -> Resources:
         )
     seen = None if machine.gpu else found.gpu_bytes
     gpu_bytes = machine.gpu_gigabytes * 1e9 if machine.gpu_gigabytes else seen or card.gigabytes * 1e9 or None
-    elsewhere = machine.gpu is not None and not found.gpus  # where there may be any amount of main memory
+    elsewhere = machine.gpu is not None and not found.gpus  # its main memory is unknown
     return Resources(found.where, found.cpus, found.gpus, kind, gpu_bytes, None if elsewhere else found.main_bytes)
 
 
 def rate(machine: Machine, resources: Resources, on_gpu: bool) -> tuple[float, str] | None:
-    """FLOP/s that one GPU or CPU is planned with, and where the number is from; None where nothing is stated or known."""
+    """Return the FLOP/s that one GPU or CPU is planned with, and the number's source; None if nothing is stated or known."""
     unit = "GPU" if on_gpu else "CPU"
     if machine.teraflop_per_second is not None:
         return machine.teraflop_per_second * 1e12, f"{machine.teraflop_per_second:g} TFLOP/s of a {unit}, as stated"

@@ -1,4 +1,4 @@
-"""What a run needs beside what there is, as findings: memory by role, disk, time and the ratio of targets to training."""
+"""Compare what a run needs with what exists: memory by role, disk, time, and the ratio of target GPUs to training GPUs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from cpo_ray.preflight.trials import Trials
 def plan_findings(
     config: Config, base: Path | None, found: Resources, pictures: int, trials: Trials | None = None
 ) -> Iterator[Finding]:
-    """For a base in a folder, or the published one of its architecture without, and so many training pictures (0: not known).
+    """Return the plan for a base in a folder (or the published base of its family) and a number of training pictures (0:
+    unknown).
 
-    With `trials` it is the plan of a sweep.
-
-    Nothing is loaded or started: the models are counted on the meta device, for some seconds.
+    With `trials` it is the plan of a sweep. Nothing is loaded or started; counting the models on the meta device takes some
+    seconds.
     """
     try:
         resources = stated(config.machine, found)
@@ -50,7 +50,7 @@ def plan_findings(
 
 
 def _verdict(need: Need, resources: Resources) -> tuple[Verdict, str]:
-    """How a need compares with what there is, and the words for it."""
+    """Compare a need with what exists, and return the verdict and its words."""
     if not need.gpus:
         return "ok", "of main memory"
     if resources.gpu_bytes is None:
@@ -61,11 +61,11 @@ def _verdict(need: Need, resources: Resources) -> tuple[Verdict, str]:
 
 
 def _main_memory(config: Config, needs: dict[str, Need], resources: Resources, trials: Trials | None) -> Finding:
-    """Of what is there at the same time: targets beside each training, or one after the other; then evaluation, beside trials."""
+    """Plan main memory for processes that run at the same time: targets beside training or before it, then the evaluation."""
     actors = needs.pop("targets").main_bytes
     drawing = needs.pop("evaluation").main_bytes
     if trials:
-        drawing += trials.at_once * (PROCESS + needs.pop("preference.optimization").main_bytes)  # each has a driver
+        drawing += trials.at_once * (PROCESS + needs.pop("preference.optimization").main_bytes)  # each trial has a driver
     beside = actors if config.targets.overlap else 0
     most = max(actors, drawing, *(training.main_bytes + beside for training in needs.values()))
     sentence = f"all processes at a time take up to {most / 1e9:.1f} GB of main memory"
@@ -79,7 +79,7 @@ def _main_memory(config: Config, needs: dict[str, Need], resources: Resources, t
 
 
 def _disk(config: Config, base: Path | None, pictures: int, trials: Trials | None) -> Finding:
-    """Targets beside what is free at their folder, checkpoints and exports at the run's; their sum where it is one disk."""
+    """Plan disk: targets in their folder, checkpoints and exports in the run's folder, or their sum if both are on one disk."""
     checkpoints, exports = disk.training_bytes(config, base, trials)
     targets = disk.target_bytes(config, base, pictures)
     wanted, folders = [targets, checkpoints + exports], [config.targets.folder, config.run.output]
@@ -97,7 +97,7 @@ def _disk(config: Config, base: Path | None, pictures: int, trials: Trials | Non
 
 
 def _time(config: Config, base: Path | None, pictures: int, resources: Resources, trials: Trials | None) -> Iterator[Finding]:
-    """Steps, and seconds where a rate is known; start-ups and reading are left out."""
+    """Plan steps, and seconds if a rate is known. Start-up and reading are not counted."""
     uses = [config.targets.gpus_per_actor, config.preference.optimization.gpus_per_worker, config.evaluation.gpus_per_actor]
     found = rate(config.machine, resources, on_gpu=any(uses))
     flop_per_second, source = found or (1.0, "")

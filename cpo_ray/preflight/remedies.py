@@ -1,4 +1,4 @@
-"""Which settings would make a process fit, tried out on the configuration itself: what is advised has been counted."""
+"""Find settings that make a process fit, by counting the memory of changed configurations."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 from cpo_ray.config import Config, ConfigError, override
 from cpo_ray.preflight.memory import Need, Role, micro_batch
 
-#: Settings that go together, as `section.key=value`.
+#: Settings that change together, as `section.key=value`.
 Change = tuple[str, ...]
 
 
 def room(need: Need, gpu_bytes: float) -> float:
-    """What a process may take of a GPU: processes that share one have their part of its memory, too."""
+    """Return how much of a GPU's memory a process may take. Processes that share a GPU share its memory, too."""
     return min(1.0, need.gpus) * gpu_bytes
 
 
 def remedy(config: Config, folder: Path | None, section: str, role: Role, gpu_bytes: float) -> str:
-    """What to change so that the role fits into its share of a GPU, as a half-sentence."""
+    """Return what to change so that the role fits into its share of a GPU, as half a sentence."""
     changes: list[Change] = []
     smallest = role(config, folder)
     for change in _changes(config, section):
@@ -36,7 +36,7 @@ def remedy(config: Config, folder: Path | None, section: str, role: Role, gpu_by
 
 
 def _needed(config: Config, folder: Path | None, role: Role, gpu_bytes: float, changes: list[Change]) -> list[Change]:
-    """Leave out what turned out not to be needed beside the last change."""
+    """Drop the changes that turned out to be unnecessary after the last one."""
     for change in changes[:-1]:
         fewer = [other for other in changes if other != change]
         need = _tried(config, folder, role, fewer)
@@ -46,7 +46,7 @@ def _needed(config: Config, folder: Path | None, role: Role, gpu_bytes: float, c
 
 
 def _tried(config: Config, folder: Path | None, role: Role, changes: Sequence[Change]) -> Need | None:
-    """The need after the changes; None where these settings exclude each other."""
+    """Return the need after the changes; None if these settings exclude each other."""
     try:
         changed = override(config, [text for change in changes for text in change])
     except ConfigError:
@@ -55,7 +55,7 @@ def _tried(config: Config, folder: Path | None, role: Role, changes: Sequence[Ch
 
 
 def _changes(config: Config, section: str) -> Iterator[Change]:
-    """What takes less memory, the cheapest first; the last ones change what is trained."""
+    """Yield changes that save memory, the cheapest first. The last ones change what is trained."""
     settings: Any = config
     for name in section.split("."):
         settings = getattr(settings, name)
@@ -79,8 +79,10 @@ def _for_training(section: str, settings: Any, together: int) -> Iterator[Change
     yield from ((f"{section}.micro_batch={size}",) for size in _halves(together))
     if not settings.gradient_checkpointing:
         yield (f"{section}.gradient_checkpointing=true",)
-    cut = () if settings.optimizer == "adamw" else (f"{section}.optimizer=adamw",)  # ZeRO cuts no other's state
-    if settings.parameters == "full":  # an adapter's optimizer is small already
+    cut = (
+        () if settings.optimizer == "adamw" else (f"{section}.optimizer=adamw",)
+    )  # ZeRO cannot shard the state of other optimizers
+    if settings.parameters == "full":  # the optimizer of an adapter is small anyway
         yield (*cut, f"{section}.zero_stage={max(2, settings.zero_stage)}", f"{section}.offload_optimizer=true")
     for workers in (2, 4, 8):
         if workers >= settings.workers:
@@ -96,6 +98,6 @@ def _halves(size: int) -> Iterator[int]:
 
 
 def _joined(changes: Sequence[Change]) -> str:
-    """As overrides are written; only the last value that a key is given counts."""
+    """Join changes as overrides. Of several values for a key only the last one counts."""
     latest = {text.partition("=")[0]: text for change in changes for text in change}
     return " and ".join(latest.values())

@@ -1,4 +1,4 @@
-"""What a sweep multiplies."""
+"""The numbers by which a sweep multiplies a run's needs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a sweep: trainings of stage 2 on targets that were computed before.
+    """The trials of a sweep: trainings of stage 2 on targets that exist.
 
-    `checkpointed` of them have checkpoints at the same time; `drawn` pictures are drawn to judge all of them, and the base.
+    `checkpointed` of them have checkpoints at the same time. `drawn` pictures are drawn to judge all of them, and the base.
     """
 
     count: int

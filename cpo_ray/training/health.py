@@ -1,5 +1,4 @@
-"""When a training has gone wrong: numbers that are not finite, gradients far above their usual size, ranks that differ, and what
-only deserves a warning."""
+"""Detect a training that has gone wrong: numbers that are not finite, gradient spikes, unequal ranks, a growing winner error."""
 
 from __future__ import annotations
 
@@ -9,23 +8,23 @@ from collections.abc import Iterable, Sequence
 from statistics import median, quantiles
 
 WINDOW = 100
-#: The first gradients are unlike the later ones, so a spike is one only after as many steps.
+#: Spikes count only after this many steps, since the first gradients differ from the later ones.
 SETTLED = 20
-#: Ranks are compared every so many steps, besides at every checkpoint.
+#: Ranks are compared at every checkpoint, and every this many steps.
 COMPARED_EVERY = 25
-#: A winner error is judged after so many steps, and again whenever there are a quarter more.
+#: The winner error is judged after this many steps, and again after every quarter more.
 WINNER_JUDGED_FROM = 64
 
 
 class TrainingHealthError(ValueError):
-    """Training was stopped by its own numbers; starting again from the checkpoint without a change would end the same."""
+    """The training's own numbers stopped it. Resuming from the checkpoint without a change would end the same way."""
 
 
 class HealthWatch:
-    """Remembers the last gradient norms. `norms` are those before a resume, so that it changes no verdict.
+    """Remembers the last gradient norms. `norms` are the ones before a resume, so that resuming changes no verdict.
 
-    A gradient that `gradient_clip` lets pass is no spike, whatever the others were: where a preference loss saturates, most
-    gradients fade to nothing, and a batch that is not there yet stands out from them without doing harm.
+    A gradient that `gradient_clip` leaves unchanged is never a spike. When a preference loss saturates, most gradients fade to
+    nothing, and a batch that is not saturated yet stands out without doing harm.
     """
 
     def __init__(self, spike_factor: float, gradient_clip: float, norms: Iterable[float] = ()) -> None:
@@ -33,7 +32,7 @@ class HealthWatch:
         self.norms = deque(norms, maxlen=WINDOW)
 
     def problem(self, step: int, loss: float, gradient_norm: float) -> str | None:
-        """What is wrong with this step, as the first half of a sentence, or None."""
+        """Return what is wrong with this step as the first half of a sentence, or None."""
         for name, value in (("loss", loss), ("gradient norm", gradient_norm)):
             if not math.isfinite(value):
                 usual = f"median of the gradient norm so far: {median(self.norms):.3g}" if self.norms else "no step came before"
@@ -48,11 +47,11 @@ class HealthWatch:
 
 
 def difference(step: int, checksums: Sequence[int]) -> str | None:
-    """What is wrong where the ranks' weights, of these checksums by rank, are not the same: half a sentence, or None."""
+    """Return what is wrong if the ranks' weights differ, given their checksums by rank, as half a sentence; otherwise None."""
     (most, count), *others = Counter(checksums).most_common()
     if not others:
         return None
-    # Where two have the most votes, or all differ, nobody can say which is right.
+    # If two values have equally many votes, or all differ, it is unknown which is right.
     tied = count == others[0][1]
     ranks = [rank for rank, checksum in enumerate(checksums) if tied or checksum != most]
     named = f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
@@ -61,12 +60,13 @@ def difference(step: int, checksums: Sequence[int]) -> str | None:
 
 
 def winner_warning(errors: Sequence[float], beta: float, omega_win: float, omega_lose: float) -> str | None:
-    """Whether the winner error grew for long, given that of each step from the first; the first verdict that is one stays.
+    """Return whether the winner error has grown for long, given the error of each step from the first. A warning once given
+    stays.
 
-    After n steps the medians of the quarters of these n are compared: the last is at least twice the second and 1.25 times the
-    third, and beyond their scatter. It is all in ratios, since the error is 0 at the start, rises a little in many trainings and
-    levels off: on the embedded domain stabilised CPO comes to 2.3 and 1.1 after 64 steps and soon to 1 and 1, plain CPO, which
-    diverges, to 4.3 and 1.7.
+    After n steps the medians of the four quarters of these n are compared. The last must be at least twice the second and 1.25
+    times the third, and exceed their scatter. The test uses ratios because the error starts at 0, and in many trainings it rises
+    a little and levels off. On the embedded domain the ratios of stabilised CPO are 2.3 and 1.1 after 64 steps and soon 1 and 1.
+    Those of plain CPO, which diverges, are 4.3 and 1.7.
     """
     steps = WINNER_JUDGED_FROM
     while steps <= len(errors):

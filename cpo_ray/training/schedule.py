@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: no torch, so that a run can be judged before it starts."""
+"""The learning rate as a function of the step. No torch, so that a run can be judged before it starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ VISIBLE_SHARE = 0.02
 
 
 def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float:
-    """The rate of a step, from 0: a linear warm-up that begins above 0, then constant or half a cosine that ends above 0."""
+    """Return the rate of a step, from 0: a linear warm-up that begins above 0, then a constant or half a cosine that ends above
+    0.
+    """
     warmup = optimization.warmup_steps
     if step < warmup:
         return optimization.learning_rate * (step + 1) / warmup
@@ -23,12 +25,14 @@ def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float
 
 
 def largest_change(steps: int, optimization: Optimization) -> float:
-    """How far a weight comes in all steps, at most: the optimizers here move it by about the learning rate in each."""
+    """Return the largest distance that a weight can move in all steps. The optimizers here move it by about the learning rate per
+    step.
+    """
     return sum(learning_rate_at(step, steps, optimization) for step in range(steps))
 
 
 def swallowed(change: float, visible: float) -> str:
-    """What to say of a training in bfloat16 whose `change` shows in a share `visible` of the weights only."""
+    """Return the warning about a training in bfloat16 whose `change` is visible in only a share `visible` of the weights."""
     return (
         f"the learning rates of all steps add up to {change:.1e}, and bfloat16 shows so small a change in {visible:.1%} of the "
         "weights: neither training nor whoever loads the result in bfloat16 would see it; raise learning_rate, train longer, or "

@@ -1,1 +1,1 @@
-"""What a training leaves: checkpoints, exports, model cards, the ledger, metrics."""
+"""The files that a training leaves: checkpoints, exports, model cards, the ledger, metrics."""

@@ -1,4 +1,6 @@
-"""Checkpoints through Ray Train: all ranks gather, rank 0 writes where Ray keeps them, and they count once Ray knows of them."""
+"""Checkpoints through Ray Train: all ranks gather, rank 0 writes into Ray's storage, and a checkpoint counts once Ray has
+committed it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ _STATE = "training_state.json"
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a resume needs beside the engine: the number of finished steps and the gradient norms that health is judged by."""
+    """What a resume needs beside the engine: the number of finished steps, and the gradient norms that health is judged by."""
 
     step: int = 0
     gradient_norms: tuple[float, ...] = ()
@@ -26,22 +28,22 @@ class TrainingState:
 
 
 def save_checkpoint(engine: Engine, state: TrainingState, storage: Path) -> None:
-    """Save below `storage`, the run's folder as Ray Train has it, and report; returns once the checkpoint counts. Collective."""
-    # Written in place: a copy of tens of gigabytes in a temporary folder would need as much room again.
+    """Save below `storage`, the run's folder of Ray Train, and report. Returns once the checkpoint counts. Collective."""
+    # Written in place, since a temporary copy would take tens of gigabytes more.
     folder = storage / f"step-{state.step:08d}"
     if distributed.get_rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)  # left by a crash before it counted
+        shutil.rmtree(folder, ignore_errors=True)  # left by a crash before the checkpoint counted
         folder.mkdir(parents=True)
         (folder / _STATE).write_text(json.dumps(asdict(state)))
     engine.save(folder)
     checkpoint = Checkpoint.from_directory(folder) if distributed.get_rank() == 0 else None
     ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
-    # A report is handed on by polling; a crash before that would lose a checkpoint whose ledger is written already.
+    # Ray hands reports on by polling. A crash before that would lose a checkpoint whose ledger is already written.
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
 
 
 def restore_checkpoint(engine: Engine) -> TrainingState:
-    """Load the latest checkpoint of this run, if there is one, into the engine."""
+    """Load the latest checkpoint of this run into the engine, if there is one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return TrainingState()

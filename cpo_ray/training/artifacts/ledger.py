@@ -1,7 +1,7 @@
-"""What was truly trained: one file per rank and checkpoint, so that a resume can be checked by counting.
+"""A record of what was trained, so that a resume can be checked by counting: one file per rank and checkpoint.
 
-The file ledger/step-<first>-<last>-rank<rank>.jsonl below a training's output has a line such as
-{"step": 3, "sample_id": "picture-7", "draw": 0} for each item that the rank trained in steps first to last - 1.
+The file ledger/step-<first>-<last>-rank<rank>.jsonl below a training's output has a line such as {"step": 3, "sample_id":
+"picture-7", "draw": 0} for each item that the rank trained in steps first to last - 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SEGMENT = re.compile(r"step-(\d+)-(\d+)-rank\d+\.jsonl")
 
 
 def write_segment(output: Path, first: int, last: int, rank: int, entries: Sequence[LedgerEntry]) -> Path:
-    """Write what a rank trained in steps first to last - 1, wholly or not at all."""
+    """Write what a rank trained in steps first to last - 1, completely or not at all."""
     lines = (json.dumps({"step": step, **item._asdict()}) + "\n" for step, item in entries)
     path = output / "ledger" / f"step-{first}-{last}-rank{rank}.jsonl"
     write_text(path, "".join(lines))
@@ -29,21 +29,23 @@ def write_segment(output: Path, first: int, last: int, rank: int, entries: Seque
 
 
 def drop_after(output: Path, step: int) -> None:
-    """Remove the segments that hold a step from `step` on: their checkpoint was never committed, so they are trained again."""
+    """Remove the segments with steps from `step` on. Their checkpoint was never committed, so they are trained again."""
     for path, last in _segments(output):
         if last > step:
             path.unlink()
 
 
 def read_ledger(output: Path) -> list[LedgerEntry]:
-    """All (step, item) that were trained, in order."""
+    """Return all (step, item) that were trained, in order."""
     lines = (line for path, _ in _segments(output) for line in path.read_text().splitlines())
     records = (json.loads(line) for line in lines)
     return sorted((record["step"], Item(record["sample_id"], record["draw"])) for record in records)
 
 
 def check_ledger(plan: Plan, entries: Iterable[LedgerEntry]) -> str | None:
-    """None if each planned item was trained in its step exactly as often as planned, else a sentence that says what differs."""
+    """Return None if each planned item was trained in its step exactly as often as planned, else a sentence that says what
+    differs.
+    """
     planned = Counter((step, item) for step in range(plan.steps) for item in plan.step(step).planned)
     trained = Counter(entries)
     missing, surplus = planned - trained, trained - planned
@@ -59,6 +61,6 @@ def check_ledger(plan: Plan, entries: Iterable[LedgerEntry]) -> str | None:
 
 
 def _segments(output: Path) -> list[tuple[Path, int]]:
-    """The segments with the step after their last."""
+    """Return the segments with the step after their last."""
     matches = ((path, _SEGMENT.fullmatch(path.name)) for path in (output / "ledger").glob("*.jsonl"))
     return sorted((path, int(match[2])) for path, match in matches if match)

@@ -1,4 +1,4 @@
-"""Tensors written into a safetensors file one after another, so that nobody holds all of them at once."""
+"""Write tensors into a safetensors file one after another, so that memory never holds all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", t
 
 
 class TensorEntry(NamedTuple):
-    """A tensor that is there when it is asked for."""
+    """A tensor that is computed when it is asked for."""
 
     name: str
     dtype: torch.dtype
@@ -49,4 +49,4 @@ def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> byte
         assert name not in table, name
         table[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(table).encode()
-    return text + b" " * (-len(text) % 8)  # the numbers begin at a multiple of eight
+    return text + b" " * (-len(text) % 8)  # the data must begin at a multiple of eight

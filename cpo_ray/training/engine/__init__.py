@@ -1,1 +1,1 @@
-"""DeepSpeed around one denoiser; the only room that imports it."""
+"""DeepSpeed around one denoiser; the only package that imports it."""

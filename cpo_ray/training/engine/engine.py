@@ -1,7 +1,6 @@
-"""DeepSpeed around one denoiser; the only module that imports it.
+"""DeepSpeed around one denoiser.
 
-Every rank makes an `Engine` after torch.distributed is initialised, and every method with "collective" in its docstring is called
-by all ranks or none.
+Every rank makes an `Engine` after torch.distributed is initialised. All ranks must call a method marked "collective", or none.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, distributed, nn
 
 if not torch.cuda.is_available():
-    # Read when deepspeed is imported, which diffusers' dependencies do on their own: this module is imported before them.
+    # DeepSpeed reads this when it is imported. Dependencies of diffusers import it, so this module must come before them.
     os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
@@ -30,7 +29,7 @@ from cpo_ray.training.artifacts.tensor_file import TensorEntry, write_tensors
 from cpo_ray.training.engine.optimizers import make_optimizer
 from cpo_ray.training.engine.partition import Fragment, fragments, model_weights, publish
 
-# A shared-memory all-reduce that DeepSpeed would compile at the start, for a minute, and not without a compiler.
+# Without this, DeepSpeed compiles a shared-memory all-reduce at the start, which takes a minute and needs a compiler.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 STATE = "engine.safetensors"
@@ -38,10 +37,10 @@ _WEIGHTS, _AVERAGE = "weights", "average"
 
 
 class Engine:
-    """An optimizer with float32 master weights over the parameters of `denoiser` that require gradients.
+    """An optimizer with float32 master weights over the trainable parameters of `denoiser`.
 
     `micro_batch` is the number of samples per forward and rank, `accumulation` the number of micro-batches per step and rank.
-    With `bfloat16` the model computes in it. Collective.
+    With `bfloat16` the model computes in bfloat16. Collective.
     """
 
     def __init__(
@@ -67,52 +66,52 @@ class Engine:
                 "gradient_clipping": optimization.gradient_clip,
                 "zero_optimization": _zero(optimization, denoiser),
                 "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own is compiled on the spot; torch's is there
+                "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own optimizer needs a compiler at run time; torch's does not
                 "bf16": {"enabled": bfloat16},
                 "steps_per_print": None,
             },
         )
         if bfloat16 and optimization.zero_stage == 0:
-            # Here DeepSpeed takes a step without gradients to allocate the state, which Adam's bias correction would count.
+            # DeepSpeed allocates the state by a step without gradients, which Adam's bias correction would count.
             self._optimizer.state.clear()
-        # Without ZeRO gradients are reduced in copies of a size that no setting reaches.
+        # Without ZeRO no setting bounds the copies in which gradients are reduced.
         largest = bucket_size(sum(shape.numel() for shape in shapes.values()))
         self._deepspeed.allreduce_gradients = partial(self._deepspeed.allreduce_gradients, bucket_size=largest)
         self._fragments = fragments(self._deepspeed, trained, shapes)
         self._updates = 0
         self._decay = optimization.ema_decay
-        # By id: two equal tensors are two owners. Under ZeRO many parameters share one.
+        # Keyed by id, since two equal tensors are two owners. Under ZeRO many parameters share one owner.
         owners = {id(fragment.owner): fragment.owner for fragment in self._fragments.values()}
         self._averages = {key: owner.detach().clone() for key, owner in owners.items()} if self._decay else {}
         self._owners = owners
 
     @property
     def model(self) -> nn.Module:
-        """The wrapped denoiser: call this one, so that ZeRO-3 gathers the weights a layer needs."""
+        """The wrapped denoiser. Call this one, so that ZeRO-3 gathers the weights that a layer needs."""
         return self._deepspeed
 
     @property
     def denoiser(self) -> nn.Module:
-        """The denoiser itself. Its weights are of size 0 between forwards under ZeRO-3."""
+        """The denoiser itself. Under ZeRO-3 its weights have size 0 between forwards."""
         return self._deepspeed.module
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong."""
+        """The device for inputs."""
         return torch.device(self._deepspeed.device)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of one micro-batch; the step applies the mean over micro-batches and ranks. Collective."""
         self._deepspeed.backward(loss)
         if not self._deepspeed.is_gradient_accumulation_boundary():
-            self._deepspeed.step()  # only counts the micro-batch
+            self._deepspeed.step()  # this call only counts the micro-batch
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update and clear; returns the global gradient norm before clipping, NaN if it is not finite. Collective."""
+        """Clip, update and clear; return the global gradient norm before clipping, NaN if it is not finite. Collective."""
         assert self._deepspeed.is_gradient_accumulation_boundary(), "a step follows the last micro-batch"
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
-        # Without ZeRO and bfloat16 DeepSpeed clips by torch and forgets the norm; the gradients are reduced already.
+        # Without ZeRO and bfloat16 DeepSpeed clips with torch and drops the norm. The gradients are reduced by now.
         norms = [p.grad.norm() for p in self._trained.values() if p.grad is not None] if self._plain else []
         self._deepspeed.step()
         self._updates += 1
@@ -121,13 +120,14 @@ class Engine:
         return norm if math.isfinite(norm) and norm >= 0 else math.nan  # DeepSpeed writes -1 for an overflow
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The trained parameters by name, whole, float32 on the CPU, on rank 0; nothing on the others. Collective.
+        """Return the trained parameters by name, whole, in float32 on the CPU, on rank 0; nothing on other ranks. Collective.
 
-        Where the model computes in bfloat16 these are the optimizer's copies, which have what rounding took from the weights.
+        If the model computes in bfloat16, these are the optimizer's float32 copies, which keep what rounding removes from the
+        weights.
         """
         state = {}
         for name, fragment in self._fragments.items():
-            # One at a time: no GPU has to hold a whole model beside its own part.
+            # Gathering one at a time spares every GPU from holding a whole model beside its own part.
             whole = fragment.whole(fragment.owner, self.device)
             if distributed.get_rank() == 0:
                 state[name] = whole.float().cpu().clone()
@@ -135,7 +135,7 @@ class Engine:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the model and `trained_state` have the moving average of the weights, if one is kept. Collective."""
+        """Give the model and `trained_state` the moving average of the weights inside the block, if one is kept. Collective."""
         if self._averages:
             self._swap_averages()
         try:
@@ -145,18 +145,21 @@ class Engine:
                 self._swap_averages()
 
     def checksum(self) -> int:
-        """Changes with any one number that this rank's model computes with; equal on all ranks where weights are replicated."""
+        """A number that changes with any weight that this rank's model computes with. It is equal on all ranks if weights are
+        replicated.
+        """
         integers = {2: torch.int16, 4: torch.int32}
         weights = model_weights(self._deepspeed, self._trained)
-        # Sums of bit patterns are exact in any order and know nothing of NaN; one number that differs always shows.
+        # Sums of bit patterns are exact in any order and ignore NaN, so a single differing number always shows.
         sums = torch.stack([values.view(integers[values.itemsize]).sum(dtype=torch.int64) for values in weights])
         return int((sums * torch.arange(1, len(weights) + 1, device=sums.device)).sum())
 
     def save(self, folder: Path) -> None:
-        """Rank 0 writes all that a training goes on from, for any number of ranks at any ZeRO stage. Collective.
+        """Write everything needed to continue, on rank 0, for any number of ranks at any ZeRO stage. Collective.
 
-        One safetensors file with a tensor for each trained parameter, in its own shape: the float32 weights, what the optimizer
-        remembers, and the moving average. Tensors are gathered one at a time, so a GPU holds one of them beside its own share.
+        The file is one safetensors file with a tensor for each trained parameter, in its own shape: the float32 weights, the
+        optimizer's state, and the moving average. Tensors are gathered one at a time, so a GPU holds one of them beside its own
+        share.
         """
         entries = list(self._entries())
         if distributed.get_rank() == 0:
@@ -166,7 +169,7 @@ class Engine:
                 entry.tensor()
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote. Collective. Raises ValueError if that is not there, or is of other parameters."""
+        """Continue from what `save` wrote. Collective. Raises ValueError if it is missing or belongs to other parameters."""
         path = folder / STATE
         if not path.is_file():
             raise ValueError(f"{folder} holds no checkpoint of this training; delete it to start from the one before")
@@ -193,7 +196,7 @@ class Engine:
                 if values.shape == owner.shape:
                     get = partial(fragment.whole, values, self.device)
                     yield TensorEntry(f"{key}/{name}", values.dtype, fragment.shape, get)
-                else:  # a count of steps, or factors of a whole matrix, which are the same on all ranks
+                else:  # a step count, or factors of a whole matrix: equal on all ranks
                     yield TensorEntry(f"{key}/{name}", values.dtype, values.shape, values.detach)
 
     def _restore(self, fragment: Fragment, key: str, values: Tensor) -> None:
@@ -216,7 +219,7 @@ class Engine:
 
     @torch.no_grad()
     def _update_averages(self) -> None:
-        """Elementwise, so each rank averages its own share; the ramp lets a short training leave its start behind."""
+        """Update the moving average. Each rank averages its own share. The ramp lets a short training forget its start."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         for key, average in self._averages.items():
             average.lerp_(self._owners[key], 1 - decay)
@@ -232,7 +235,7 @@ class Engine:
 
 
 def _zero(optimization: Optimization, denoiser: nn.Module) -> dict[str, Any]:
-    """DeepSpeed's settings of ZeRO, with buffers that suit the model instead of the 1 to 4 GB of its defaults."""
+    """Return DeepSpeed's ZeRO settings, with buffers that suit the model instead of its defaults of 1 to 4 GB."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in denoiser.parameters()]
     trained = bucket_size(sum(size for size, is_trained in sizes if is_trained))
     gathered = bucket_size(sum(size for size, _ in sizes))
@@ -241,9 +244,9 @@ def _zero(optimization: Optimization, denoiser: nn.Module) -> dict[str, Any]:
         **({"offload_optimizer": {"device": "cpu"}} if optimization.offload_optimizer else {}),
         "reduce_bucket_size": trained,
         "allgather_bucket_size": trained,
-        "sub_group_size": trained,  # a float32 gradient beside each number of a group while it is updated
+        "sub_group_size": trained,  # the update holds a float32 gradient for each number of a group
         "stage3_prefetch_bucket_size": gathered,
         "stage3_max_reuse_distance": gathered,
-        "stage3_max_live_parameters": 3 * gathered,  # those in use, those kept and those fetched ahead
+        "stage3_max_live_parameters": 3 * gathered,  # parameters in use, kept, and fetched ahead
         "stage3_model_persistence_threshold": gathered,
     }

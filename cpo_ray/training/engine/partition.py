@@ -1,4 +1,4 @@
-"""Where the optimizer keeps the float32 numbers of each trained parameter on this rank: the same question at every ZeRO stage."""
+"""Locate the float32 numbers of each trained parameter in the optimizer on this rank, in the same form for every ZeRO stage."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, distributed, nn
 class Fragment:
     """This rank's share of one trained parameter: `length` numbers of `owner`, a float32 tensor that the optimizer steps.
 
-    They lie from `start` on in the flattened owner, and are those from `offset` on in the flattened parameter of shape `shape`.
-    Without ZeRO the owner is the parameter, or its float32 copy, and the share is all of it, on every rank.
+    They begin at `start` in the flattened owner and at `offset` in the flattened parameter of shape `shape`. Without ZeRO the
+    owner is the parameter, or its float32 copy, and every rank's share is the whole.
     """
 
     owner: Tensor
@@ -26,11 +26,13 @@ class Fragment:
     replicated: bool
 
     def of(self, values: Tensor) -> Tensor:
-        """This share in a tensor that is laid out as `owner` is, as a flat view."""
+        """Return this share of a tensor laid out like `owner`, as a flat view."""
         return values.detach().view(-1)[self.start : self.start + self.length]
 
     def whole(self, values: Tensor, device: torch.device) -> Tensor:
-        """The parameter's numbers in such tensors of all ranks, in its own shape; only rank 0's answer counts. Collective."""
+        """Return the parameter's numbers, in its own shape, from such tensors of all ranks; only rank 0's result counts.
+        Collective.
+        """
         if self.replicated:
             return values.detach()
         buffer = torch.zeros(self.shape.numel(), dtype=values.dtype, device=device)
@@ -39,12 +41,14 @@ class Fragment:
         return buffer.view(self.shape)
 
     def put(self, values: Tensor, whole: Tensor) -> None:
-        """Copy this rank's share of a whole parameter's numbers into a tensor that is laid out as `owner` is."""
+        """Copy this rank's share of a whole parameter into a tensor laid out like `owner`."""
         self.of(values).copy_(whole.reshape(-1)[self.offset : self.offset + self.length])
 
 
 def fragments(engine: Any, parameters: Mapping[str, Any], shapes: Mapping[str, torch.Size]) -> dict[str, Fragment]:
-    """The fragment of each trained parameter in a DeepSpeed engine; `shapes` are those from before ZeRO took them apart."""
+    """Return the fragment of each trained parameter in a DeepSpeed engine. `shapes` are the shapes before ZeRO split the
+    parameters.
+    """
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     found = {}
     for index, (name, parameter) in enumerate(parameters.items()):
@@ -55,21 +59,21 @@ def fragments(engine: Any, parameters: Mapping[str, Any], shapes: Mapping[str, t
         elif stage < 3:
             (owner,) = zero.single_partition_of_fp32_groups
             start, length, offset = 0, 0, 0
-            if (mapping := parameter._hp_mapping) is not None:  # None where the rank holds nothing of it
+            if (mapping := parameter._hp_mapping) is not None:  # None if the rank holds nothing of the parameter
                 start, length = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
                 offset = mapping.lp_fragment_address.start
             found[name] = Fragment(owner, start, length, offset, shape, replicated=False)
         else:
             group, start, size = zero.grad_position[zero.get_param_id(parameter)]
             offset = min(distributed.get_rank() * size, shape.numel())
-            length = min(size, shape.numel() - offset)  # the last ranks' shares are filled up
+            length = min(size, shape.numel() - offset)  # the last ranks' shares are padded
             owner = zero.fp32_partitioned_groups_flat[group]
             found[name] = Fragment(owner, start, length, offset, shape, replicated=False)
     return found
 
 
 def publish(engine: Any) -> None:
-    """Let the model compute with what the optimizer's float32 numbers are now. Collective."""
+    """Make the model compute with the current float32 numbers of the optimizer. Collective."""
     zero, stage = engine.optimizer, engine.zero_optimization_stage()
     if stage == 3:
         zero.checkpoint_event_prologue()
@@ -84,7 +88,7 @@ def publish(engine: Any) -> None:
 
 
 def model_weights(engine: Any, parameters: Mapping[str, nn.Parameter]) -> list[Tensor]:
-    """What this rank's model computes with: all trained weights, or at ZeRO-3 its partitions of them."""
+    """Return the weights that this rank's model computes with: all trained weights, or its partitions at ZeRO-3."""
     if engine.zero_optimization_stage() == 3:
         return [flat.detach() for flat in engine.optimizer.fp16_partitioned_groups_flat]
     return [parameter.detach() for parameter in parameters.values()]
