@@ -1,1 +1,1 @@
-"""The domain-expert agent: pictures and a hierarchy in, annotated shards out; every answered question is kept."""
+"""Annotation of pictures by a back end: pictures and a hierarchy in, annotated shards out. Every answer is kept."""

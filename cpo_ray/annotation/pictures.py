@@ -1,4 +1,4 @@
-"""A picture as a back end sees it: decoded, upright, on white, and no larger than it needs to be."""
+"""A picture as a back end sees it: decoded, upright, on white, and no larger than needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from cpo_ray.data.picture import decode
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture to be asked about. `digest` is the hash of its file, `seen` what is sent; sizes are (width, height)."""
+    """One picture to ask about. `digest` is the hash of its file, `seen` the encoded picture that is sent; sizes are (width,
+    height).
+    """
 
     id: str
     prompt: str
@@ -25,17 +27,17 @@ class Picture:
     seen_size: tuple[int, int]
 
     def pixels(self) -> Image.Image:
-        """What is sent, as RGB."""
+        """The sent picture as RGB."""
         return Image.open(io.BytesIO(self.seen)).convert("RGB")
 
 
 def picture_digest(data: bytes) -> str:
-    """32 hexadecimal digits over the bytes of an image file."""
+    """Return 32 hexadecimal digits over the bytes of an image file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def prepare(sample_id: str, prompt: str, data: bytes, side: int, kind: Literal["jpeg", "png"]) -> Picture:
-    """Decode an image file and make of it what is sent, `side` pixels at its longest side. Raises PictureError."""
+    """Decode an image file and encode it for sending, with `side` pixels on its longest side. Raises PictureError."""
     picture = decode(data)
     size = picture.size
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)

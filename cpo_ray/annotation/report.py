@@ -1,4 +1,4 @@
-"""What a run of the annotation did, counted as it goes on, and how it is told."""
+"""Counts of an annotation run, and their text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cpo_ray.config.annotation import AnnotationConfig
 
 @dataclass
 class AnnotationReport:
-    """Pictures listed, annotated and set aside (by kind of reason), what was asked, and what of the answers was dropped."""
+    """The pictures listed, annotated and set aside (by kind of reason), the questions, and what was dropped from answers."""
 
     config: AnnotationConfig
     pictures: int
@@ -25,7 +25,7 @@ class AnnotationReport:
     seconds: float = 0.0
 
     def count(self, outcome: Outcome) -> None:
-        """Take one more picture into account."""
+        """Add one picture's outcome."""
         if outcome.problem:
             self.set_aside[outcome.kind] += 1
         else:
@@ -35,12 +35,12 @@ class AnnotationReport:
 
     @property
     def done(self) -> int:
-        """Pictures whose outcome is known."""
+        """Number of pictures with an outcome."""
         return self.annotated + self.set_aside.total()
 
     @property
     def cost(self) -> float:
-        """In the currency of the endpoint's prices; 0 where none are given."""
+        """Cost in the currency of the endpoint's prices; 0 without prices."""
         prices = self.config.endpoint
         if prices is None:
             return 0.0
@@ -48,7 +48,7 @@ class AnnotationReport:
 
     @property
     def note(self) -> str:
-        """What the progress line says beside the pictures."""
+        """The text after the pictures in the progress line."""
         parts = [f"{self.effort.asked / max(self.seconds, 1e-9):.1f} questions/s", self._tokens]
         return ", ".join([*parts, f"{self.set_aside.total()} set aside"])
 
@@ -58,7 +58,7 @@ class AnnotationReport:
         return f"{_short(self.effort.tokens_in + self.effort.tokens_out)} tokens{price}"
 
     def summary(self) -> str:
-        """The counts as a few lines for a terminal."""
+        """Return the counts as a few lines for a terminal."""
         effort, aside = self.effort, self.set_aside
         reasons = f" ({', '.join(f'{kind}: {count}' for kind, count in aside.most_common())})" if aside else ""
         if self.dry_run:
@@ -80,7 +80,7 @@ class AnnotationReport:
         return "\n".join(lines)
 
     def to_json(self) -> str:
-        """The counts for other programs."""
+        """Return the counts for other programs."""
         counts: dict[str, Any] = {
             "pictures": self.pictures,
             "annotated": self.annotated,
@@ -94,7 +94,7 @@ class AnnotationReport:
 
 
 def _short(number: int) -> str:
-    """12345 as 12.3k."""
+    """Format 12345 as 12.3k."""
     for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= unit:
             return f"{number / unit:.1f}{name}"

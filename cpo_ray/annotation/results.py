@@ -1,4 +1,4 @@
-"""From outcomes to annotated shards: a folder that `jobs/train_sft.py` takes as it is, replaced as a whole."""
+"""Turn outcomes into annotated shards: a folder for `data.folder`, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHUNK = 64
 
 
 def check_output(folder: Path, pictures: Path) -> None:
-    """Raises DataError where the folder holds annotated shards that are not ours to replace, or is among the pictures."""
+    """Raise DataError if the folder holds annotated shards that we did not write, or lies among the pictures."""
     if folder.resolve().is_relative_to(pictures.resolve()):
         raise DataError(
             f"annotation.output {folder} lies in pictures.path, where the next run would take it for pictures; move it"
@@ -41,8 +41,8 @@ def write_results(
 ) -> None:
     """Write shards, the quarantine, the judgements behind the labels, and what they were made with.
 
-    Order and bytes follow from the pictures and the answers alone, whoever asked when. A stop halfway leaves the old folder, or
-    none, and never half a one: the answers are kept elsewhere.
+    Order and bytes depend on the pictures and the answers alone. An interruption leaves the old folder or none, never half of
+    one; the answers are kept elsewhere.
     """
     output = config.annotation.output.absolute()
     fresh, old = (output.with_name(f".{output.name}.{state}") for state in ("new", "old"))
@@ -70,7 +70,7 @@ def _rows(
     set_aside: list[SetAside],
     judgements: Any,
 ) -> Iterator[dict[str, Any]]:
-    """The annotated rows in the order of the source; notes the others in `set_aside` and writes a line of judgements for each."""
+    """Yield the annotated rows in the order of the source. Others go to `set_aside`, and each row writes a line of judgements."""
     about = {"back_end": config.identity["back_end"], "model": config.identity["model"], "prompt_version": PROMPT_VERSION}
     for start in range(0, len(listing.entries), CHUNK):
         good: list[PictureEntry] = []

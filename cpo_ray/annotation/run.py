@@ -1,7 +1,7 @@
 """The whole annotation on Ray Data: list → read and decode (tasks) → ask (actor pool) → annotated shards.
 
-Between these only names and outcomes travel; what was answered lies in the answer files as soon as it is known.  So a run can be
-stopped at any point, and the next one goes on from there by itself.
+Only names and outcomes travel between these steps. Answers are in the answer files as soon as they arrive, so a run can stop at
+any point, and the next one continues from there.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ Result = TypeVar("Result")
 Progress = Callable[[AnnotationReport], None]
 
 BLOCK = 16
-#: A driver keeps track of so many blocks easily; more pictures make larger ones.
+#: Number of blocks that a driver tracks easily. More pictures make larger blocks.
 MOST_BLOCKS = 4096
-#: Blocks in work on one actor at a time: while the last answers of one are awaited, the next one's questions are under way.
+#: Blocks in work on one actor. While it waits for the last answers of one block, the next block's questions are under way.
 BLOCKS_PER_ACTOR = 4
 _PICTURES = pa.schema(
     [
@@ -54,7 +54,7 @@ _COLUMNS = ("id", "prompt", "digest", "seen", "media_type", "size", "seen_size")
 
 
 class AnnotationError(RuntimeError):
-    """The run cannot go on; one sentence that says why. What was answered is kept."""
+    """The run cannot continue; one sentence says why. All answers are kept."""
 
 
 def annotate(
@@ -107,7 +107,7 @@ def listed(config: AnnotationConfig, limit: int | None) -> Listing:
 
 
 class AnnotatingActor:
-    """One member of the pool. Its constructor takes settings only: a key is read where it is used, and travels nowhere."""
+    """One member of the pool. Its constructor takes settings only. A key is read where it is used and travels nowhere."""
 
     def __init__(self, config: AnnotationConfig, dry_run: bool, retry_failed: bool) -> None:
         self._config, self._dry_run, self._retry_failed = config, dry_run, retry_failed
@@ -117,11 +117,11 @@ class AnnotatingActor:
         try:
             self._annotator = self._on_loop(self._open())
         except BackEndUnusable as error:
-            # Raised here, it would be a dead actor, which Ray makes anew again and again.
+            # Raising it here would kill the actor, and Ray would restart it again and again.
             self._unusable = str(error)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One block of pictures in, one row of outcomes out. Ray calls it for several blocks at the same time."""
+        """Annotate one block of pictures and return one row of outcomes. Ray calls it for several blocks at the same time."""
         (row,) = rows.to_pylist()
         outcomes = [Outcome(**unusable) for unusable in json.loads(row["unusable"])]
         pictures = [_picture(fields) for fields in zip(*(row[name] for name in _COLUMNS), strict=True)]
@@ -162,7 +162,7 @@ def annotator(
 
 
 def prepare_block(rows: pa.Table, config: AnnotationConfig) -> pa.Table:
-    """Read and decode the pictures of one row of entries; what is no picture goes on as an outcome that says so."""
+    """Read and decode the pictures of one row of entries. A file that is not a picture continues as an outcome that says so."""
     entries = [PictureEntry(**entry) for entry in json.loads(rows["entries"][0].as_py())]
     pictures, unusable = [], []
     for entry, data in zip(entries, read(entries), strict=True):
@@ -178,7 +178,7 @@ def prepare_block(rows: pa.Table, config: AnnotationConfig) -> pa.Table:
 
 
 def _outcomes(config: AnnotationConfig, entries: Sequence[PictureEntry], dry_run: bool, retry_failed: bool) -> Iterator[Outcome]:
-    """What becomes of each picture, as it is known. Raises AnnotationError."""
+    """Yield the outcome of each picture as it arrives. Raises AnnotationError."""
     if not entries:
         return
     try:
@@ -204,7 +204,7 @@ def _dataset(config: AnnotationConfig, entries: Sequence[PictureEntry], dry_run:
     settings = config.annotation
     prepared = dataset.map_batches(prepare_block, fn_args=(config,), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
     with warnings.catch_warnings():
-        # Deprecated since Ray 2.60, which has no other way yet to say how often an actor is restarted.
+        # Deprecated since Ray 2.60, which has no other way yet to bound an actor's restarts.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return prepared.map_batches(
             AnnotatingActor,
@@ -212,7 +212,7 @@ def _dataset(config: AnnotationConfig, entries: Sequence[PictureEntry], dry_run:
             batch_size=1,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(
-                size=1 if dry_run else settings.actors,  # one sees which pictures are there twice
+                size=1 if dry_run else settings.actors,  # one actor notices repeated pictures
                 max_concurrent_calls_per_actor=BLOCKS_PER_ACTOR,
                 max_tasks_in_flight_per_actor=BLOCKS_PER_ACTOR + 1,
                 enable_true_multi_threading=True,
@@ -224,7 +224,7 @@ def _dataset(config: AnnotationConfig, entries: Sequence[PictureEntry], dry_run:
 
 
 def _bounded_retries() -> dict[str, int]:
-    """Without these bounds a block that kills its actor is tried for ever."""
+    """Bound the retries, or Ray would try a block that kills its actor for ever."""
     return {"max_restarts": 4, "max_task_retries": 1}
 
 
@@ -234,7 +234,7 @@ def _picture(fields: tuple[Any, ...]) -> Picture:
 
 
 def _for_workers(config: AnnotationConfig) -> AnnotationConfig:
-    """The settings as another process must see them: its working folder is not the driver's."""
+    """Return the settings with absolute paths, since other processes work in another folder."""
     settings = config.annotation
     paths = {"answers": settings.answers.absolute(), "hierarchy": settings.hierarchy.absolute()}
     update: dict[str, Any] = {"annotation": settings.model_copy(update=paths)}

@@ -1,7 +1,8 @@
-"""Decoding that can only write an answer of the asked form: a JSON object of free texts and of lists of given ids.
+"""Constrained decoding: the model can only write an answer of the required form, a JSON object of free texts and lists of given
+ids.
 
-The form is a walk over characters; a token is allowed where all its characters are.  Ids repeat in no list.  It covers what our
-questions ask for and no more of JSON Schema, and needs nothing beside the tokenizer.
+The form is a walk over characters. A token is allowed if all its characters are. No list repeats an id. Only the part of JSON
+Schema that our questions use is supported, and nothing beside the tokenizer is needed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedTokenizerBase
 
-#: Longest free text in characters, give or take the token that goes beyond it.
+#: Longest free text in characters; the last token may exceed it.
 MAX_TEXT = 400
 
 
 class FormPlace(NamedTuple):
-    """Where in a form a text has come to: the part, what of it is written, and the ids that a list holds already."""
+    """A place in a form: the part that the text has reached, what of it is written, and the ids that the list holds so far."""
 
     part: int
     written: str = ""
@@ -34,7 +35,7 @@ class Form:
     """
 
     def __init__(self, schema: dict[str, Any]) -> None:
-        # Fixed texts, and between them what may be filled in: None for a free text, the ids for a list.
+        # Fixed texts, and the slots between them: None for a free text, the ids for a list.
         self.parts: list[str | tuple[str, ...] | None] = []
         opening = "{"
         for name, kind in schema["properties"].items():
@@ -51,7 +52,7 @@ class Form:
         self.parts.append(opening.removesuffix(", ") + "}")
 
     def next_characters(self, place: FormPlace) -> set[str] | None:
-        """What may come next; None for any character of a text, and the empty set at the end."""
+        """Return the characters that may come next: None for any character of a text, the empty set at the end."""
         if place.part == len(self.parts):
             return set()
         part = self.parts[place.part]
@@ -63,7 +64,7 @@ class Form:
         return ways if place.written else ways | {"]"}
 
     def step(self, place: FormPlace, character: str) -> FormPlace | None:
-        """Where a character leads; None where it may not come."""
+        """Return the place after a character; None if it may not come."""
         if place.part == len(self.parts):
             return None
         part = self.parts[place.part]
@@ -86,7 +87,7 @@ class Form:
         return None
 
     def _leave(self, place: FormPlace, character: str) -> FormPlace | None:
-        """The fixed text after a slot begins with the character that ends it."""
+        """Return the place after a slot, whose following fixed text begins with the character that ends the slot."""
         return self.step(FormPlace(place.part + 1), character)
 
     @staticmethod
@@ -97,14 +98,14 @@ class Form:
 
 @dataclass
 class _Node:
-    """A node of the vocabulary's tree: the tokens that end here, and how they go on."""
+    """A node of the vocabulary's tree: the tokens that end here, and the characters that may follow."""
 
     tokens: list[int] = field(default_factory=list)
     children: dict[str, _Node] = field(default_factory=dict)
 
 
 class Vocabulary:
-    """The texts of a tokenizer's tokens, as a tree. Tokens that are parts of a character, or special, are left out."""
+    """The texts of a tokenizer's tokens, as a tree. Special tokens and tokens that are parts of a character are left out."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.end: int = tokenizer.eos_token_id
@@ -118,12 +119,12 @@ class Vocabulary:
         self._wide: dict[tuple[Any, ...], Tensor] = {}
 
     def allowed(self, form: Form, place: FormPlace) -> Tensor:
-        """Ids of the tokens that may come at a place, (N,) int64: the end token alone where the form is complete."""
+        """Return the ids (N,) int64 of the tokens allowed at a place; only the end token if the form is complete."""
         if place.part == len(form.parts):
             return torch.tensor([self.end])
         if form.next_characters(place) is not None:
             return torch.tensor(self._walk(form, place))
-        # Inside a free text nearly all tokens may come, and what may does not depend on the text so far.
+        # Inside a free text nearly all tokens are allowed, whatever the text so far.
         follows = tuple(map(str, form.parts[place.part + 1 : place.part + 3]))
         if follows not in self._wide:
             self._wide[follows] = torch.tensor(self._walk(form, FormPlace(place.part)))
@@ -155,11 +156,11 @@ class ConstrainedAnswers(LogitsProcessor):
 
     @property
     def texts(self) -> list[str]:
-        """What each row has written, but for its last token: that was not seen."""
+        """Return what each row has written, without its last token, which was not seen."""
         return list(self._texts)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """(B, L) int64 and (B, V) float: scores of tokens that may not come become minus infinity."""
+        """Set the scores (B, V) of forbidden tokens to minus infinity, given the token ids (B, L) int64."""
         if self._length is not None:
             for row, token in enumerate(input_ids[:, -1].tolist()):
                 self._advance(row, token)
@@ -179,7 +180,7 @@ class ConstrainedAnswers(LogitsProcessor):
 
 
 def _token_texts(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """Token → what it writes in the middle of a text; alone, some tokenizers would drop its leading blank."""
+    """Map each token to the text it writes in the middle of a text. Decoded alone, some tokenizers drop its leading blank."""
     anchor = tokenizer.encode("a", add_special_tokens=False)[-1:]
     before = tokenizer.decode(anchor, clean_up_tokenization_spaces=False)
     special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}

@@ -1,7 +1,7 @@
-"""Frozen linear layers in 8-bit floating point, for GPUs whose matrix units are twice as fast in it (compute capability 8.9 on).
+"""Frozen linear layers in 8-bit floating point, for GPUs that compute twice as fast in it (compute capability 8.9 on).
 
-It is lossy: each product is wrong by about 4 % on random data, and what is stored of θ1 are differences of outputs. So it is an
-option, for θ1 alone, and `objectives.direction_cosine` says what it costs on the data at hand.
+It is lossy: each product is wrong by about 4 % on random data, and what is stored of θ1 are differences of outputs. It is
+therefore an option, and for θ1 alone. `objectives.direction_cosine` measures the cost on given data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.functional import ScalingType, scaled_mm
 
 _E4M3 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(_E4M3).max
-#: Matrix units take rows of so many bytes.
+#: Matrix units take rows of a multiple of this many bytes.
 _MULTIPLE = 16
 
 
@@ -33,7 +33,7 @@ class Float8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(…, in) → (…, out)."""
+        """Map (…, in) to (…, out)."""
         rows, scale = _quantised(inputs.flatten(0, -2))
         per_row = ScalingType.RowWise
         output = scaled_mm(
@@ -43,9 +43,9 @@ class Float8Linear(nn.Module):
 
 
 def replace_linears(denoiser: nn.Module, blocks: Sequence[str]) -> int:
-    """Replace the linear layers in the blocks of these class names, modulations excepted; returns how many there were.
+    """Replace the linear layers in blocks of these class names, except modulations; return the number replaced.
 
-    A modulation sees one token per sample: nothing to gain, and it scales all that follows.
+    A modulation sees one token per sample, so there is nothing to gain, and it scales everything after it.
     """
     replaced = 0
     for block in [module for module in denoiser.modules() if type(module).__name__ in blocks]:
@@ -59,6 +59,6 @@ def replace_linears(denoiser: nn.Module, blocks: Sequence[str]) -> int:
 
 
 def _quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, K) in 8 bits, and the factors (N, 1) float32 that give it back."""
+    """Return (N, K) in 8 bits, and the factors (N, 1) float32 that restore it."""
     scale = (matrix.abs().amax(dim=1, keepdim=True).float() / _LARGEST).clamp(min=1e-12)
     return (matrix / scale).to(_E4M3), scale

@@ -1,8 +1,10 @@
-"""A LoRA under the names that kohya's scripts and ComfyUI give the layers: those of the architecture's original code.
+"""A LoRA under the names of kohya's scripts and of ComfyUI: the layers of the architecture's original code.
 
-Both formats store alpha as a tensor beside each layer; ComfyUI reads no other, so diffusers' own file is scaled wrongly there
-unless alpha equals the rank.  The original code often computes in one layer what diffusers computes in several (FLUX's query, key
-and value): their LoRAs become one of the summed rank, whose second factor has them as blocks on its diagonal.
+Both formats store alpha as a tensor beside each layer. ComfyUI reads no other alpha, so it scales diffusers' own file wrongly
+unless alpha equals the rank.
+
+One layer of the original code often computes what diffusers computes in several (FLUX's query, key and value). Their LoRAs become
+one LoRA of the summed rank, whose second factor has them as blocks on its diagonal.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from torch import Tensor
 
 
 class LayerPlace(NamedTuple):
-    """A layer of the original code, and the layers of diffusers whose outputs it gives, one after the other."""
+    """A layer of the original code, and the diffusers layers whose outputs it gives, one after the other."""
 
     path: str
     parts: tuple[str, ...]
@@ -29,7 +31,7 @@ def write_lora_formats(
     """Write `kohya.safetensors` and `comfyui.safetensors`.
 
     `layers` holds A (r, in) and B (out, r) as `<layer>.lora_A.weight` and `<layer>.lora_B.weight`; the update is scale · B A.
-    `outputs` tells how many features a layer has, for parts of an original layer that the LoRA leaves alone.
+    `outputs` gives the number of features of a layer, for parts of an original layer that the LoRA does not adapt.
     """
     kohya, comfyui = {}, {}
     for path, tensors in original_layers(layers, scale, place, outputs).items():
@@ -44,7 +46,7 @@ def write_lora_formats(
 def original_layers(
     layers: Mapping[str, Tensor], scale: float, place: Callable[[str], LayerPlace], outputs: Callable[[str], int]
 ) -> dict[str, dict[str, Tensor]]:
-    """Original path → `lora_down.weight` (R, in), `lora_up.weight` (out, R) and `alpha` (), with scale = alpha / R."""
+    """Return original path → `lora_down.weight` (R, in), `lora_up.weight` (out, R) and `alpha` (), with scale = alpha / R."""
     modules = {name.removesuffix(".lora_A.weight") for name in layers if name.endswith(".lora_A.weight")}
     found: dict[str, dict[str, Tensor]] = {}
     for path, parts in sorted({place(module) for module in modules}):
@@ -58,6 +60,6 @@ def original_layers(
 
 
 def _on_the_diagonal(ups: Mapping[str, Tensor], parts: tuple[str, ...], outputs: Callable[[str], int]) -> Tensor:
-    """(sum of all parts' outputs, sum of the adapted parts' ranks); rows of a part that is not adapted are zero."""
+    """Return (sum of all parts' outputs, sum of the adapted parts' ranks). Rows of a part without adapter are zero."""
     blocks = [ups[part] if part in ups else torch.zeros(outputs(part), 0) for part in parts]
     return torch.block_diag(*blocks)

@@ -1,4 +1,4 @@
-"""The bases that people download, as their configurations: what they take can be known without downloading them."""
+"""Configurations of bases that people download, so that their needs are known without a download."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base at its real size without its weights: every model on the meta device, for whoever plans with it."""
+"""A base at its real size without its weights: every model on the meta device, for the planner."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Configurations:
 class Skeleton:
     """The models of a base on the meta device, which has shapes and no memory; frozen, in evaluation mode.
 
-    Denoiser and text encoders are in the dtype of the model section, the VAE in float32. `text_tokens` has for each text encoder
-    the most tokens that it reads.
+    Denoiser and text encoders are in the dtype of the model section, the VAE in float32. `text_tokens` holds the greatest number
+    of tokens for each text encoder.
     """
 
     denoiser: Any
@@ -40,11 +40,11 @@ class Skeleton:
 
     @property
     def factor(self) -> int:
-        """Pixels of a picture's side to a number of its latent's."""
+        """Pixels of a picture's side per number of its latent's side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def tokens(self, encoder: int, prompts: int) -> Tensor:
-        """(B, L) input ids of so many prompts for one of the text encoders, as long as it reads them."""
+        """Return (B, L) input ids of B prompts of the greatest length for one of the text encoders."""
         return torch.zeros(prompts, self.text_tokens[encoder], dtype=torch.long, device="meta")
 
 
@@ -55,7 +55,7 @@ def build_skeleton(
     denoiser: tuple[str, Any],
     text_encoders: Sequence[Any],
 ) -> Skeleton:
-    """From the configurations in a pipeline's folder, or without one from the published ones.
+    """Build from the configurations in a pipeline's folder, or from the published ones without a folder.
 
     `denoiser` is its folder's name and class, `text_encoders` are the classes of the pipeline's encoders.
     """
@@ -82,7 +82,7 @@ def build_skeleton(
 
 @contextmanager
 def made_in(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Models made in the block are on the device in this dtype from the start: no float32, no main memory."""
+    """Create models inside the block directly on the device in this dtype, without float32 or main memory in between."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

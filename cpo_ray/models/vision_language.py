@@ -1,4 +1,4 @@
-"""Vision-language models that transformers can load: pictures and questions in, answers of the asked form out."""
+"""Vision-language models that transformers can load: pictures and questions in, answers of the required form out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class VisionLanguageError(ValueError):
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer, and the tokens that went in (the picture's counted) and came out."""
+    """One answer, with the tokens that went in (including the picture's) and came out."""
 
     text: str
     tokens_in: int
@@ -28,10 +28,10 @@ class Generated:
 
 
 class VisionLanguageModel:
-    """A model with its processor, frozen, on one device. Code from a repository is never run, weights are safetensors."""
+    """A model with its processor, frozen, on one device. Code from a repository is never run, and weights are safetensors."""
 
     def __init__(self, source: str, revision: str | None, dtype: str, device: str) -> None:
-        """`source` is a hub id or a folder. Raises VisionLanguageError where it is no such model, or takes no pictures."""
+        """Load `source`, a hub id or a folder. Raises VisionLanguageError if it is not such a model or takes no pictures."""
         try:
             self._processor = AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=False)
             self._model = AutoModelForImageTextToText.from_pretrained(
@@ -44,7 +44,7 @@ class VisionLanguageModel:
             raise VisionLanguageError(
                 f"{source} has no tokenizer or no chat template; choose a model that was tuned to instructions"
             )
-        # A batch ends where its answers begin.
+        # Padding on the left lets all answers of a batch begin at the same place.
         self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -57,9 +57,9 @@ class VisionLanguageModel:
     def generate(
         self, pictures: Sequence[Image.Image], questions: Sequence[str], schemas: Sequence[dict[str, Any]], max_tokens: int
     ) -> list[Generated]:
-        """One answer per picture and question, the most probable one of the form that its schema describes.
+        """Return one answer per picture and question: the most probable one of the form that its schema describes.
 
-        An answer that was not finished within `max_tokens` comes back unfinished.
+        An answer longer than `max_tokens` comes back unfinished.
         """
         prompts = [self._prompt(question) for question in questions]
         images = [[picture] for picture in pictures]
@@ -80,8 +80,8 @@ class VisionLanguageModel:
         return [self._read(tokens, length) for tokens, length in zip(answers, lengths, strict=True)]
 
     def _prompt(self, question: str) -> str:
-        """The question in the model's chat format, with a place for the picture."""
-        # What stands for a picture or the end of a turn must not come out of a caption.
+        """Return the question in the model's chat format, with a place for the picture."""
+        # A caption must not contain the tokens for a picture or the end of a turn.
         for token in self._reserved:
             question = question.replace(token, " ")
         content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -89,7 +89,7 @@ class VisionLanguageModel:
         return prompt
 
     def _read(self, tokens: list[int], length: int) -> Generated:
-        """The text as it was constrained; decoding anew could put blanks elsewhere."""
+        """Return the text as it was constrained; decoding again could place blanks differently."""
         end = tokens.index(self._vocabulary.end) if self._vocabulary.end in tokens else len(tokens)
         return Generated("".join(self._vocabulary.texts.get(token, "") for token in tokens[:end]), int(length), end)
 

@@ -1,1 +1,1 @@
-"""Questions, answers, and the store that keeps both."""
+"""Questions, answers, and the store of both."""

@@ -1,4 +1,4 @@
-"""One picture through all its questions: what is known already is not asked, what is answered is kept, the labels are settled."""
+"""Take one picture through all its questions: reuse known answers, ask the open questions, settle the labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from cpo_ray.annotation.back_ends.base import BackEnd, Unanswered
 from cpo_ray.annotation.pictures import Picture
 from cpo_ray.hierarchy import Hierarchy
 
-#: Tokens where nothing was measured yet: four characters each, a patch of 28 pixels, and a short answer.
+#: Token estimates before anything was measured: four characters each, a patch of 28 pixels, and a short answer.
 CHARACTERS_PER_TOKEN, PATCH, ANSWER_TOKENS = 4, 28, 150
 
 
 @dataclass
 class Effort:
-    """What was spent: questions put to the back end, those in vain, those known before; calls, retries among them; tokens."""
+    """Counts of questions asked, failed, and known before; of calls including retries; and of tokens."""
 
     asked: int = 0
     failed: int = 0
@@ -32,16 +32,16 @@ class Effort:
     tokens_out: int = 0
 
     def add(self, other: Effort) -> None:
-        """Count another's to this one."""
+        """Add another's counts."""
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
 
 
 @dataclass
 class Outcome:
-    """What became of one picture. `problem` is empty where it is annotated; `kind` groups problems for counting.
+    """The outcome of one picture. `problem` is empty if it was annotated; `kind` groups problems for counting.
 
-    `judgements` holds root id → description and sub-dimensions, the steps that led to the labels.
+    `judgements` maps root ids to the description and the sub-dimensions that led to the labels.
     """
 
     id: str
@@ -59,9 +59,9 @@ class Outcome:
 
 
 class Annotator:
-    """Annotates pictures under one tree with one back end; `retry_failed` asks also what was tried in vain before.
+    """Annotates pictures under one tree with one back end; `retry_failed` also asks questions that failed before.
 
-    Without a back end it can only tell what it would ask.
+    Without a back end it can only say what it would ask.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class Annotator:
         self._tries = tries
         self._write_prompts = write_prompts
         self._retry_failed = retry_failed
-        # The same picture may be there twice under different names: the second waits for the first one's answer.
+        # A picture may appear twice under different names. The second one waits for the first one's answer.
         self._under_way: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._expected: set[str] = set()
 
     def expect(self, picture: Picture) -> Outcome:
-        """What `annotate` would do if every question were answered at once, without asking anything; tokens are estimates.
+        """Return what `annotate` would do if every question were answered at once, without asking. Tokens are estimates.
 
-        Where the content prompt is still to be written, the attributes that will turn out not to apply are counted too.
+        If the content prompt is still to be written, attributes that may turn out not to apply are counted, too.
         """
         outcome = self._outcome(picture)
         if not picture.prompt:
@@ -104,7 +104,7 @@ class Annotator:
         return _unanswered(outcome, problems) if problems else outcome
 
     def _expect(self, picture: Picture, question: Question, effort: Effort) -> str | None:
-        """Count what one question will take; returns why it was tried in vain where it was."""
+        """Count what one question will take; return the reason if it failed before."""
         key = f"{picture.digest}/{question.digest}"
         if self._answers.get(picture.digest, question) or key in self._expected:
             effort.known += 1
@@ -117,9 +117,9 @@ class Annotator:
         return None
 
     async def annotate(self, picture: Picture) -> Outcome:
-        """Ask what is open and settle the labels; a picture with a question that stays open is set aside with the reasons.
+        """Ask the open questions and settle the labels. A picture with an unanswered question is set aside with the reasons.
 
-        Raises BackEndUnusable where the back end is at fault and not the picture.
+        Raises BackEndUnusable if the back end is at fault and not the picture.
         """
         outcome = self._outcome(picture)
         if not picture.prompt:
@@ -146,7 +146,7 @@ class Annotator:
         return self._settled(outcome, questions, found)
 
     def _settled(self, outcome: Outcome, questions: list[Question], found: list[RootAnswer]) -> Outcome:
-        """The labels of all roots together, and how they came about."""
+        """Return the labels of all roots together, and how they came about."""
         dropped: Counter[str] = sum((j.dropped for j in found), Counter())
         positive = [i for j in found for i in j.positive_ids]
         negative = [i for j in found for i in j.negative_ids]
@@ -161,7 +161,7 @@ class Annotator:
         return outcome
 
     async def _answer(self, picture: Picture, question: Question, effort: Effort) -> Answer:
-        """The kept answer to a question, or one that is asked for and kept. Raises Unanswered."""
+        """Return the kept answer to a question, or ask for one and keep it. Raises Unanswered."""
         lock = self._under_way.setdefault(f"{picture.digest}/{question.digest}", asyncio.Lock())
         async with lock:
             known = self._answers.get(picture.digest, question)
@@ -182,7 +182,7 @@ class Annotator:
             return answer
 
     async def _ask(self, picture: Picture, question: Question, effort: Effort) -> Answer:
-        """Ask until an answer is whole and does not contradict itself; the last that is at least whole does in the end."""
+        """Ask until an answer is complete and consistent; after the last try take the last complete answer."""
         whole, complaint, tokens_in, tokens_out = "", "", 0, 0
         assert self._back_end is not None, "without a back end there is only `expect`"
         for _ in range(self._tries):
@@ -203,7 +203,7 @@ class Annotator:
         return Answer(whole, tokens_in, tokens_out)
 
     def _complaint(self, text: str, question: Question) -> str:
-        """What a whole answer says against itself. Raises AnswerError where it is not whole."""
+        """Return how a complete answer contradicts itself. Raises AnswerError for an incomplete one."""
         if question.root_id == CONTENT:
             content_prompt(text)
             return ""
@@ -230,7 +230,7 @@ def _unanswered(outcome: Outcome, problems: list[str]) -> Outcome:
 
 
 def _guess(picture: Picture, question: Question) -> tuple[int, int]:
-    """Tokens of a question that was never asked."""
+    """Estimate the tokens of a question that was never asked."""
     width, height = picture.seen_size
     text = (len(question.system) + len(question.user)) // CHARACTERS_PER_TOKEN
     return text + -(-width // PATCH) * -(-height // PATCH), ANSWER_TOKENS

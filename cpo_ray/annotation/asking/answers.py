@@ -1,7 +1,7 @@
-"""Answers are data: what of them is an answer to the question and possible under the tree stays, the rest is dropped and counted.
+"""Read answers as data: keep what answers the question and is possible under the tree; drop and count the rest.
 
-Nothing in an answer is executed, followed or shown to another question.  The worst that a picture which tells the model what to
-answer can do is to get wrong labels for itself, out of the ids that it could have had anyway.
+Nothing in an answer is executed, followed or shown to another question. A picture that tells the model what to answer can at
+worst get wrong labels for itself, out of ids that it could have had anyway.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ _OBJECT = "the answer must be one JSON object"
 
 
 class AnswerError(ValueError):
-    """The answer cannot be used at all; the message says why, and is told to the back end when it is asked again."""
+    """The answer cannot be used; the message says why, and the back end is told when the question is asked again."""
 
 
 @dataclass(frozen=True)
 class RootAnswer:
-    """What one answer says about one root. `dropped` counts what was left out, by why; `contradictions` says the worst of it."""
+    """What one answer says about one root. `dropped` counts what was left out, by reason; `contradictions` describes the worst of
+    it.
+    """
 
     description: str
     sub_dimensions: tuple[str, ...]
@@ -36,7 +38,7 @@ class RootAnswer:
 
 
 def content_prompt(text: str) -> str:
-    """The content prompt y in an answer to the question for it. Raises AnswerError."""
+    """Return the content prompt y from an answer to the question for it. Raises AnswerError."""
     prompt = _object(text).get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise AnswerError("'prompt' is missing or no text")
@@ -47,7 +49,7 @@ def content_prompt(text: str) -> str:
 
 
 def judgement(text: str, question: Question, tree: Hierarchy) -> RootAnswer:
-    """Read an answer about one root. Raises AnswerError where it is no JSON or a part of it is missing."""
+    """Read an answer about one root. Raises AnswerError if it is not JSON or lacks a part."""
     answer = _object(text)
     expected = question.schema["properties"]
     dropped = Counter({"unknown key": n} if (n := len(answer.keys() - expected.keys())) else {})
@@ -75,7 +77,7 @@ def judgement(text: str, question: Question, tree: Hierarchy) -> RootAnswer:
 
 @dataclass(frozen=True)
 class Contradiction:
-    """Labels that cannot stand as they are: signed ids, all of them dropped."""
+    """Labels that cannot stand together: signed ids, all of them dropped."""
 
     sentence: str
     dropped: frozenset[str]
@@ -84,10 +86,10 @@ class Contradiction:
 def settle(
     tree: Hierarchy, positive_ids: Iterable[str], negative_ids: Iterable[str], within: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...], list[Contradiction]]:
-    """The labels that can stand together, in the order given, and what had to go.
+    """Return the labels that can stand together, in the given order, and what was dropped.
 
-    Of labels that exclude each other none is to be trusted, so all go; then those that lack what they require.  What they require
-    outside of the attributes `within` is taken as given: it is settled when all roots are known.
+    Of labels that exclude each other none can be trusted, so all are dropped; then those that lack what they require.
+    Requirements outside of the attributes `within` count as met: they are settled when all roots are known.
     """
     held = dict.fromkeys([f"+{i}" for i in positive_ids] + [f"-{i}" for i in negative_ids])
     found = [Contradiction(f"{_listed(clash)} exclude each other", frozenset(clash)) for clash in _clashes(tree, held)]
@@ -109,7 +111,7 @@ def settle(
 
 
 def _clashes(tree: Hierarchy, held: Collection[str]) -> list[list[str]]:
-    """Sets of signed ids that cannot stand together."""
+    """Return sets of signed ids that cannot stand together."""
     clashes = [members for group in tree.exclusive if len(members := [x for x in held if x in group]) > 1]
     for signed in held:
         attribute = tree.attributes[signed[1:]]
@@ -120,7 +122,7 @@ def _clashes(tree: Hierarchy, held: Collection[str]) -> list[list[str]]:
 
 
 def _known(given: list[Any], allowed: Collection[str], elsewhere: Collection[str], dropped: Counter[str]) -> tuple[str, ...]:
-    """Those of a list that may be answered, each once."""
+    """Return the ids of a list that may be answered, each once."""
     kept: dict[str, None] = {}
     for entry in given:
         if not isinstance(entry, str):

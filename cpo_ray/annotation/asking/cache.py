@@ -1,7 +1,7 @@
-"""What was answered, on disk: append-only JSONL, one file per writer, readable by people and by other programs.
+"""Answers on disk: append-only JSONL, one file per writer, readable by people and by other programs.
 
-A record is one line, written by one call: a process that is killed leaves whole lines, and what a full disk or a power cut leaves
-of a line is passed over.  Reading takes all files of the folder together, so that actors, runs and hierarchies share it.
+A record is one line, written by one call, so a killed process leaves whole lines. Reading skips a line that a full disk or a
+power cut left incomplete. Reading covers all files of the folder, so that actors, runs and hierarchies share it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cpo_ray.annotation.asking.questions import PROMPT_VERSION, Question
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer as the back end gave it, unread, and the tokens that it took with all tries before it."""
+    """An unparsed answer of the back end, and the tokens that it took, earlier tries included."""
 
     text: str
     tokens_in: int
@@ -30,9 +30,9 @@ class Answer:
 
 
 class Answers:
-    """The answers that hold for one `identity` of back end, model and picture size (`AnnotationConfig.identity`).
+    """The answers for one `identity` of back end, model and picture size (`AnnotationConfig.identity`).
 
-    The first answer to a question stays; an answer beats a failure.
+    The first answer to a question stays, and an answer replaces a failure.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -59,30 +59,30 @@ class Answers:
         return len(self._answers)
 
     def get(self, picture: str, question: Question) -> Answer | None:
-        """The answer to a question about the picture of that hash, if there is one."""
+        """Return the answer to a question about the picture with that hash, if there is one."""
         return self._answers.get(self._key(picture, question))
 
     def failure(self, picture: str, question: Question) -> str | None:
-        """Why it could not be answered, if it was tried in vain."""
+        """Return why the question failed, if it did."""
         key = self._key(picture, question)
         return None if key in self._answers else self._failures.get(key)
 
     def expected_tokens(self, root_id: str) -> tuple[int, int] | None:
-        """Mean tokens in and out of the answers so far about one root; None where there are none."""
+        """Return the mean tokens in and out of the answers about one root so far; None without answers."""
         seen = self._tokens[root_id]
         return (round(sum(t for t, _ in seen) / len(seen)), round(sum(t for _, t in seen) / len(seen))) if seen else None
 
     def put(self, picture: str, question: Question, answer: Answer) -> None:
-        """Keep an answer. Raises OSError where the disk is full."""
+        """Keep an answer. Raises OSError if the disk is full."""
         fields = {"answer": answer.text, "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out}
         self._append(picture, question, fields)
 
     def put_failure(self, picture: str, question: Question, sentence: str) -> None:
-        """Keep that a question was tried in vain, so that only --retry-failed asks it again."""
+        """Note that a question failed, so that only --retry-failed asks it again."""
         self._append(picture, question, {"failure": sentence})
 
     def close(self) -> None:
-        """Have the disk keep what was written, also when the machine loses power."""
+        """Make everything durable, so that it survives a power cut."""
         if self._file is not None:
             os.fsync(self._file)
             os.close(self._file)
@@ -97,7 +97,7 @@ class Answers:
             **self._identity,
             **fields,
         }
-        line = json.dumps(record).encode() + b"\n"  # ASCII: half a surrogate pair in an answer must not lose it
+        line = json.dumps(record).encode() + b"\n"  # ASCII, so that half a surrogate pair does not lose the answer
         if self._file is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
@@ -110,7 +110,7 @@ class Answers:
             self._synced = time.monotonic()
 
     def _take(self, line: bytes) -> None:
-        """Take one record into memory; one that is cut off or of another identity is passed over."""
+        """Take one record into memory. Incomplete records and those of another identity are skipped."""
         try:
             record = json.loads(line)
             if {name: record[name] for name in self._identity} != self._identity:

@@ -1,7 +1,7 @@
-"""The questions: "deconstruct, structure, quantify", one root at a time with only its subtree in the text.
+"""Build the questions: "deconstruct, structure, quantify", one root at a time, with only its subtree in the text.
 
-What is the same for all pictures comes first, as the system's part, so that a server can keep it in its prefix cache; what
-belongs to a picture comes last, as the user's part, and is said to be no instruction.
+What all pictures share comes first, as the system's part, so that a server can keep it in its prefix cache. What belongs to one
+picture comes last, as the user's part, and is declared not to be an instruction.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 from cpo_ray.hierarchy import Attribute, Hierarchy, Node
 from cpo_ray.hierarchy.json_schema import answer_schema
 
-#: Stands in every row's provenance. Raise it with every change of the wording here.
+#: Part of every row's provenance. Raise it with every change of the wording here.
 PROMPT_VERSION = 1
 
-#: Stands where questions about attributes have their root: the question for the content prompt y.
+#: Takes the place of a root id in the question for the content prompt y.
 CONTENT = "content"
 
 INSTRUCTIONS = (
@@ -47,9 +47,9 @@ _SUB_DIMENSIONS = """sub_dimensions: the ids of those that apply to this picture
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to be asked about one picture. `system` and `user` are its texts; `schema` the JSON Schema of the answer.
+    """One question about one picture. `system` and `user` are its texts; `schema` is the JSON Schema of the answer.
 
-    `root_id` is CONTENT for the content prompt. Only what stands in `attribute_ids` and `sub_dimensions` may be answered.
+    `root_id` is CONTENT for the content prompt. Only `attribute_ids` and `sub_dimensions` may be answered.
     """
 
     root_id: str
@@ -61,34 +61,37 @@ class Question:
 
     @cached_property
     def digest(self) -> str:
-        """32 hexadecimal digits over all that is asked: a changed subtree or wording is another question, the rest are not."""
+        """32 hexadecimal digits over everything that is asked. A changed subtree or wording makes another question; other roots
+        keep theirs.
+        """
         asked = json.dumps([PROMPT_VERSION, self.system, self.user, self.schema], sort_keys=True)
         return hashlib.blake2b(asked.encode(), digest_size=16).hexdigest()
 
 
 class Questions:
-    """All that is to be asked under one hierarchy."""
+    """All questions under one hierarchy."""
 
     def __init__(self, tree: Hierarchy) -> None:
         self.tree = tree
-        # Few sets of attributes apply to very many pictures; only the picture's own line differs then.
+        # Many pictures share few sets of applicable attributes. Only the picture's own line differs then.
         self._common: dict[tuple[str, ...], Question] = {}
 
     def content(self) -> Question:
-        """What the picture shows: the content prompt y."""
+        """Return the question for the content prompt y: what the picture shows."""
         return Question(CONTENT, f"{INSTRUCTIONS}\n\n{_CONTENT_TEXT}", "The picture is given.", _CONTENT_SCHEMA)
 
     def about(self, prompt: str) -> list[Question]:
-        """One question per root about a picture of that content prompt; attributes that do not apply to it are not asked.
+        """Return one question per root about a picture with that content prompt, without attributes that do not apply to it.
 
-        An empty prompt is one that is not known yet: then all are asked. A root of which nothing applies has no question.
+        An empty prompt means that it is unknown; then all attributes are asked. A root without applicable attributes has no
+        question.
         """
         questions = []
         for root in self.tree.roots:
             ids = tuple(a.id for a in root.walk() if not prompt or a.applies_to(prompt))
             if ids:
                 common = self._common.get(ids) or self._common.setdefault(ids, _common(self.tree, root, ids))
-                # As JSON, so that no prompt can end its own quotation.
+                # Quoted as JSON, so that no prompt can end its own quotation.
                 said = f"The picture is given; it is said to show {json.dumps(prompt, ensure_ascii=False)}."
                 fields = (common.root_id, common.system, said, common.schema, common.attribute_ids, common.sub_dimensions)
                 questions.append(Question(*fields))
@@ -96,7 +99,7 @@ class Questions:
 
 
 def _common(tree: Hierarchy, root: Node, ids: tuple[str, ...]) -> Question:
-    """The question for a root without the part that belongs to a picture."""
+    """Return the part of a root's question that all pictures share."""
     asked = set(ids)
     children = [child for child in root.children if asked & {attribute.id for attribute in child.walk()}]
     names = "; ".join(f"{child.id} ({_called(child)})" for child in children)
@@ -117,7 +120,7 @@ def _common(tree: Hierarchy, root: Node, ids: tuple[str, ...]) -> Question:
 
 
 def _schema(tree: Hierarchy, root_id: str, ids: tuple[str, ...], sub_dimensions: tuple[str, ...]) -> dict[str, Any]:
-    """The hierarchy's own schema of an answer, led by the steps that come before the labels."""
+    """Return the hierarchy's schema of an answer, preceded by the steps that lead to the labels."""
     whole = answer_schema(tree, root_id)["properties"]
     steps: dict[str, Any] = {"description": {"type": "string"}}
     if sub_dimensions:
@@ -131,7 +134,7 @@ def _schema(tree: Hierarchy, root_id: str, ids: tuple[str, ...], sub_dimensions:
 
 
 def _lines(node: Node, asked: set[str], depth: int) -> Iterator[str]:
-    """A node and what is asked below it, indented by its depth."""
+    """Yield a node and what is asked below it, indented by depth."""
     if any(attribute.id in asked for attribute in node.walk()):
         indent = "  " * depth
         if depth:
@@ -157,7 +160,7 @@ def _attribute(attribute: Attribute) -> Iterator[str]:
 
 
 def _rules(tree: Hierarchy, ids: tuple[str, ...]) -> list[str]:
-    """What the tree says of labels that are asked together; across roots the labels are settled afterwards."""
+    """Yield the tree's rules for labels of one question. Rules across roots are applied afterwards."""
     attributes = [tree.attributes[i] for i in ids]
     asked = [signed for attribute in attributes for signed in attribute.poles]
     groups = ([_spoken(signed) for signed in asked if signed in group] for group in tree.exclusive)

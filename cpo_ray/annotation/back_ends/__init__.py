@@ -1,1 +1,1 @@
-"""Who answers: an endpoint, a local model."""
+"""Back ends, which answer questions about pictures: an endpoint, a local model."""

@@ -11,7 +11,7 @@ from cpo_ray.config.annotation import AnnotationConfig
 
 
 class Unanswered(RuntimeError):
-    """One question has no answer, which concerns its picture alone. `calls` were made for it in vain."""
+    """One question has no answer; this concerns its picture alone. `calls` calls were made in vain."""
 
     def __init__(self, sentence: str, calls: int) -> None:
         super().__init__(sentence)
@@ -19,12 +19,12 @@ class Unanswered(RuntimeError):
 
 
 class BackEndUnusable(RuntimeError):
-    """No question can be answered, such as with a wrong key: the run stops with this sentence."""
+    """No question can be answered, for example with a wrong key. The run stops with this sentence."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """The text of an answer, what it took in tokens, and how many calls, those in vain counted."""
+    """The text of an answer, its tokens, and the number of calls, failed ones included."""
 
     text: str
     tokens_in: int = 0
@@ -33,16 +33,16 @@ class Reply:
 
 
 class BackEnd(Protocol):
-    """Answers questions about pictures; any number of them at the same time, of which it bounds its own share."""
+    """Answers questions about pictures. Any number of them may be asked at the same time; it bounds its own work."""
 
     async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
-        """One answer, unread. `complaint` says what was wrong with the last one, and is empty the first time.
+        """Return one answer, unparsed. `complaint` says what was wrong with the last one, and is empty the first time.
 
         Raises Unanswered or BackEndUnusable.
         """
 
     async def close(self) -> None:
-        """Let go of connections and models."""
+        """Release connections and models."""
 
 
 def open_back_end(config: AnnotationConfig) -> BackEnd:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint as a back end: requests side by side, patience with a service that is slow, full or broken."""
+"""An OpenAI-compatible endpoint as a back end: parallel requests, with patience for a slow, full or broken service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cpo_ray.config.annotation import Endpoint
 
 MAX_RESPONSE = 2**20
 LONGEST_PAUSE = 60.0
-#: Of these statuses every further request would be told the same.
+#: With these statuses every further request would fail the same way.
 HOPELESS = {
     401: "it does not accept the key",
     402: "it wants to be paid",
@@ -35,11 +35,11 @@ AGAIN = (408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529)
 
 
 class _Failed(Exception):
-    """A request that may be made again."""
+    """A request that may be repeated."""
 
 
 class _TooMuch(Exception):
-    """The endpoint asks us to wait; so many seconds where it says how long."""
+    """The endpoint asks to wait, for this many seconds if it says how long."""
 
     def __init__(self, seconds: float | None) -> None:
         super().__init__("it has too much to do")
@@ -48,7 +48,7 @@ class _TooMuch(Exception):
 
 @dataclass
 class _Trouble:
-    """What one question has met with so far."""
+    """The failures and waits of one question so far."""
 
     failures: int = 0
     pauses: int = 0
@@ -56,9 +56,9 @@ class _Trouble:
 
 
 class EndpointBackEnd:
-    """Keeps at most `in_flight` requests under way. The key lives in the request's header and nowhere else.
+    """Keeps at most `in_flight` requests under way. The key exists in the request's header and nowhere else.
 
-    Make it where an event loop runs. Raises BackEndUnusable where the key's variable is not set.
+    Create it inside an event loop. Raises BackEndUnusable if the key's variable is not set.
     """
 
     def __init__(self, settings: Endpoint) -> None:
@@ -77,10 +77,10 @@ class EndpointBackEnd:
         await self._session.close()
 
     async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
-        """One answer, after as many requests as it takes.
+        """Return one answer, after as many requests as needed.
 
-        Raises Unanswered when `attempts` requests failed, the endpoint was full for longer than `patience_seconds` or refused
-        this picture, BackEndUnusable when it would refuse every one.
+        Raises Unanswered when `attempts` requests failed, the endpoint was full for longer than `patience_seconds`, or it refused
+        this picture; BackEndUnusable when it would refuse every request.
         """
         body = request_body(self._settings, picture, question, complaint)
         trouble = _Trouble()
@@ -100,11 +100,11 @@ class EndpointBackEnd:
                     await asyncio.sleep(self._random.uniform(0, self._backoff(trouble.failures)))
 
     async def _post(self, body: bytes, calls: int) -> dict[str, Any]:
-        """One request. Raises _Failed, _TooMuch, Unanswered or BackEndUnusable."""
+        """Send one request. Raises _Failed, _TooMuch, Unanswered or BackEndUnusable."""
         url = f"{self._settings.url.rstrip('/')}/chat/completions"
         headers = {"Content-Type": "application/json"}
         try:
-            # A redirect could carry the key to another host.
+            # A redirect could send the key to another host.
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 text = await _limited(response)
                 retry_after = response.headers.get("Retry-After")
@@ -130,7 +130,7 @@ class EndpointBackEnd:
         return envelope
 
     async def _wait_as_told(self, seconds: float | None, trouble: _Trouble, calls: int) -> None:
-        """Keep all requests back for as long as the endpoint said, or for a pause that grows. Raises Unanswered."""
+        """Hold all requests back as long as the endpoint said, or for a growing pause. Raises Unanswered."""
         trouble.pauses += 1
         pause = self._backoff(trouble.pauses) if seconds is None else seconds
         trouble.waited += pause
@@ -139,16 +139,16 @@ class EndpointBackEnd:
         self._open_at = max(self._open_at, time.monotonic() + pause)
 
     async def _until_open(self) -> None:
-        """Wait for the end of a pause, each request a little longer, so that they do not all come back at once."""
+        """Wait for the end of a pause, each request a little longer, so that they do not all return at once."""
         while (left := self._open_at - time.monotonic()) > 0:
             await asyncio.sleep(left + self._random.uniform(0, min(left, self._settings.backoff_seconds)))
 
     def _backoff(self, number: int) -> float:
-        """Longest pause after the given failure in seconds: twice as long each time."""
+        """Return the longest pause in seconds after the given failure: twice as long each time."""
         return float(min(LONGEST_PAUSE, self._settings.backoff_seconds * 2 ** min(number - 1, 16)))
 
     def _said(self, text: bytes) -> str:
-        """The message of an error, short and in one line; a key that it repeats is left out."""
+        """Return the message of an error, short and on one line, without a key that it may repeat."""
         try:
             message = json.loads(text)["error"]["message"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -159,7 +159,7 @@ class EndpointBackEnd:
 
 
 def request_body(settings: Endpoint, picture: Picture, question: Question, complaint: str) -> bytes:
-    """The JSON of one request to `/chat/completions`."""
+    """Return the JSON of one request to `/chat/completions`."""
     seen = base64.b64encode(picture.seen).decode()
     said = f"{question.user} Your last answer could not be used: {complaint}. Answer again." if complaint else question.user
     content = [
@@ -178,7 +178,7 @@ def request_body(settings: Endpoint, picture: Picture, question: Question, compl
 
 
 def _reply(envelope: dict[str, Any], calls: int) -> Reply:
-    """The answer in a response. Raises _Failed where it holds none, Unanswered where the model refused."""
+    """Return the answer in a response. Raises _Failed if there is none, Unanswered if the model refused."""
     try:
         choice = envelope["choices"][0]
         message = choice["message"]
@@ -200,7 +200,7 @@ def _count(number: Any) -> int:
 
 
 async def _limited(response: aiohttp.ClientResponse) -> bytes:
-    """The body of a response. Raises _Failed where it does not end within a mebibyte."""
+    """Return the body of a response. Raises _Failed if it exceeds a mebibyte."""
     parts = bytearray()
     async for part in response.content.iter_any():
         parts += part
@@ -210,7 +210,7 @@ async def _limited(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """The seconds that a Retry-After header says, as a number or as a date; None where it says nothing."""
+    """Return the seconds in a Retry-After header, given as a number or a date; None if it cannot be read."""
     if retry_after is None:
         return None
     try:
@@ -225,7 +225,7 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _authorization(variable: str | None) -> dict[str, str]:
-    """The header with the key. Raises BackEndUnusable where its variable is not set."""
+    """Return the header with the key. Raises BackEndUnusable if its variable is not set."""
     if variable is None:
         return {}
     key = os.environ.get(variable, "").strip()

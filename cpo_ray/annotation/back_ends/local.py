@@ -1,4 +1,4 @@
-"""A vision-language model on this actor as a back end: questions that come at the same time share a forward."""
+"""A vision-language model on this actor as a back end. Questions that arrive together share a forward."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Waiting = tuple[Picture, Question, str, "asyncio.Future[Generated]"]
 
 
 class LocalBackEnd:
-    """Gathers up to `batch` questions and answers them together. Make it where an event loop runs."""
+    """Collects up to `batch` questions and answers them together. Create it inside an event loop."""
 
     def __init__(self, settings: Local, device: str) -> None:
-        """Raises BackEndUnusable where the model cannot be loaded."""
+        """Load the model. Raises BackEndUnusable if it cannot be loaded."""
         self._settings = settings
         try:
             self._model = VisionLanguageModel(settings.model, settings.revision, settings.dtype, device)
@@ -27,7 +27,7 @@ class LocalBackEnd:
         self._worker = asyncio.create_task(self._work())
 
     async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
-        """One answer. Raises Unanswered where the model fails at this picture, be it alone in its batch."""
+        """Return one answer. Raises Unanswered if the model fails at this picture even alone in its batch."""
         answered: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((picture, question, complaint, answered))
         found = await answered
@@ -45,11 +45,11 @@ class LocalBackEnd:
             await self._settle(batch)
 
     async def _settle(self, batch: list[Waiting]) -> None:
-        """Give everyone who waits an answer or the reason why there is none."""
+        """Give every waiting question its answer, or the reason why there is none."""
         try:
-            # In a thread of its own, so that the next questions can come in meanwhile.
+            # A thread of its own lets the next questions arrive meanwhile.
             found = await asyncio.to_thread(self._answer, batch)
-        except Exception as error:  # a processor or a model can raise anything over a picture, and those who wait must hear of it
+        except Exception as error:  # a processor or a model can raise anything, and the waiting questions must get it
             if len(batch) > 1:
                 for one in batch:
                     await self._settle([one])

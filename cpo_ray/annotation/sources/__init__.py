@@ -1,1 +1,1 @@
-"""Where pictures to annotate come from."""
+"""Sources of pictures to annotate."""

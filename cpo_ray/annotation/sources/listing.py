@@ -1,7 +1,7 @@
-"""Where pictures lie: folders with or without a metadata.jsonl, Parquet files and WebDataset tars, alone or mixed.
+"""List pictures in folders with or without a metadata.jsonl, Parquet files and WebDataset tars, alone or mixed.
 
-Listing reads names and captions only; a picture is read when its turn comes, on whatever machine that is.  Nothing is unpickled
-and nothing is unpacked to the disk: a member of a tar is a range of bytes in it.
+Listing reads names and captions only. A picture is read when its turn comes, on any machine. Nothing is unpickled, and nothing is
+unpacked to the disk: a member of a tar is a range of bytes in it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cpo_ray.data.picture import MAX_BYTES, PictureError
 from cpo_ray.data.shards import DataError
 from cpo_ray.data.validate import RowError
 
-#: Files that call themselves pictures; those of kinds that cannot be read are set aside and not passed over.
+#: Suffixes of picture files. Kinds that cannot be read are set aside, not skipped.
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
 SUFFIXES |= {".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".exr", ".dng"}
 MAX_CAPTION = 2**16
@@ -31,9 +31,9 @@ MAX_CAPTION = 2**16
 
 @dataclass(frozen=True)
 class PictureEntry:
-    """One picture that has not been read. `prompt` is empty where there is none; `source` says where it is, for people.
+    """A picture that was not read yet. `prompt` is empty if there is none; `source` names its place for people.
 
-    Its bytes are `length` ones from `start` in `file`, or with a `column` the row `length` of row group `start`.
+    Its bytes are `length` bytes from `start` in `file`; with a `column` they are row `length` of row group `start`.
     """
 
     id: str
@@ -47,7 +47,7 @@ class PictureEntry:
 
 @dataclass(frozen=True)
 class SetAside:
-    """What cannot be annotated, and why; `kind` groups the reasons."""
+    """Something that cannot be annotated and the reason; `kind` groups the reasons."""
 
     source: str
     id: str
@@ -57,14 +57,14 @@ class SetAside:
 
 @dataclass
 class Listing:
-    """All pictures of a source, in the order of their names, and what is wrong with the others."""
+    """All pictures of a source in the order of their names, and what is wrong with the others."""
 
     entries: list[PictureEntry] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     _ids: dict[str, str] = field(default_factory=dict)
 
     def add(self, entry: PictureEntry) -> None:
-        """Take a picture in, unless its id is taken."""
+        """Add a picture unless its id is taken."""
         first = self._ids.setdefault(entry.id, entry.source)
         if first == entry.source:
             self.entries.append(entry)
@@ -77,7 +77,7 @@ class Listing:
 
 
 def list_pictures(settings: PictureSource) -> Listing:
-    """Everything at `settings.path`. Raises DataError where nothing is there or a Parquet file has no such column."""
+    """List everything at `settings.path`. Raises DataError if nothing is there or a Parquet file lacks the column."""
     path = settings.path.absolute()
     if not path.exists():
         raise DataError(f"there is nothing at {settings.path}; set pictures.path to a folder, a Parquet file or a tar")
@@ -101,7 +101,9 @@ def list_pictures(settings: PictureSource) -> Listing:
 
 
 def read(entries: Sequence[PictureEntry]) -> Iterator[bytes | PictureError]:
-    """The bytes of each picture, in order, or why they cannot be had; a row group of Parquet is read once for neighbours."""
+    """Return the bytes of each picture, in order, or why they cannot be read. Neighbours in a Parquet row group are read
+    together.
+    """
     place, group = ("", -1, ""), None
     for entry in entries:
         try:
@@ -140,7 +142,7 @@ def _cell(value: Any) -> bytes:
 
 
 def _list_file(path: Path, top: Path, settings: PictureSource, listing: Listing, metadata: dict[str, dict[str, Any]]) -> None:
-    """One file of the walk, by its suffix; `metadata` loses the entry that is used."""
+    """List one file of the walk, by its suffix; a used entry is removed from `metadata`."""
     name = path.relative_to(top).as_posix()
     suffix = path.suffix.lower()
     if suffix in SUFFIXES:
@@ -160,7 +162,7 @@ def _list_file(path: Path, top: Path, settings: PictureSource, listing: Listing,
 
 
 def _metadata(folder: Path, listing: Listing) -> dict[str, dict[str, Any]]:
-    """File name → prompt, id and line of the folder's metadata.jsonl; its bad lines are set aside."""
+    """Return file name → prompt, id and line of the folder's metadata.jsonl. Bad lines are set aside."""
     found: dict[str, dict[str, Any]] = {}
     if not (folder / METADATA).is_file():
         return found
@@ -209,7 +211,7 @@ def _list_parquet(path: Path, name: str, settings: PictureSource, listing: Listi
 
 
 def _list_tar(path: Path, name: str, listing: Listing) -> None:
-    """WebDataset: members that differ in what follows the first dot of their names belong to one sample."""
+    """List a WebDataset tar. Members belong to one sample if their names differ only after the first dot."""
     pictures: dict[str, list[tuple[str, tarfile.TarInfo]]] = {}
     prompts: dict[str, str] = {}
     try:
@@ -224,10 +226,10 @@ def _list_tar(path: Path, name: str, listing: Listing) -> None:
                 if suffix in SUFFIXES:
                     pictures.setdefault(key, []).append((extension, member))
                 elif suffix in (".txt", ".json") and member.size <= MAX_CAPTION and not member.sparse:
-                    # Beside these, members are never opened: .pkl and .pth would run code.
+                    # Other members are never opened: .pkl and .pth would run code.
                     stream = tar.extractfile(member)
                     prompts[key] = _caption(stream.read() if stream else b"", suffix) or prompts.get(key, "")
-            # It takes a damaged header for the end, which is a block of zeros.
+            # tarfile takes a damaged header for the end of the archive, which is a block of zeros.
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)
             if any(tar.fileobj.read(tarfile.BLOCKSIZE)):
@@ -247,7 +249,7 @@ def _list_tar(path: Path, name: str, listing: Listing) -> None:
 
 
 def _caption(data: bytes, suffix: str) -> str:
-    """The content prompt in a .txt or .json of a sample; empty where there is none."""
+    """Return the content prompt in a .txt or .json of a sample; an empty text if there is none."""
     try:
         text = data.decode()
         if suffix == ".txt":
@@ -273,5 +275,5 @@ def _is_unicode(text: str) -> bool:
 
 
 def _writable(text: str) -> str:
-    """A broken text spelled out, since Parquet holds valid Unicode only."""
+    """Escape broken text, since Parquet holds valid Unicode only."""
     return text.encode("utf-8", "backslashreplace").decode()
