@@ -1,4 +1,4 @@
-"""The driver's side of Ray: connecting, and giving back what was reserved."""
+"""The driver's side of Ray: connect, and release what was reserved."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cpo_ray.preflight.checks import unsafe_flags
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS (or `ray job submit`) names; without one, start a Ray of this machine's own.
+    """Join the cluster that RAY_ADDRESS (or `ray job submit`) names, or start a Ray on this machine.
 
-    Raises ConfigError when a Ray flag is set that lets data execute code.
+    Raises ConfigError if a Ray flag is set that lets data execute code.
     """
     if flags := unsafe_flags(os.environ):
         raise ConfigError(f"{', '.join(flags)} lets Ray Data run code that it reads from files; unset it")
-    # Ray's own account of each execution says nothing that our progress lines do not.
+    # Our progress lines say everything that Ray's own log of each execution says.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if not ray.is_initialized():
         address = None if os.environ.get("RAY_ADDRESS") else "local"
@@ -29,17 +29,17 @@ def connect() -> None:
 
 
 def release_reserved(seconds: float = 10.0) -> int:
-    """Give back what trainings of this job have reserved that were killed; returns how many there were.
+    """Release what killed trainings of this job have reserved, and return their number. Call it when no training is running.
 
-    To be called when none is running. Ray Train has a process that does so, and tells it only once the workers run: a training
-    that is killed while it starts would hold its CPUs and GPUs as long as the job lasts, and the next one would wait for them.
+    Ray Train has a process for this, but it learns about the reservation only when the workers run. Without this call a training
+    that is killed while it starts would hold its CPUs and GPUs until the job ends, and the next training would wait for them.
     """
     ended, removed, quiet = time.monotonic() + seconds, 0, 0
-    while quiet < 2 and time.monotonic() < ended:  # what is being killed may just have asked for more
+    while quiet < 2 and time.monotonic() < ended:  # a process that is being killed may still reserve more
         left = [
             identity
             for identity, group in placement_group_table().items()
-            # The end of an identity is its job's.
+            # An identity ends with the id of its job.
             if group["state"] != "REMOVED" and identity.endswith(ray.get_runtime_context().get_job_id())
         ]
         for identity in left:

@@ -1,1 +1,1 @@
-"""Worlds that pictures come from: what is asked for, how labels are read, what is scored."""
+"""Domains: worlds of pictures that say what to ask for, read labels from pictures, and score them."""

@@ -1,1 +1,1 @@
-"""What a model's pictures are worth: generation with fixed prompts and noise, measurement with intervals, and the report."""
+"""Quality of a model's pictures: generation from fixed prompts and noise, measurement with intervals, and the report."""

@@ -1,4 +1,4 @@
-"""The gate before stage 2: does the expert draw the attributes that it is told, and leave out those that it is refused?"""
+"""The gate before stage 2: does the expert draw the attributes asked for, and leave out the refused ones?"""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from cpo_ray.evaluation.generate import generate_many, generation_job
 from cpo_ray.evaluation.measure import Domain
 from cpo_ray.hierarchy import Hierarchy
 
-#: Seeds of the pictures that the gate looks at; the counted ones start at `evaluation.seed`.
+#: Seeds of the gate's pictures. The evaluation's start at `evaluation.seed`.
 GATE_SEED = 50_000
 GATE_PICTURES = 48
-LONG = 10**9  # generation leaves cutting to the pipeline's own tokenizer
+LONG = 10**9  # in generation the pipeline's own tokenizer cuts texts
 
 CONFIGURATIONS = {"A": "y + A_pos, A_neg as negative prompt", "B": "y + A_pos", "C": "y + A_pos + A_neg"}
 
 
 @dataclass(frozen=True)
 class Obedience:
-    """How well the expert does what its attributes say, per configuration A, B, C of Table S6: intersection over union."""
+    """How well the expert obeys, per configuration A, B, C of Table S6: intersection over union."""
 
     positive: dict[str, Interval]
     negative: dict[str, Interval]
 
     @property
     def gap(self) -> float:
-        """IoU_neg(C) - IoU_neg(A): negatives must come when they are asked for, and stay away when they are refused."""
+        """IoU_neg(C) - IoU_neg(A): negatives must appear when asked for, and stay away when refused."""
         return self.negative["C"].mean - self.negative["A"].mean
 
     def table(self) -> str:
-        """One line per configuration."""
+        """Return one line per configuration."""
         lines = ["configuration                              IoU_pos  IoU_neg"]
         lines += [
             f"{key}: {meaning:<40}{self.positive[key].mean:.2f}     {self.negative[key].mean:.2f}"
@@ -51,13 +51,13 @@ class Obedience:
 
     @classmethod
     def read(cls, file: Path) -> Obedience:
-        """What `save` wrote."""
+        """Read what `save` wrote."""
         sides = json.loads(file.read_text())
         return cls(**{side: {key: Interval(**value) for key, value in values.items()} for side, values in sides.items()})
 
 
 def measure_obedience(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, adapter: Path, domain: Domain) -> Obedience:
-    """Ask the expert for the labels of validation pictures in the three ways of Table S6, and see what comes."""
+    """Ask the expert for the labels of validation pictures in the three ways of Table S6, and measure what appears."""
     ids = dataset.split("validation") or dataset.ids
     requests = [dataset.labels(ids[i % len(ids)]) for i in range(min(GATE_PICTURES, config.evaluation.pictures))]
     seeds = range(GATE_SEED, GATE_SEED + len(requests))

@@ -1,6 +1,6 @@
-"""Pictures for fixed prompts and fixed noise, made by a pool of Ray actors.
+"""Draw pictures for fixed prompts and fixed noise with a pool of Ray actors.
 
-The noise of a picture comes from its own seed and every batch is cut before the work is handed out, so that a picture depends
+The noise of a picture comes from its own seed, and batches are fixed before the work is handed out. A picture therefore depends
 neither on the number of actors nor on which of them drew it.
 """
 
@@ -25,14 +25,14 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class GenerationJob:
-    """All pictures of one model; picture i has prompts[i], negative_prompts[i] and the noise of seeds[i]."""
+    """All pictures of one model. Picture i has prompts[i], negative_prompts[i] and the noise of seeds[i]."""
 
     model: Model
     adapter: Path | None
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     negative_prompts: tuple[str, ...]
-    """The empty text is the pipeline's own null condition."""
+    """The empty text means the pipeline's own null condition."""
     inference_steps: int
     guidance_scale: float
     batch: int
@@ -46,7 +46,7 @@ class GenerationJob:
             )
 
     def batches(self) -> Iterator[tuple[int, ...]]:
-        """Indices of the pictures that are made together; those without a negative prompt stay among themselves."""
+        """Return the indices of the pictures drawn together. Pictures without a negative prompt form batches of their own."""
         for has_negative in (False, True):
             group = [i for i, text in enumerate(self.negative_prompts) if bool(text) == has_negative]
             for start in range(0, len(group), self.batch):
@@ -56,7 +56,7 @@ class GenerationJob:
 def generation_job(
     config: Config, adapter: Path | None, prompts: Sequence[str], seeds: Sequence[int], negative: Sequence[str] = ()
 ) -> GenerationJob:
-    """Pictures as the configuration's evaluation draws them."""
+    """Return the job for pictures drawn as the configuration's evaluation says."""
     settings = config.evaluation
     return GenerationJob(
         model=config.model,
@@ -79,11 +79,11 @@ def generate_batch(
     guidance: float,
     resolution: int | None = None,
 ) -> list[Picture]:
-    """Pictures (H, W, 3) uint8 of a diffusers pipeline; without `resolution` of the size it was made for.
+    """Return pictures (H, W, 3) uint8 of a diffusers pipeline; without `resolution` at the pipeline's own size.
 
-    Raises ValueError where only some of the negative prompts are empty, and where a picture comes out as NaN.
+    Raises ValueError if only some of the negative prompts are empty, or a picture is NaN.
     """
-    # Many pipelines have zeros, not the encoded empty text, as their null condition; only `None` selects it, for the whole batch.
+    # Many pipelines use zeros, not the encoded empty text, as null condition. Only `None` selects it, for the whole batch.
     negative = list(negative_prompts) if any(negative_prompts) else None
     if negative is not None and not all(negative):
         raise ValueError("a batch mixes empty and other negative prompts; make the two kinds in batches of their own")
@@ -106,19 +106,19 @@ def generate_batch(
 
 
 def generate(job: GenerationJob, settings: Evaluation) -> list[Picture]:
-    """The pictures of one job in its order, (H, W, 3) uint8."""
+    """Return the pictures of one job in its order, (H, W, 3) uint8."""
     return generate_many({"model": job}, settings)["model"]
 
 
 def generate_many(
     jobs: Mapping[str, GenerationJob], settings: Evaluation, on_progress: Callable[[int, int], None] | None = None
 ) -> dict[str, list[Picture]]:
-    """The pictures of several models in one pool, whose actors start, and import their libraries, once.
+    """Return the pictures of several models, drawn in one pool whose actors start, and import their libraries, once.
 
-    `on_progress` is told (pictures there, all pictures) after each batch.
+    `on_progress` gets (finished pictures, all pictures) after each batch.
     """
     tasks = [(name, indices) for name, job in jobs.items() for indices in job.batches()]
-    # A restarted actor loads what its next task names, so that a lost node costs one batch and no picture.
+    # A restarted actor loads what its next task names, so a lost node costs one batch and no picture.
     remote = ray.remote(PictureActor).options(
         num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor, max_restarts=2, max_task_retries=2
     )
@@ -137,23 +137,23 @@ def generate_many(
 
 
 def grid(pictures: Sequence[Picture], columns: int) -> Picture:
-    """Pictures of one size side by side, (rows·H, columns·W, 3); a last row that is not full is filled with white."""
+    """Put pictures of one size side by side, (rows·H, columns·W, 3). An incomplete last row is filled with white."""
     rows = [list(pictures[i : i + columns]) for i in range(0, len(pictures), columns)]
     rows[-1] += [np.full_like(pictures[0], 255)] * (columns - len(rows[-1]))
     return np.concatenate([np.concatenate(row, axis=1) for row in rows], axis=0)
 
 
 class PictureActor:
-    """Holds the pipeline of the task before, since tasks of one model follow each other."""
+    """Holds the pipeline of its last task, since tasks of one model follow each other."""
 
     def __init__(self) -> None:
-        torch.set_num_threads(1)  # the pool's actors are the parallelism
+        torch.set_num_threads(1)  # the pool's actors provide the parallelism
         self.loaded: tuple[Model, Path | None] | None = None
         self.pipeline: Any = None
 
     def draw(self, job: GenerationJob, indices: Sequence[int]) -> list[Picture]:
         if self.loaded != (job.model, job.adapter):
-            self.loaded, self.pipeline = None, None  # two large pipelines may not fit side by side
+            self.loaded, self.pipeline = None, None  # two large pipelines may not fit into memory together
             self.pipeline = family(job.model).load_pipeline(job.model, job.adapter)
             self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
             self.pipeline.set_progress_bar_config(disable=True)

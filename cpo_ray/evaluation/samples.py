@@ -1,7 +1,7 @@
-"""Pictures while a training runs: the same prompts and noise at every checkpoint, so that people see what the loss does not tell.
+"""Pictures during a training: the same prompts and noise at every checkpoint, to show what the loss does not.
 
-The trainer holds nothing that could draw.  It leaves its weights as snapshots; the driver watches for them, has a Ray task draw
-with each, shows the grid in MLflow and takes the snapshot away.
+The trainer holds nothing that can draw. It leaves its weights as snapshots. The driver watches for them, draws with each in a Ray
+task, shows the grid in MLflow and removes the snapshot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cpo_ray.evaluation.generate import GenerationJob, Picture, PictureActor, ge
 from cpo_ray.hierarchy import Hierarchy
 from cpo_ray.tracking import RunTracker
 
-#: Neither the gate's nor the evaluation's noise.
+#: Seeds of noise that neither the gate nor the evaluation uses.
 SAMPLE_SEED = 60_000
 LOOK_EVERY_SECONDS = 1.0
 
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 class SampleWatch:
-    """Draws with every snapshot that appears in a folder, until the block ends and the last of them is drawn.
+    """Draws with every snapshot that appears in a folder, until the block has ended and the last one is drawn.
 
-    The grids lie in `pictures`, one PNG per snapshot, named like it.  A failed drawing is a warning: no training ends for it.
+    The grids lie in `pictures`, one PNG per snapshot, named like it. A failed drawing is a warning and never ends a training.
     """
 
     def __init__(self, snapshots: Path, pictures: Path, job: GenerationJob, settings: Evaluation, tracker: RunTracker) -> None:
@@ -58,7 +58,7 @@ class SampleWatch:
     def _watch(self) -> None:
         ended = False
         while not ended:
-            ended = self._ended.wait(LOOK_EVERY_SECONDS)  # one more look after the end
+            ended = self._ended.wait(LOOK_EVERY_SECONDS)  # look once more after the end
             for snapshot in sorted(self._snapshots.glob("step-*")):
                 self._show(snapshot)
 
@@ -79,9 +79,9 @@ class SampleWatch:
 def sample_watch(
     config: Config, dataset: AnnotatedDataset, tree: Hierarchy, snapshots: Path, tracker: RunTracker, attributes: bool
 ) -> Iterator[None]:
-    """Draw with the snapshots of a training, for prompts of validation pictures; the grids go to `samples/` beside them.
+    """Draw with the snapshots of a training, for prompts of validation pictures. The grids go to `samples/` beside them.
 
-    With `attributes` the prompts name what is good and bad about those pictures, as the expert is used to.  Does nothing where
+    With `attributes` the prompts name the pictures' good and bad attributes, as the expert is trained for. Does nothing if
     `evaluation.samples` is 0.
     """
     if not (count := config.evaluation.samples):
@@ -96,7 +96,7 @@ def sample_watch(
 
 
 def _draw(job: GenerationJob) -> list[Picture]:
-    """A task, not an actor: it takes its CPUs or GPU for a moment only."""
+    """Draw in a task, not an actor, since it takes its CPUs or GPU only for a moment."""
     artist = PictureActor()
     made = {i: picture for indices in job.batches() for i, picture in zip(indices, artist.draw(job, indices), strict=True)}
     return [made[i] for i in range(len(made))]

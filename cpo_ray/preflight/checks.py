@@ -1,4 +1,4 @@
-"""What `--check` looks at: whether a run with this configuration could start here, and what is missing if not.
+"""The checks of `--check`: can a run with this configuration start here, and if not, what is missing?
 
 Nothing is trained, downloaded or written.
 """
@@ -39,7 +39,9 @@ USUAL_WEIGHT = 0.02
 
 
 def check(config: Config, trials: Trials | None = None) -> list[Finding]:
-    """Everything that can be seen without starting; the run, or the sweep of `trials`, can start when nothing is "missing"."""
+    """Return everything that can be known without starting. The run, or the sweep of `trials`, can start if
+    nothing is "missing".
+    """
     vae, model = _vae(config), list(_model(config))
     pictures, data = _data(config)
     plannable = all(finding.verdict != "missing" for finding in model)
@@ -55,7 +57,7 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
 
 
 def unsafe_flags(environment: Mapping[str, str]) -> list[str]:
-    """Those of UNSAFE_FLAGS that are switched on."""
+    """Return those of UNSAFE_FLAGS that are switched on."""
     return [name for name in UNSAFE_FLAGS if environment.get(name, "0").lower() not in ("", "0", "false")]
 
 
@@ -113,7 +115,7 @@ def _optimization(section: str, training: Optimization) -> Iterator[Finding]:
 
 
 def _bfloat16(config: Config, pictures: int) -> Iterator[Finding]:
-    """As the workers check it with the weights themselves, here with weights as they usually are."""
+    """Check learning rates in bfloat16 with weights of the usual size; the workers repeat it with the weights themselves."""
     for section, training in (("expert", config.expert.optimization), ("preference", config.preference.optimization)):
         steps = training.steps or round((training.epochs or 0) * pictures / training.global_batch)
         change = largest_change(steps, training)
@@ -133,7 +135,7 @@ def _hierarchy(config: Config) -> Iterator[Finding]:
 
 
 def _data(config: Config) -> tuple[int, list[Finding]]:
-    """Number of training pictures, and what there is to say."""
+    """Return the number of training pictures and the findings about them."""
     folder, toy = config.data.folder, config.data.toy_pictures
     if toy and not any(folder.glob("*.parquet")):
         return round(0.8 * toy * config.data.proportion), [Finding("ok", f"data: {toy} toy pictures will be drawn into {folder}")]
@@ -151,7 +153,7 @@ def _data(config: Config) -> tuple[int, list[Finding]]:
 
 
 def told_of_pictures(config: Config, dataset: AnnotatedDataset) -> Told:
-    """What becomes of the training pictures. Raises ConfigError where no size has the area of the resolution."""
+    """Return the fate of the training pictures. Raises ConfigError if no size has the area of the resolution."""
     sizes = [dataset.size(name) for name in dataset.ids if in_training(name, config.data.proportion)]
     return told(sizes, config.model.resolution, config.data.pictures)
 
@@ -184,7 +186,9 @@ def _model(config: Config) -> Iterator[Finding]:
 
 
 def _resources(config: Config, pictures: int | None, trials: Trials | None) -> Iterator[Finding]:
-    """What the run takes of what there is; with None for the pictures nothing is planned, since there is no model to plan for."""
+    """Compare what the run takes with what exists. Without pictures (None) nothing is planned, since there is no model to plan
+    for.
+    """
     try:
         found = available()
     except OSError as error:
@@ -206,7 +210,7 @@ def _processors(config: Config, found: Resources) -> Iterator[Finding]:
 
 
 def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
-    """(stage, CPUs, GPUs) that are taken at the same time."""
+    """Yield (stage, CPUs, GPUs) of the processes that run at the same time."""
     targets, evaluation = config.targets, config.evaluation
     actors = targets.min_actors * targets.cpus_per_actor, targets.min_actors * targets.gpus_per_actor
     stages = {"stage 1": config.expert.optimization, "stage 2": config.preference.optimization}

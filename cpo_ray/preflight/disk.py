@@ -1,4 +1,4 @@
-"""What a run writes: target shards, checkpoints and exports."""
+"""Disk space of a run: target shards, checkpoints and exports."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ FORMATS = 3
 
 
 class RowSize(NamedTuple):
-    """Numbers in one sample's latent, and in the conditions of its prompt at most."""
+    """Numbers in one sample's latent, and at most in the conditions of its prompt."""
 
     latent: int
     text: int
 
 
 def row_of(config: Config, folder: Path | None) -> RowSize:
-    """Of the configured resolution; every prompt in a shard could be a new one, and as long as may be."""
+    """Return the row size at the configured resolution, with a new prompt of the greatest length in every row."""
     skeleton = skeleton_of(config.model, folder)
     side = config.model.resolution // skeleton.factor
     return RowSize(skeleton.vae.config.latent_channels * side * side, _text_numbers(skeleton))
 
 
 def _text_numbers(skeleton: Skeleton) -> int:
-    """Numbers that the encoders give for one prompt: a row for each token, and a pooled one."""
+    """Return how many numbers the encoders give for one prompt: a row for each token, and a pooled one."""
     widths = [getattr(encoder.config, "d_model", None) or encoder.config.hidden_size for encoder in skeleton.text_encoders]
     return sum(width * (tokens + 1) for width, tokens in zip(widths, skeleton.text_tokens, strict=True))
 
 
 def target_bytes(config: Config, folder: Path | None, pictures: int) -> int:
-    """All target shards of stage 2, at most."""
+    """Return the size of all target shards of stage 2, at most."""
     amount = work(config.preference.optimization, pictures, config.targets.draws)
     return amount.distinct * target_row_bytes(*row_of(config, folder))
 
 
 class Written(NamedTuple):
-    """Trainings of the same size: how many leave an export, and of how many there are checkpoints at the same time."""
+    """Trainings of one size: how many leave an export, and how many have checkpoints at the same time."""
 
     optimization: Optimization
     lora: Lora
@@ -68,7 +68,7 @@ class Written(NamedTuple):
 
 
 def training_bytes(config: Config, folder: Path | None, trials: Trials | None = None) -> tuple[int, int]:
-    """Checkpoints and exports of all trainings of a run, or of a sweep with these trials."""
+    """Return the size of checkpoints and exports of all trainings of a run, or of a sweep with these trials."""
     checkpoints = exports = 0
     for optimization, lora, exported, checkpointed in trainings(config, trials):
         cost = training_cost(config.model, folder, optimization, lora, micro_batch(config, optimization))
@@ -149,10 +149,10 @@ def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
 
 
 def free_bytes(folder: Path) -> int:
-    """What is free where a folder is or will be."""
+    """Return the free space where a folder is or will be."""
     return shutil.disk_usage(existing(folder)).free
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""The memory that each kind of process takes at its peak, part by part."""
+"""Peak memory of each kind of process, part by part."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ PROCESS = 0.7e9
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of one process by part, at the moment when they are most. `host` is main memory besides, where it computes on a GPU.
+    """Bytes of one process by part, at its peak. `host` is main memory beside the GPU's.
 
-    `gpus` is how much of a GPU it gets (0: it computes in main memory), `processes` how many of it there are at a time.
+    `gpus` is the share of a GPU (0: it computes in main memory), `processes` the number of such processes at the same time.
     """
 
     role: str
@@ -56,7 +56,7 @@ class Need:
 
 
 def trainer_need(config: Config, folder: Path | None, role: str, optimization: Optimization, lora: Lora) -> Need:
-    """A worker that trains: the denoiser, what DeepSpeed holds beside it, and the activations of a micro-batch."""
+    """Return the need of a training worker: the denoiser, DeepSpeed's copies, and the activations of a micro-batch."""
     size = DTYPES[config.model.dtype].itemsize
     cost = training_cost(config.model, folder, optimization, lora, micro_batch(config, optimization))
     accumulation = math.ceil(optimization.global_batch / (optimization.workers * micro_batch(config, optimization)))
@@ -82,13 +82,15 @@ def trainer_need(config: Config, folder: Path | None, role: str, optimization: O
 
 
 def micro_batch(config: Config, optimization: Optimization) -> int:
-    """Samples that a worker has in one forward: no more than its share of a step, and of pictures of one size."""
+    """Return the samples of a worker's forward: at most its share of a step, and of pictures of one size."""
     together = config.data.pictures.together if config.data.pictures.buckets == "aspect" else optimization.global_batch
     return min(optimization.micro_batch, math.ceil(optimization.global_batch / optimization.workers), together)
 
 
 def expert_need(config: Config, folder: Path | None) -> Need:
-    """An actor that computes targets: encoders, the reference, what θ1 has of its own, and the largest of its calls."""
+    """Return the need of an actor that computes targets: encoders, the reference, θ1's own weights, and the
+    largest of its calls.
+    """
     model, targets = config.model, config.targets
     skeleton, size = skeleton_of(model, folder), DTYPES[model.dtype].itemsize
     on_gpu = targets.gpus_per_actor > 0
@@ -117,14 +119,14 @@ def expert_need(config: Config, folder: Path | None) -> Need:
 
 
 def _whole_expert(config: Config) -> bool:
-    """Whether the expert is a denoiser of its own, and not the base with an adapter."""
+    """Return whether the expert is a whole denoiser rather than the base with an adapter."""
     if config.expert.adapter is None:
         return config.expert.optimization.parameters == "full"
     return (config.expert.adapter / family(config.model).denoiser).is_dir()
 
 
 def drawing_need(config: Config, folder: Path | None) -> Need:
-    """An actor that draws pictures for the evaluation: a whole pipeline."""
+    """Return the need of an actor that draws pictures for the evaluation: a whole pipeline."""
     model, evaluation = config.model, config.evaluation
     skeleton, size = skeleton_of(model, folder), DTYPES[model.dtype].itemsize
     on_gpu = evaluation.gpus_per_actor > 0
@@ -155,7 +157,7 @@ def _alignment(config: Config, folder: Path | None) -> Need:
 
 
 def roles(config: Config) -> Iterator[tuple[str, Role]]:
-    """The kinds of processes of a run, each with the section whose settings decide what it takes."""
+    """Return the kinds of processes of a run, each under the section that decides its need."""
     if config.expert.adapter is None:
         yield "expert.optimization", _expert_training
     yield "targets", expert_need

@@ -1,4 +1,4 @@
-"""What the models of a base weigh and what their calls take, counted on the meta device at the sizes of a configuration."""
+"""The weights of a base's models and the cost of their calls, counted on the meta device at the sizes of a configuration."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cpo_ray.preflight.counting import Count, OnMeta, count_forward, count_step
 
 @dataclass(frozen=True)
 class StepCost:
-    """A training step of one micro-batch: shapes of the trained parameters, how many numbers are frozen, what it takes."""
+    """A training step of one micro-batch: shapes of the trained parameters, the number of frozen ones, and the count."""
 
     trained: tuple[tuple[int, ...], ...]
     frozen: int
@@ -28,13 +28,13 @@ class StepCost:
 
     @property
     def numbers(self) -> int:
-        """How many numbers are trained."""
+        """Number of trained parameters."""
         return sum(torch.Size(shape).numel() for shape in self.trained)
 
 
 @lru_cache(maxsize=2)
 def skeleton_of(model: Model, folder: Path | None) -> Skeleton:
-    """The base's skeleton; it is shared, so whoever changes one builds its own."""
+    """Return the base's skeleton. It is shared, so callers that change one build their own."""
     return family(model).skeleton(model, folder)
 
 
@@ -42,7 +42,7 @@ def skeleton_of(model: Model, folder: Path | None) -> Skeleton:
 def step_cost(
     model: Model, folder: Path | None, parameters: str, lora: Lora, micro_batch: int, gradient_checkpointing: bool
 ) -> StepCost:
-    """Count a step of so many samples, in the dtype that the engine computes in."""
+    """Count a step of `samples` samples, in the dtype that the engine computes in."""
     architecture, skeleton = family(model), family(model).skeleton(model, folder)
     denoiser, dtype = skeleton.denoiser, DTYPES[model.dtype]
     if parameters == "lora":
@@ -67,13 +67,13 @@ def step_cost(
 
 
 def training_cost(model: Model, folder: Path | None, optimization: Optimization, lora: Lora, micro_batch: int) -> StepCost:
-    """`step_cost` of a section of the configuration."""
+    """Return `step_cost` for a section of the configuration."""
     return step_cost(model, folder, optimization.parameters, lora, micro_batch, optimization.gradient_checkpointing)
 
 
 @lru_cache(maxsize=64)
 def forward_cost(model: Model, folder: Path | None, batch: int) -> Count:
-    """A forward of the denoiser on so many samples."""
+    """Count a forward of the denoiser on `samples` samples."""
     architecture, skeleton = family(model), skeleton_of(model, folder)
     x_t, timestep, conditioning = architecture.largest_inputs(skeleton, model, batch)
     on_meta = OnMeta(skeleton.denoiser)
@@ -83,7 +83,7 @@ def forward_cost(model: Model, folder: Path | None, batch: int) -> Count:
 
 @lru_cache(maxsize=64)
 def text_cost(model: Model, folder: Path | None, prompts: int) -> Count:
-    """All text encoders, one after the other, on so many prompts: the largest peak, and all operations."""
+    """Count all text encoders, one after the other: the largest peak, and all operations."""
     skeleton = skeleton_of(model, folder)
     counts = [
         count_forward(partial(encoder, skeleton.tokens(number, prompts)), [encoder])
@@ -94,7 +94,7 @@ def text_cost(model: Model, folder: Path | None, prompts: int) -> Count:
 
 @lru_cache(maxsize=64)
 def encode_cost(model: Model, folder: Path | None) -> tuple[Count, int]:
-    """The VAE on as many pictures as it encodes at a time, in float32, and that number."""
+    """Count the VAE in float32 on the pictures that it encodes at a time; return the count and the number of pictures."""
     vae, pictures = skeleton_of(model, folder).vae, encoded_together(Bucket(*[model.resolution] * 3))
     size = (pictures, 3, model.resolution, model.resolution)
     with torch.device("meta"):
@@ -103,7 +103,7 @@ def encode_cost(model: Model, folder: Path | None) -> tuple[Count, int]:
 
 @lru_cache(maxsize=64)
 def decode_cost(model: Model, folder: Path | None, pictures: int) -> Count:
-    """The VAE drawing so many pictures at once, in float32."""
+    """Count the VAE in float32, decoding `samples` pictures at once."""
     skeleton = skeleton_of(model, folder)
     vae, side = skeleton.vae, model.resolution // skeleton.factor
     with torch.device("meta"):
@@ -111,12 +111,12 @@ def decode_cost(model: Model, folder: Path | None, pictures: int) -> Count:
 
 
 def numbers(modules: Iterable[nn.Module]) -> int:
-    """Parameters of all of them."""
+    """Return the parameters of all modules."""
     return sum(values.numel() for module in modules for values in module.parameters())
 
 
 def merged_numbers(denoiser: nn.Module, lora: Lora) -> int:
-    """Weights that a merged adapter changes, which the expert holds twice."""
+    """Return the number of weights that a merged adapter changes; the expert holds them twice."""
     return sum(
         layer.weight.numel()
         for path, layer in denoiser.named_modules()

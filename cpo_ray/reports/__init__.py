@@ -1,1 +1,1 @@
-"""Pages of their own, without a network: runs, sweeps, reviews, and the kit that they share."""
+"""The kit for reports: HTML pages with their own style, charts and pictures that need no network."""

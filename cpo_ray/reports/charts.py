@@ -1,4 +1,4 @@
-"""Inline SVG charts for the report, in the colors that its style sheet names (`--series-1` …), so that they follow dark mode."""
+"""Inline SVG charts in the colours of the style sheet (`--series-1` …), so that they follow dark mode."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from markupsafe import Markup, escape
 
 from cpo_ray.core.statistics import Interval
 
-MOST_POINTS = 400  # more cannot be told apart at the width of a page, and would only make the file large
+MOST_POINTS = 400  # more points cannot be distinguished at the width of a page
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: values over steps, with the name of its CSS color."""
+    """One curve: values over steps, with the name of its CSS colour."""
 
     label: str
     steps: Sequence[float]
@@ -25,7 +25,7 @@ class Line:
 
 
 def interval_mark(interval: Interval, low: float, high: float, reference: float) -> Markup:
-    """A dot with its interval on a scale from low to high, and a line at the reference; the numbers stand beside it."""
+    """Draw a dot with its interval on a scale from low to high, and a line at the reference. The numbers stand beside it."""
     width, height = 180, 18
 
     def x(value: float) -> float:
@@ -40,7 +40,7 @@ def interval_mark(interval: Interval, low: float, high: float, reference: float)
 
 
 def line_chart(lines: Sequence[Line], description: str) -> Markup:
-    """Smoothed curves over their faint raw values, with the zero line and each curve named at its end.
+    """Draw smoothed curves over their faint raw values, with the zero line and each curve's name at its end.
 
     The scale fits the smoothed curves and most of the raw values, so that one outlier does not flatten the rest.
     """
@@ -73,7 +73,9 @@ def line_chart(lines: Sequence[Line], description: str) -> Markup:
 
 
 def bar_chart(groups: dict[str, dict[str, float]], colors: dict[str, str], description: str) -> Markup:
-    """Horizontal bars: a group per root, in it a bar per model with its value at the end. `colors` has a CSS color per model."""
+    """Draw horizontal bars: a group per root with a bar per model and its value at the end. `colors` has a
+    CSS colour per model.
+    """
     bar, gap, left, width = 13, 14, 170, 940
     rows = [len(bars) * bar + gap for bars in groups.values()]
     height = sum(rows) + 10
@@ -96,7 +98,7 @@ def bar_chart(groups: dict[str, dict[str, float]], colors: dict[str, str], descr
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
-    """Centred mean over about a twentieth of the curve (N,); at the ends over what there is."""
+    """Return the centred mean over about a twentieth of the curve (N,), shorter at the ends."""
     array = np.asarray(values, dtype=float)
     reach = min(max(1, len(array) // 40), (len(array) - 1) // 2)
     window = np.ones(2 * reach + 1)
@@ -104,7 +106,7 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers that enclose [low, high], in about `count` steps of 1, 2 or 5 times a power of ten."""
+    """Return round numbers that enclose [low, high], in about `count` steps of 1, 2 or 5 times a power of ten."""
     if low == high:
         high = low + (abs(low) or 1.0)
     span = high - low
@@ -138,7 +140,7 @@ def _tick(value: float) -> str:
 
 
 def figure(width: float, height: float, description: str, parts: Sequence[str]) -> Markup:
-    """The whole chart; `description` is what somebody hears who cannot see it."""
+    """Return the whole chart. `description` is for people who cannot see it."""
     return Markup(
         f'<svg class="chart" role="img" viewBox="0 0 {width} {height}" aria-label="{escape(description)}">'
         + "".join(parts)

@@ -1,4 +1,4 @@
-"""What every report is made with: its templates, its style, pictures inside the page, and one way to write it."""
+"""The kit of every report: templates, style, inline pictures, and one way to write a page."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from cpo_ray.core.statistics import format_interval, format_number
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
-SIDE = 384  # larger pictures are shrunk to this side, or a report of an SDXL run would weigh hundreds of megabytes
+SIDE = 384  # larger pictures are shrunk to this side, or the report of an SDXL run would take hundreds of megabytes
 
 
 def render(template: Path, filters: dict[str, Callable[..., Any]] | None = None, **values: Any) -> str:
-    """A page as HTML. `template` may include `style.css`; numbers and intervals are written with `number` and `interval`."""
+    """Return a page as HTML. `template` may include `style.css` and format with the filters `number` and `interval`."""
     environment = Environment(
         loader=FileSystemLoader([template.parent, HERE]),
         autoescape=True,
@@ -34,9 +34,9 @@ def render(template: Path, filters: dict[str, Callable[..., Any]] | None = None,
 
 
 def data_uri(picture: NDArray[np.uint8]) -> str:
-    """A picture (H, W, 3) uint8 as the address of an inline PNG."""
+    """Return a picture (H, W, 3) uint8 as the address of an inline PNG."""
     image = Image.fromarray(picture)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)  # leaves smaller ones as they are
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)  # smaller pictures stay as they are
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,1 +1,1 @@
-"""A search over what stage 2 can be told (ω, β, learning rate, objective, share of data) that never calls the expert twice."""
+"""Search settings of stage 2 on one expert and one set of targets."""

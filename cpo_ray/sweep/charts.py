@@ -1,4 +1,4 @@
-"""The charts of a sweep's report: a measure over a searched number, the Pareto front, and all trials as parallel coordinates."""
+"""The charts of a sweep's report: a measure over a searched number, the Pareto front, all trials as parallel coordinates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 24, 14, 44
 
 @dataclass(frozen=True)
 class Dot:
-    """One trial in a chart; `label` is shown when it is pointed at."""
+    """One trial in a chart; `label` appears when it is pointed at."""
 
     label: str
     x: Interval
@@ -34,7 +34,7 @@ class Dot:
 
 
 class Scale:
-    """A number's place on an axis from `start` to `end`, in pixels; by magnitude with `log`."""
+    """Maps numbers to an axis from `start` to `end`, in pixels; by magnitude with `log`."""
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool = False) -> None:
         self._log, self._start, self._end = log, start, end
@@ -54,9 +54,9 @@ class Scale:
 
 
 def curve_chart(dots: Sequence[Dot], base: Interval | None, names: tuple[str, str], *, joined: bool, log: bool) -> Markup:
-    """A measure over a searched number: a dot with its interval per trial, the base as a band.
+    """Draw a measure over a searched number: a dot with its interval per trial, the base as a band.
 
-    With `joined` a line goes through the mean of the trials at each value, which other searched numbers may set apart.
+    With `joined` a line goes through the mean of the trials at each value; other searched numbers may differ between them.
     """
     x, y = _scales(dots, [base] if base else [], log=log)
     parts = [_axes(x, y, names)]
@@ -75,7 +75,7 @@ def curve_chart(dots: Sequence[Dot], base: Interval | None, names: tuple[str, st
 
 
 def front_chart(dots: Sequence[Dot], base: Dot | None, names: tuple[str, str]) -> Markup:
-    """Two measures against each other, both better toward the lower left; the front is joined by steps."""
+    """Draw two measures against each other, both better toward the lower left. Steps join the front."""
     x, y = _scales([*dots, *([base] if base else [])], [])
     parts = [_axes(x, y, names)]
     front = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.x.mean)
@@ -91,7 +91,7 @@ def front_chart(dots: Sequence[Dot], base: Dot | None, names: tuple[str, str]) -
 
 
 def parallel_chart(lines: Mapping[str, Sequence[float]], kinds: Sequence[str], labels: Sequence[str], log: set[str]) -> Markup:
-    """A vertical axis per column of `lines` (by name, one number per trial) and a line per trial; the best is drawn last."""
+    """Draw a vertical axis per column of `lines` (by name, one number per trial) and a line per trial, the best one last."""
     width, height, side, top, bottom = 940, 300, 80, 34, 20
     gap = (width - 2 * side) / max(1, len(lines) - 1)
     scales = [Scale(min(values), max(values), height - bottom, top, name in log) for name, values in lines.items()]
@@ -111,7 +111,7 @@ def parallel_chart(lines: Mapping[str, Sequence[float]], kinds: Sequence[str], l
 
 
 def _scales(dots: Sequence[Dot], more: Sequence[Interval], log: bool = False) -> tuple[Scale, Scale]:
-    """Scales that hold every interval."""
+    """Return scales that hold every interval."""
     heights = [*(dot.y for dot in dots), *more]
     low_x, high_x = min(dot.x.low for dot in dots), max(dot.x.high for dot in dots)
     low_y, high_y = min(i.low for i in heights), max(i.high for i in heights)
@@ -131,7 +131,7 @@ def _axes(x: Scale, y: Scale, names: tuple[str, str]) -> str:
 
 
 def _dot(dot: Dot, x: Scale, y: Scale, across: bool) -> str:
-    """A dot with its interval upright, and `across` too."""
+    """Draw a dot with its vertical interval, and a horizontal one with `across`."""
     at, height = x(dot.x.mean), y(dot.y.mean)
     whiskers = f'<line class="whisker" x1="{at:.1f}" x2="{at:.1f}" y1="{y(dot.y.low):.1f}" y2="{y(dot.y.high):.1f}"/>'
     if across:
@@ -143,7 +143,7 @@ def _dot(dot: Dot, x: Scale, y: Scale, across: bool) -> str:
 
 
 def _number(value: float) -> str:
-    """A tick is a round number and needs no exponent; a true minus sign."""
+    """Format a tick: a round number without an exponent, with a true minus sign."""
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
 

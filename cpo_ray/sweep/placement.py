@@ -1,8 +1,8 @@
-"""How many trials fit into a cluster at once; a pure function, so that a plan that cannot be placed never starts.
+"""Compute how many trials fit into a cluster at once; a pure function, so that an impossible plan never starts.
 
-A trial holds a sliver of a CPU for its driver and, from beginning to end, its training workers. What every trial shares, the
-actors that draw and measure pictures, is placed first. A waiting trial holds nothing that a running one needs: Ray reserves the
-workers of a trial together or not at all. So where one trial fits, none waits for ever.
+A trial holds a sliver of a CPU for its driver and, from beginning to end, its training workers. The actors that draw and measure
+for all trials are placed first. A waiting trial holds nothing that a running one needs, since Ray reserves the workers of a trial
+together or not at all. So if one trial fits, none waits for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DRIVER_CPUS = 0.05
 
 @dataclass(frozen=True)
 class Room:
-    """CPUs and GPUs that one machine has, or that one process takes."""
+    """The CPUs and GPUs of one machine, or of one process."""
 
     cpus: float
     gpus: float = 0.0
@@ -35,14 +35,14 @@ class Room:
 
 @dataclass(frozen=True)
 class Demand:
-    """Processes that one trial consists of, and those that all trials share."""
+    """The processes of one trial, and those that all trials share."""
 
     trial: tuple[Room, ...]
     shared: tuple[Room, ...]
 
 
 def demand(config: Config) -> Demand:
-    """What the trials of a configuration take."""
+    """Return what the trials of a configuration need."""
     training, evaluation = config.preference.optimization, config.evaluation
     workers = (Room(training.cpus_per_worker, training.gpus_per_worker),) * training.workers
     return Demand(
@@ -51,7 +51,7 @@ def demand(config: Config) -> Demand:
 
 
 def trials_at_once(machines: Sequence[Room], wanted: Demand, limit: int) -> int:
-    """How many trials fit beside what they share, at most `limit`; 0 where not even one does."""
+    """Return how many trials fit beside what they share, at most `limit`; 0 if not even one fits."""
     left = _placed(list(machines), wanted.shared)
     count = 0
     while left is not None and count < limit and (left := _placed(left, wanted.trial)) is not None:
@@ -60,7 +60,7 @@ def trials_at_once(machines: Sequence[Room], wanted: Demand, limit: int) -> int:
 
 
 def refusal(machines: Sequence[Room], wanted: Demand) -> str | None:
-    """Why not even one trial fits and what is missing, or None where one does."""
+    """Return why not even one trial fits and what is missing; None if one fits."""
     if trials_at_once(machines, wanted, 1):
         return None
     every = (*wanted.trial, *wanted.shared)
@@ -83,7 +83,9 @@ def refusal(machines: Sequence[Room], wanted: Demand) -> str | None:
 
 
 def _placed(machines: list[Room], processes: Sequence[Room]) -> list[Room] | None:
-    """What is left after each process went, the largest first, to the first machine that holds it; None if one does not fit."""
+    """Place each process, the largest first, on the first machine that holds it, and return what is left; None if one does not
+    fit.
+    """
     left = list(machines)
     for process in sorted(processes, key=lambda room: (room.gpus, room.cpus), reverse=True):
         place = next((number for number, machine in enumerate(left) if machine.holds(process)), None)

@@ -1,8 +1,8 @@
-"""What is known of a trial, as files in its folder: a killed sweep goes on from them, and results are read from them.
+"""Records of trials as files in their folders. A killed sweep resumes from them, and results are read from them.
 
-trials/<id>/trial.json                  the point, how it stands, its MLflow run
-trials/<id>/rungs/step-00000040.json    what was measured after 40 steps
-trials/<id>/rungs/step-00000040/        pictures of that rung, for the report
+trials/<id>/trial.json                 the point, its state, its MLflow run
+trials/<id>/rungs/step-00000040.json   what was measured after 40 steps
+trials/<id>/rungs/step-00000040/       pictures of that rung, for the report
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Everything frozen, computed once: the store of target shards, the expert that fills them, its actor pool, the reader."""
+"""Everything frozen, computed once: the store of target shards, the expert that fills it, its actor pool, the reader."""

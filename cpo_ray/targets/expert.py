@@ -1,7 +1,7 @@
 """The frozen models as one plain callable: items and their pictures in, the tensors of a whole target shard out.
 
-Every input is rounded to what is stored *before* any model sees it, so that training on a shard and running the frozen models in
-the training step mean the same, and a student equal to the reference reproduces `reference`.
+Every input is rounded to its stored form *before* any model sees it. Training on a shard therefore equals running the frozen
+models in the training step, and a student equal to the reference reproduces `reference`.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ class ExpertSpec:
 
     @property
     def precision(self) -> str:
-        """How the denoisers compute, as far as it changes their outputs."""
+        """How the denoisers compute, where it changes their outputs."""
         faster = [name for name in ("compile", "float8") if getattr(self, name)] if self.kind == "expert" else []
         return ", ".join([self.model.dtype, *faster])
 
 
 def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
-    """What decides the bytes of the spec's shards.
+    """Return everything that decides the bytes of the spec's shards.
 
-    Raises ValueError for a hub id without a revision: the weights behind it may change while the address stays.
+    Raises ValueError for a hub id without a revision, since the weights behind it may change while the address stays.
     """
     base = base_source(spec.model)
     if Path(base).is_dir():
@@ -107,12 +107,12 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
 
 @lru_cache(maxsize=8)
 def _dataset_fingerprint(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
-    """It reads every picture; `files` (name, size, time) are there to read them again only when a shard changed."""
+    """Read every picture. `files` (name, size, time) is the cache key, so pictures are read again only if a shard changed."""
     return AnnotatedDataset.open(folder).fingerprint
 
 
 def target_store(spec: ExpertSpec, folder: Path) -> TargetStore:
-    """The store that holds the spec's shards below `folder`."""
+    """Return the store of the spec's shards below `folder`."""
     return TargetStore(folder.absolute(), frozen_fingerprint(frozen_inputs(spec)))
 
 
@@ -150,15 +150,15 @@ class Expert:
 
     @property
     def forwards(self) -> int:
-        """Forwards of θ1 and the reference so far."""
+        """Number of forwards of θ1 and the reference so far."""
         return 0 if self._denoisers is None else self._denoisers.forwards
 
     @torch.no_grad()
     def __call__(self, items: Sequence[Item], images: Sequence[bytes]) -> dict[str, Tensor]:
-        """The tensors of `schema.TARGET_TENSORS` for items of one bucket and their encoded pictures, on the CPU.
+        """Return the tensors of `schema.TARGET_TENSORS`, on the CPU, for items of one bucket and their encoded pictures.
 
-        A function of its arguments and the spec alone. Raises PictureError, naming the sample, for a picture that cannot be
-        decoded or is too small, and ValueError for outputs that are not finite.
+        The result depends on the arguments and the spec alone. Raises PictureError, naming the sample, for a picture that cannot
+        be decoded or is too small, and ValueError for outputs that are not finite.
         """
         x_t, timestep, target, sizes = self._noisy_latents(items, images)
         micro = self._encoders.micro_conditioning(sizes)
@@ -178,11 +178,11 @@ class Expert:
         return {name: tensor.cpu() for name, tensor in tensors.items()}
 
     def _noisy_latents(self, items: Sequence[Item], images: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor, list[PictureSize]]:
-        """x_t and the ground truth (B, C, h, w) float16, the timesteps (B,), and the sizes for the micro-conditioning."""
-        (bucket,) = {self._bucket(item) for item in items}  # what differs in shape is never in one shard
+        """Return x_t and the ground truth (B, C, h, w) float16, the timesteps (B,), and the sizes for the micro-conditioning."""
+        (bucket,) = {self._bucket(item) for item in items}  # samples of one shard have the same shape
         process = self._process(bucket)
         assert len(items) == len(images)
-        # PIL lets go of the interpreter; Ray tells torch how many threads this actor may have.
+        # PIL releases the interpreter lock. Ray tells torch how many threads this actor may have.
         with ThreadPoolExecutor(torch.get_num_threads()) as threads:
             fitted = list(threads.map(self._fit, items, images, repeat(bucket)))
         pictures = torch.stack([picture for picture, _ in fitted])
@@ -205,7 +205,7 @@ class Expert:
         return bucket
 
     def _process(self, bucket: Bucket) -> DiffusionProcess:
-        """A base may draw its times by the number of tokens."""
+        """Return the diffusion process; a base may draw its times by the number of tokens."""
         if bucket.resolution not in self._processes:
             model = self._spec.model.model_copy(update={"resolution": bucket.resolution})
             self._processes[bucket.resolution] = self._family.load_process(model)
@@ -236,7 +236,7 @@ class Expert:
         if mixture is None:
             return [self._condition_texts(replace(label, positive_ids=(), negative_ids=())).content for label in labels]
         for label in labels:
-            self._condition_texts(label)  # counts what does not fit when nothing is left out at random
+            self._condition_texts(label)  # counts what does not fit before any random dropout
         generators = [counter_generator(self._spec.seed, *item, "condition") for item in items]
         return [
             stage_one_text(label, self._tree, mixture, generator, encoders.count_tokens, encoders.token_limit)
@@ -244,7 +244,7 @@ class Expert:
         ]
 
     def _encode(self, *groups: Sequence[str]) -> list[Texts]:
-        """Each distinct text of a group once, in the order of first appearance, float16."""
+        """Encode each distinct text of a group once, in the order of first appearance, to float16."""
         if self._spec.offload_text_encoders:
             self._encoders.place_text(self._device)
         encoded = []

@@ -1,4 +1,4 @@
-"""θ1 and the reference on one device: their five outputs per sample in two forwards, and what they have in common held once."""
+"""θ1 and the reference on one device: five outputs per sample in two forwards. Weights that both share exist once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Texts:
 class FrozenDenoisers:
     """The reference, and θ1 with its adapter merged. `forwards` counts up.
 
-    What makes θ1 faster is kept from the reference: that one computes as the trained model does, since β multiplies what they
-    differ by. `forward_batch` bounds the samples per forward. With `compiled` the first forwards take a minute or so; `float8` is
-    lossy, see `models.float8`.
+    Options that make θ1 faster do not apply to the reference: it computes exactly as the trained model does, since β multiplies
+    their difference. `forward_batch` bounds the samples per forward. With `compiled` the first forwards take about a minute.
+    `float8` is lossy, see `models.float8`.
     """
 
     def __init__(
@@ -52,7 +52,9 @@ class FrozenDenoisers:
     def __call__(
         self, x_t: Tensor, timestep: Tensor, content: Texts, conditions: Texts, micro: Conditioning
     ) -> ExpertDifferences:
-        """Outputs (B, C, h, w) for x_t (B, C, h, w) float16 and y; `conditions` has 4 B texts: positive, negative, null, all."""
+        """Return outputs (B, C, h, w) for x_t (B, C, h, w) float16 and y. `conditions` has 4 B texts: positive, negative, null,
+        all.
+        """
         reference = self._predict(self._reference, x_t, timestep, content, micro)
         micro = {name: torch.cat([values] * 4) for name, values in micro.items()}
         outputs = self._predict(self._theta, torch.cat([x_t] * 4), torch.cat([timestep] * 4), conditions, micro)
@@ -60,7 +62,7 @@ class FrozenDenoisers:
         return ExpertDifferences.from_outputs(reference, positive, negative, null, all_)
 
     def _predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, text: Texts, micro: Conditioning) -> Tensor:
-        """(B, C, h, w) float32 in the model's prediction space; float16 inputs are cast to the model's dtype."""
+        """Return (B, C, h, w) float32 in the model's prediction space. Inputs in float16 are cast to the model's dtype."""
         parts = []
         for rows in torch.arange(len(x_t), device=self._device).split(self._forward_batch or len(x_t)):
             conditioning = {name: values[text.index[rows]].to(self._dtype) for name, values in text.rows.items()}
@@ -71,10 +73,10 @@ class FrozenDenoisers:
 
 
 def place_together(reference: nn.Module, theta: nn.Module, device: torch.device) -> None:
-    """Move both to `device`, with one copy of every weight that is the same in them.
+    """Move both to `device`, with one copy of every weight that they share.
 
-    A LoRA on the attention, merged, changes 37 % of SDXL's weights and 15 % of FLUX.1's: 7.0 GB instead of 10.3, 27.4 instead of
-    47.6 in bfloat16. Results do not change by a bit, and no forward pays for an adapter beside the weights.
+    A merged LoRA on the attention changes 37 % of SDXL's weights and 15 % of FLUX.1's, so both take 7.0 GB instead of 10.3, and
+    27.4 instead of 47.6, in bfloat16. Results do not change by a bit, and no forward pays for an adapter beside the weights.
     """
     own = dict(reference.named_parameters())
     same = [name for name, values in theta.named_parameters() if name in own and torch.equal(values, own[name])]

@@ -1,4 +1,4 @@
-"""Fills the target store with a Ray Data actor pool, ahead of training or beside it."""
+"""Fill the target store with a Ray Data actor pool, ahead of training or beside it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ Progress = Callable[[int, int], None]
 
 
 class ProductionError(RuntimeError):
-    """Targets cannot be computed; one sentence, which names the sample where one is to blame."""
+    """Targets cannot be computed. The message is one sentence and names the sample at fault, if there is one."""
 
 
 @dataclass(frozen=True)
 class ProductionReport:
-    """What one call of `produce` did. `dropped_attributes` did not fit into the text encoder's token limit."""
+    """The result of one call of `produce`. `dropped_attributes` attributes exceeded the text encoder's token limit."""
 
     shards_written: int
     already_there: int
@@ -54,10 +54,10 @@ def produce(
     on_progress: Progress | None = None,
     stopped: threading.Event | None = None,
 ) -> ProductionReport:
-    """Compute the shards that are not in the store yet, in their order, on `targets.min_actors` to `max_actors` actors.
+    """Compute the missing shards, in order, on `targets.min_actors` to `max_actors` actors.
 
-    `on_progress` is told (shards there, all shards) after each one; `stopped`, once set, ends the work after the shards in hand.
-    Neither the number of actors nor an interruption changes a byte. Raises ProductionError.
+    `on_progress` gets (existing shards, all shards) after each one. Once `stopped` is set, the work ends after the current
+    shards. Neither the number of actors nor an interruption changes a byte. Raises ProductionError.
     """
     started = time.monotonic()
     store = target_store(spec, targets.folder)
@@ -85,9 +85,9 @@ def produce(
 
 
 class BackgroundProducer:
-    """`produce` in a thread of the driver while training runs; a context manager that stops it on the way out.
+    """Runs `produce` in a thread of the driver while training runs; a context manager that stops it at the end.
 
-    When it fails, the store's failure marker of `run_id` tells the run's waiting readers why.
+    If it fails, the store's failure marker of `run_id` tells the waiting readers why.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class BackgroundProducer:
         self._marker.unlink(missing_ok=True)
         self._stopped = threading.Event()
         self._result: Future[ProductionReport] = Future()
-        # A daemon: one that waits for CPUs which never become free must not keep the driver from ending.
+        # A daemon, since a thread that waits for CPUs which never become free must not keep the driver alive.
         arguments = (spec, shards, targets, on_progress, self._stopped)
         self._thread = threading.Thread(target=self._run, args=arguments, name="targets", daemon=True)
         self._thread.start()
@@ -113,31 +113,31 @@ class BackgroundProducer:
         return self._result.result()
 
     def stop(self) -> None:
-        """End after the shards in hand, for which it waits half a minute; what is written stays."""
+        """End after the current shards, waiting half a minute for them. Written shards stay."""
         self._stopped.set()
         self._thread.join(timeout=30)
 
     def _run(self, *arguments: Any) -> None:
         try:
             self._result.set_result(produce(*arguments))
-        except Exception as error:  # whatever it is must cross the thread: join() raises it, and readers stop with it
+        except Exception as error:  # any exception must cross the thread: join() raises it, and readers stop with it
             self._result.set_exception(error)
             sentence = str(error) if isinstance(error, ProductionError) else f"the producer of targets failed: {error!r}"
             write_bytes(self._marker, json.dumps({"sentence": sentence}).encode())
 
 
 class ExpertActor:
-    """One member of the pool: holds an `Expert` and writes whole shards; only a status row goes back."""
+    """One member of the pool: holds an `Expert` and writes whole shards. Only a status row goes back."""
 
     def __init__(self, spec: ExpertSpec, store: TargetStore) -> None:
         if spec.device == "cpu":
-            # More threads add up sums in another order, and so would give other bytes on another machine.
+            # More threads would sum in another order, and so give other bytes on another machine.
             torch.set_num_threads(1)
         self._expert = Expert(spec)
         self._store = store
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        """One row of items and images in, one row of status out; what is wrong with the data comes back in "error"."""
+        """Turn a row of items and images into a row of status. Faults of the data come back in "error"."""
         started = time.monotonic()
         (row,) = rows.to_pylist()
         items = [Item(*item) for item in json.loads(row["items"])]
@@ -159,7 +159,7 @@ class ExpertActor:
 
 
 def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targets: Targets) -> Dataset:
-    """One row and one block per shard: items → + images (tasks) → status (actor pool)."""
+    """Return a dataset with one row and one block per shard: items → + images (tasks) → status (actor pool)."""
     rows = [{"items": json.dumps(items)} for items in shards]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.enable_progress_bars = False
@@ -169,10 +169,10 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
         batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=min(targets.max_actors, len(rows))),
-        num_cpus=0.1,  # it waits for the disk more than it computes, and must not take the CPUs of actors and trainers
+        num_cpus=0.1,  # this task mostly waits for the disk, and must not take the CPUs of actors and trainers
     )
     with warnings.catch_warnings():
-        # Deprecated since Ray 2.60, which has no other way yet to say how often an actor is restarted.
+        # Deprecated since Ray 2.60, which has no other way yet to bound an actor's restarts.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         return with_images.map_batches(
             ExpertActor,
@@ -187,19 +187,19 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
 
 
 def _bounded_retries() -> dict[str, int]:
-    """Without these bounds a row that kills its actor is tried for ever."""
+    """Bound the retries, or Ray would try a row that kills its actor for ever."""
     return {"max_restarts": 4, "max_task_retries": 1}
 
 
 def _add_images(rows: pa.Table, folder: Path) -> pa.Table:
-    """Add the encoded pictures of the one row's items, by random access to the annotated shards."""
+    """Add the encoded pictures of the row's items, by random access to the annotated shards."""
     items = [Item(*item) for item in json.loads(rows["items"][0].as_py())]
     images = AnnotatedDataset.open(folder).images([item.sample_id for item in items])
     return rows.append_column("images", pa.array([images], pa.list_(pa.large_binary())))
 
 
 def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
-    """The status rows as they come. Raises ProductionError where an actor or a task died or failed."""
+    """Yield the status rows as they arrive. Raises ProductionError if an actor or a task died or failed."""
     try:
         for batch in dataset.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
@@ -209,7 +209,7 @@ def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 
 def _for_workers(spec: ExpertSpec, targets: Targets) -> ExpertSpec:
-    """The spec as another process must see it: its working folder is not the driver's."""
+    """Return the spec with absolute paths, since other processes work in another folder."""
     base = Path(spec.model.base)
     model = spec.model.model_copy(update={"base": str(base.absolute())}) if base.is_dir() else spec.model
     return replace(

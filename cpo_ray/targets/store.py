@@ -1,10 +1,10 @@
-"""Target shards on disk: immutable safetensors files, addressed by all that decides their bytes.
+"""Target shards on disk: immutable safetensors files, addressed by everything that decides their bytes.
 
-    <folder>/<fingerprint>/about.json                    what the fingerprint stands for
-    <folder>/.locks/<fingerprint>                        locked while a run uses the shards
-    <folder>/<fingerprint>/<shard digest>.safetensors    the tensors of `schema.TARGET_TENSORS` for a list of items
+    <folder>/<fingerprint>/about.json                       what the fingerprint stands for
+    <folder>/.locks/<fingerprint>                           locked while a run uses the shards
+    <folder>/<fingerprint>/<shard digest>.safetensors       the tensors of `schema.TARGET_TENSORS` for a list of items
 
-Whoever asks for a shard that is there saves its computation: a live, a cached, a resumed and a swept run differ in nothing else.
+An existing shard is never computed again. A live, a cached, a resumed and a swept run differ in nothing else.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from cpo_ray.core.schema import SCHEMA_VERSION
 Kind = Literal["supervised", "expert"]
 Items = tuple[Item, ...]
 
-# safetensors writes its metadata in the order of a hash map that differs from process to process.
-# With all of it below one key, equal shards are equal files.
+# safetensors writes its metadata in the order of a hash map, which differs between processes.
+# With everything under one key, equal shards are equal files.
 _METADATA_KEY = "cpo_ray"
 
 
 class TargetStoreError(ValueError):
-    """A shard cannot be written, or a file is not the shard it should be; one sentence."""
+    """A shard cannot be written, or a file is not the expected shard; one sentence says which."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class FrozenInputs:
     pictures: str | None = None
 
     def described(self) -> dict[str, Any]:
-        """What about.json and the fingerprint are made of."""
-        # Shards from before there was a choice keep their address.
+        """The content of about.json and of the fingerprint."""
+        # Shards made before this was configurable keep their address.
         return {name: value for name, value in asdict(self).items() if name != "pictures" or value is not None}
 
 
 def frozen_fingerprint(inputs: FrozenInputs) -> str:
-    """32 hexadecimal digits that change with any of the inputs."""
+    """Return 32 hexadecimal digits that change with any of the inputs."""
     return _digest(json.dumps(inputs.described(), sort_keys=True))
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = (".safetensors",)) -> str:
-    """Digest of a file, or of the names and contents of a folder's files with one of the suffixes.
+    """Return the digest of a file, or of the names and contents of a folder's files with one of the suffixes.
 
     Raises TargetStoreError if there is nothing to digest.
     """
@@ -86,14 +86,14 @@ def content_digest(path: Path, suffixes: tuple[str, ...] = (".safetensors",)) ->
         raise TargetStoreError(
             f"there is no {' or '.join(suffixes)} file at {path}; give the folder or file that holds the weights"
         )
-    # The name of a single file, or of the folder, says nothing about its contents.
+    # The name of a single file, or of the folder, is not part of its contents.
     names = [""] if path.is_file() else [file.relative_to(folder).as_posix() for file in files]
     return _digest(*names, *(_file_digest(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
 
 
 @lru_cache(maxsize=1024)
 def _file_digest(file: Path, size: int, modified: int) -> str:
-    """Digest of a file's bytes, read again only when its size or time changed."""
+    """Return the digest of a file's bytes, which are read again only if its size or time changed."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -111,37 +111,39 @@ class TargetStore:
         return self.folder / self.fingerprint
 
     def path(self, items: Sequence[Item]) -> Path:
-        """Where the shard of these items, in this order, is or will be."""
+        """Return the path of the shard with these items, in this order, whether it exists or not."""
         return self.root / f"{_digest(self.fingerprint, _items_json(items))}.safetensors"
 
     def missing(self, shards: Iterable[Items]) -> list[Items]:
-        """The shards that are not there yet, in the given order."""
+        """Return the shards that do not exist yet, in the given order."""
         return [items for items in shards if not self.path(items).exists()]
 
     def failure_marker(self, run_id: str) -> Path:
-        """The file by which a run's producer tells waiting readers that it has failed, and why."""
+        """Return the file by which a run's producer tells waiting readers that it has failed, and why."""
         return self.root / f"failed-{run_id}.json"
 
     @property
     def lock_file(self) -> Path:
-        """Locked by whoever uses the shards, and touched by it; outside of `root`, which may be deleted."""
+        """The file that every user of the shards locks and touches. It lies outside of `root`, which may be deleted."""
         return self.folder / ".locks" / self.fingerprint
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the shards from being pruned while the block runs; any number of processes may. A process that dies lets go."""
+        """Protect the shards from being pruned while the block runs. Any number of processes may. A dead
+        process releases them.
+        """
         self.lock_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("w") as lock:  # opened for writing, which sets the time of the last use
+        with self.lock_file.open("w") as lock:  # opening for writing sets the time of the last use
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
 
     def write_about(self, inputs: FrozenInputs) -> None:
-        """Write down, for people, what the fingerprint stands for."""
+        """Write down for people what the fingerprint stands for."""
         assert frozen_fingerprint(inputs) == self.fingerprint
         write_bytes(self.root / "about.json", json.dumps(inputs.described(), indent=2).encode() + b"\n")
 
     def write(self, items: Sequence[Item], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-        """Write a whole shard or nothing; the same arguments give the same bytes. `metadata` holds plain JSON values.
+        """Write a whole shard or nothing. The same arguments give the same bytes. `metadata` holds plain JSON values.
 
         Raises DiskFullError on a full disk.
         """
@@ -158,7 +160,7 @@ class TargetStore:
         return path
 
     def open(self, items: Sequence[Item]) -> safe_open:
-        """The shard of these items, opened but not read, for whoever needs some rows of it.
+        """Open the shard of these items without reading it, for callers that need some rows.
 
         Raises TargetStoreError if the file is missing, damaged, or holds something else.
         """
@@ -169,14 +171,14 @@ class TargetStore:
         return shard
 
     def read(self, items: Sequence[Item], *, verify: bool = False) -> dict[str, Tensor]:
-        """All tensors of the shard of these items; with `verify` the checksum is compared, too. Raises as `open` does."""
+        """Return all tensors of the shard of these items; with `verify` the checksum is compared. Raises as `open` does."""
         shard = self.open(items)
         if verify:
             self.verify(self.path(items))
         return _tensors(shard)
 
     def verify(self, path: Path) -> None:
-        """Raises TargetStoreError unless the file is a whole shard, under its right name, with the bytes that were written."""
+        """Raise TargetStoreError unless the file is a complete shard, under its right name, with the bytes that were written."""
         shard, header = _open(path)
         if _checksum(_tensors(shard)) != header["checksum"]:
             raise TargetStoreError(
@@ -210,7 +212,7 @@ def _tensors(shard: safe_open) -> dict[str, Tensor]:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """blake2b of the names, dtypes, shapes and bytes of contiguous tensors."""
+    """Return the blake2b digest of the names, dtypes, shapes and bytes of contiguous tensors."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         hashed.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -1,15 +1,15 @@
-"""MLflow: the only room that imports mlflow.
+"""MLflow: the only package that imports mlflow.
 
-The driver opens the experiment and its runs; rank 0 logs metrics through a handle that travels to its process.
-Whatever happens to the store, training goes on: metrics it did not take are kept in `tracking-fallback.jsonl` in the
-run's folder, everything else is a file there already.
+The driver opens the experiment and its runs. Rank 0 logs metrics through a handle that travels to its process. Training never
+stops for the store: metrics that it did not take go to `tracking-fallback.jsonl` in the run's folder, and everything else is a
+file anyway.
 """
 
 import logging
 import os
 
-# Read by mlflow at each use. Nothing here is ever unpickled, and nobody waits two minutes and seven retries for a
-# server that is gone, which are mlflow's own defaults.
+# mlflow reads these at each use. Nothing here is ever unpickled, and a lost server costs less than mlflow's defaults of two
+# minutes and seven retries.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -20,9 +20,9 @@ from cpo_ray.tracking.metrics import FALLBACK, MetricLogger
 from cpo_ray.tracking.runs import RunDescription, RunTracker, Status, start_run
 from cpo_ray.tracking.store import Experiment, open_experiment, resolve_uri, ui_command
 
-logging.getLogger("alembic").setLevel(logging.WARNING)  # one line for each of some sixty table versions
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it prints a line for each of some sixty table versions
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # torch's "+cpu" is no news
+logging.getLogger("mlflow.utils.requirements_utils").setLevel(logging.ERROR)  # it warns about torch's "+cpu"
 
 __all__ = [
     "FALLBACK",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def git_commit(repository: Path = Path(__file__).parents[2]) -> str:
-    """The commit that this code is at, with "-dirty" when the folder differs from it, or "unknown" without git."""
+    """Return the commit of this code, with "-dirty" if the folder differs from it; "unknown" without git."""
     try:
         top = _git(repository, "rev-parse", "--show-toplevel")
-        # An installed copy may lie inside the repository of somebody else's project.
+        # An installed copy may lie inside another project's repository.
         if Path(top).resolve() != repository.resolve():
             return "unknown"
         changes = _git(repository, "status", "--porcelain")

@@ -1,4 +1,4 @@
-"""Metrics on their way to the store, which no step waits for."""
+"""Send metrics to the store without making any step wait."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _METRICS_PER_CALL = 1000  # a limit of MLflow's interface
 
 
 class _Record(NamedTuple):
-    """The metrics of one step, and when they were logged in milliseconds since 1970."""
+    """The metrics of one step, and their time in milliseconds since 1970."""
 
     step: int
     timestamp: int
@@ -32,7 +32,7 @@ class _Record(NamedTuple):
 
 
 class MetricLogger:
-    """Metrics of one process, sent in batches by a thread of its own, so that no step waits for the store."""
+    """Metrics of one process, sent in batches by a thread of its own."""
 
     def __init__(self, uri: str, run_id: str | None, fallback: Path) -> None:
         """Without a `run_id`, and while the store does not answer, metrics go to the file `fallback`."""
@@ -45,12 +45,12 @@ class MetricLogger:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Take the metrics of a step; returns at once and never raises for the store's sake."""
+        """Take the metrics of a step. Returns at once and never raises because of the store."""
         values = {key: float(value) for key, value in metrics.items()}
         self._records.put(_Record(step, time.time_ns() // 1_000_000, values))
 
     def close(self) -> None:
-        """Send what is left; a store that does not answer holds this up for a minute at most."""
+        """Send what is left. A store that does not answer delays this by a minute at most."""
         self._closing.set()
         self._thread.join(CLOSE_SECONDS)
 

@@ -1,4 +1,4 @@
-"""Runs in the store: begun and ended by the driver, and given pictures, adapters and reports."""
+"""Runs in the store: the driver begins and ends them and gives them pictures, adapters and reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What a run is made of, as the store shows it."""
+    """What the store shows about a run."""
 
     config_text: str
     """Becomes the artifact config.toml."""
@@ -40,21 +40,21 @@ class RunDescription:
 
 @dataclass(frozen=True)
 class RunTracker:
-    """A run in the store: text only, so that it can be sent to any process."""
+    """A run in the store. It holds text only, so that it can be sent to any process."""
 
     experiment: Experiment
     run_id: str | None
-    """None when the store could not be reached as the run began; then nothing tries to reach it again."""
+    """None if the store could not be reached when the run began; then nothing tries again."""
     folder: Path
     """The run's own folder, for what the store does not take."""
 
     @property
     def uri(self) -> str:
-        """Where the store is."""
+        """Address of the store."""
         return self.experiment.uri
 
     def start(self) -> MetricLogger:
-        """A live logger for this process; close it or use it in a `with`."""
+        """Return a live logger for this process; close it or use it in a `with`."""
         return MetricLogger(self.uri, self.run_id, self.folder / FALLBACK)
 
     def log_pictures(self, name: str, picture: Path | NDArray[np.uint8], step: int) -> None:
@@ -83,7 +83,7 @@ class RunTracker:
             MlflowClient(self.uri).log_artifacts(self.run_id, str(model), "adapter")
 
     def log_card(self, folder: Path, revision: str | None = None) -> None:
-        """Log the model card of an adapter anew; the arguments are those that `log_adapter` had."""
+        """Log the model card of an adapter again, with the arguments of `log_adapter`."""
         if self.run_id is None or not (folder / LORA_WEIGHTS).exists():
             return
         with forgiving("the model card"):
@@ -105,7 +105,7 @@ class RunTracker:
             MlflowClient(self.uri).set_tag(self.run_id, name, value)
 
     def register(self, model: str, alias: str) -> None:
-        """Make the run's adapter, if it has logged one, a version of the registered `model`, and the only one with the alias."""
+        """Register the run's adapter, if it has logged one, as a version of `model`, and move the alias to it."""
         if self.run_id is None:
             return
         with forgiving(f"the model {model!r}"):
@@ -123,7 +123,7 @@ class RunTracker:
             client.set_registered_model_alias(model, alias, registered.version)
 
     def reopen(self) -> None:
-        """Go on with a run that was closed."""
+        """Continue a run that was closed."""
         if self.run_id is None:
             return
         with forgiving("the run again"):
@@ -145,9 +145,9 @@ def start_run(
     parent_run_id: str | None = None,
     resume: bool = False,
 ) -> RunTracker:
-    """Begin the run `name`, inside another with `parent_run_id`; with `resume` go on with the latest one of that name.
+    """Begin the run `name`, inside the run `parent_run_id` if given; with `resume` continue the latest run of that name.
 
-    When the store does not answer, the tracker writes to `folder` only.
+    If the store does not answer, the tracker writes to `folder` only.
     """
     run_id: str | None = None
     if experiment.id is not None:

@@ -1,4 +1,4 @@
-"""Where runs are kept: an sqlite file in the output folder by default, or a server."""
+"""The store of runs: an sqlite file in the output folder by default, or a server."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databric
 
 @dataclass(frozen=True)
 class Experiment:
-    """A set of runs in a store: text only, so that it can be sent to any process."""
+    """A set of runs in a store. It holds text only, so that it can be sent to any process."""
 
     uri: str
     id: str | None
-    """None when the store could not be reached as the experiment was opened; then nothing tries to reach it again."""
+    """None if the store could not be reached when the experiment was opened; then nothing tries again."""
 
 
 def resolve_uri(tracking: Tracking, output: Path) -> str:
-    """The tracking URI that means the same in every process: without one in the section, an sqlite file in `output`.
+    """Return a tracking URI that means the same in every process; by default an sqlite file in `output`.
 
     Raises ConfigError for a URI that MLflow cannot use as a store.
     """
@@ -44,7 +44,7 @@ def resolve_uri(tracking: Tracking, output: Path) -> str:
             f"tracking.uri is {tracking.uri!r}, which is no MLflow store; give the address of a server "
             "(http://host:5000) or a database (sqlite:////folder/mlflow.db), or leave it out"
         )
-    # Workers run in another folder than the driver, where a relative path would be another database.
+    # Workers run in another folder than the driver, where a relative path would name another database.
     file = tracking.uri.removeprefix("sqlite:///")
     return tracking.uri if file == tracking.uri else f"sqlite:///{Path(file).absolute()}"
 
@@ -65,7 +65,7 @@ def open_experiment(uri: str, name: str, artifact_root: Path) -> Experiment:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                # Another process was faster between the two calls.
+                # Another process created it between the two calls.
                 experiment = client.get_experiment_by_name(name)
                 assert experiment is not None
         if experiment.lifecycle_stage == "deleted":
@@ -76,7 +76,7 @@ def open_experiment(uri: str, name: str, artifact_root: Path) -> Experiment:
 
 @contextmanager
 def _sole_opener(uri: str) -> Iterator[None]:
-    """One process at a time opens an sqlite file: two that make its tables at once fail, in spite of mlflow's own lock."""
+    """Let one process at a time open an sqlite file. Two that create its tables together fail, in spite of mlflow's own lock."""
     if not uri.startswith("sqlite:///"):
         yield
         return
@@ -88,7 +88,7 @@ def _sole_opener(uri: str) -> Iterator[None]:
 
 
 def ui_command(uri: str) -> str:
-    """The command that opens MLflow's pages for a store, on this machine only."""
+    """Return the command that opens MLflow's pages for a store, on this machine only."""
     if uri.startswith("http"):
         return shlex.join([sys.executable, "-m", "webbrowser", uri])
     return shlex.join([sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1"])
@@ -96,7 +96,7 @@ def ui_command(uri: str) -> str:
 
 @contextmanager
 def forgiving(what: str) -> Iterator[None]:
-    """Turn a failure of the store, remote or a full disk, into a warning."""
+    """Turn a failure of the store, such as a lost server or a full disk, into a warning."""
     try:
         yield
     except (MlflowException, OSError) as error:
@@ -104,5 +104,5 @@ def forgiving(what: str) -> Iterator[None]:
 
 
 def failure(what: str, error: Exception) -> str:
-    """What MLflow did not take and why, in one clause."""
+    """Say in one clause what MLflow did not take and why."""
     return f"MLflow did not take {what} ({str(error).splitlines()[0][:200]})"

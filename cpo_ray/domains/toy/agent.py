@@ -1,8 +1,7 @@
-"""The measuring agent: reads the quality attributes of a picture of the embedded domain back from its pixels.
+"""The measuring agent: reads the attributes of a picture of the embedded domain back from its pixels.
 
-It stands where the human or model annotator stands outside of this domain, so it sees a picture and its
-content prompt and nothing else.  The prompt only tells which attributes apply.  One scalar is measured per
-attribute and compared with one limit.
+It takes the place of a human or model annotator, so it sees a picture and its content prompt and nothing else. The prompt only
+tells which attributes apply. One scalar per attribute is measured and compared with one limit.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from cpo_ray.domains.toy.segmentation import COLUMNS, ROWS, Array, Ground, Mask,
 
 @dataclass(frozen=True)
 class Limit:
-    """A scalar on the far side of `value` makes the attribute negative (for `composition.thirds`: absent)."""
+    """A scalar beyond `value` makes the attribute negative (for `composition.thirds`: absent)."""
 
     value: float
     negative_above: bool
@@ -45,7 +44,7 @@ class Limit:
 
 
 # `python -m cpo_ray.domains.toy.calibrate` found them on 2,000 renders, half of them as the shipped autoencoder gives them back.
-# They are rounded; the tests read other renders.
+# They are rounded. The tests read other renders.
 LIMITS = {
     EDGE: Limit(0.435, negative_above=False),
     GROUND: Limit(0.016, negative_above=True),
@@ -61,7 +60,7 @@ LIMITS = {
 
 # Shapes on which bands can be told from the edges.
 STRIPED = {"circle", "square"}
-# What a washed picture is mapped back with before tones inside it are compared: pale = VEIL + GAIN * picture.
+# Washing a picture is pale = VEIL + GAIN * picture; this is undone before tones are compared.
 VEIL, GAIN = 0.54, 0.40
 
 
@@ -69,7 +68,7 @@ VEIL, GAIN = 0.54, 0.40
 class Measurement:
     """The labels of one picture, ids in hierarchy order, and the scalars they were read from.
 
-    A scalar that could not be measured is absent, and its attribute negative where it applies.
+    A scalar that could not be measured is absent; its attribute is negative where it applies.
     """
 
     positive_ids: tuple[str, ...]
@@ -88,8 +87,8 @@ class MeasuringAgent:
 def measure(picture: Image, prompt: str) -> Measurement:
     """Read the attributes of one picture (64, 64, 3) uint8 sRGB.
 
-    A picture without a readable subject gets every attribute of the subject as negative, so that noise cannot
-    pass for good.  Raises ValueError for any other shape or type of picture.
+    In a picture without a readable subject every attribute of the subject is negative, so that noise cannot pass for good. Raises
+    ValueError for another shape or type of picture.
     """
     if picture.shape != (SIZE, SIZE, 3) or picture.dtype != np.uint8:
         raise ValueError(
@@ -129,14 +128,14 @@ def measure(picture: Image, prompt: str) -> Measurement:
 
 
 def _black_point(colors: Array) -> float:
-    """Tone of the darkest parts; closed along the rows, so that dark bands count and dark speckles do not."""
+    """Return the tone of the darkest parts. Closing along the rows makes dark bands count and dark speckles not."""
     return float(np.percentile(ndimage.grey_closing(colors.min(2), (1, 5)), 4))
 
 
 def _ground_roughness(tones: Array, ground: Ground, subject: Subject | None) -> float:
-    """96th percentile over the ground of the difference from the median of seven pixels in the row.
+    """Return the 96th percentile over the ground of the difference from the median of seven pixels in the row.
 
-    Slightly smoothed first: dots are three pixels wide, pixel noise is not.
+    The picture is slightly smoothed first: dots are three pixels wide, pixel noise is not.
     """
     gray = ndimage.gaussian_filter(tones.mean(2), 0.7)
     away = ground.away

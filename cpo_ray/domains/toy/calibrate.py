@@ -1,4 +1,4 @@
-"""How the limits of the measuring agent were found: `python -m cpo_ray.domains.toy.calibrate`."""
+"""Find the limits of the measuring agent: `python -m cpo_ray.domains.toy.calibrate`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cpo_ray.models import family
 
 @torch.no_grad()
 def round_trip(pictures: list[Image]) -> list[Image]:
-    """Pictures as the shipped autoencoder gives them back."""
+    """Return pictures after a pass through the shipped autoencoder."""
     model = Model(family="sdxl", base="toy", resolution=SIZE)
     vae = family(model).load_pipeline(model).vae
     decoded = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in to_tensor(pictures).split(64)]
@@ -24,9 +24,9 @@ def round_trip(pictures: list[Image]) -> list[Image]:
 
 
 def calibrate(seed: int, count: int) -> dict[str, float]:
-    """Print and return, per attribute, the limit that parts `count` renders with the fewest errors.
+    """Print and return, per attribute, the limit that separates `count` renders with the fewest errors.
 
-    Every second one has been through the shipped autoencoder, as every generated picture has: it softens edges and specks.
+    Every second render passes through the shipped autoencoder, as every generated picture does: it softens edges and specks.
     """
     generator = np.random.default_rng(seed)
     scenes = [sample_scene(generator) for _ in range(count)]
@@ -54,7 +54,7 @@ def calibrate(seed: int, count: int) -> dict[str, float]:
 
 
 def best_limit(good: Array, bad: Array, negative_above: bool) -> tuple[float, float]:
-    """The middle of the widest gap at which the mean of both error rates is least, and that mean."""
+    """Return the middle of the widest gap with the least mean of both error rates, and that mean."""
     sign = 1.0 if negative_above else -1.0
     values = np.unique(np.concatenate([good, bad]) * sign)
     middles = (values[1:] + values[:-1]) / 2

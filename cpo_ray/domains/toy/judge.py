@@ -1,7 +1,7 @@
 """An independent judge of content: a small convolutional classifier trained on renders.
 
-It answers what a picture shows (shape, color, ground) and gives the features in which the Fréchet distance to good pictures is
-taken.  It never sees attribute labels, and its training pictures share no seed with any that is evaluated.
+It says what a picture shows (shape, color, ground) and gives the features for the Fréchet distance to good pictures. It never
+sees attribute labels, and its training pictures share no seed with any evaluated picture.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def load_judge(path: Path = ASSET) -> Judge:
 
 @torch.no_grad()
 def content_hits(judge: Judge, pictures: list[Image], prompts: list[str]) -> np.ndarray:
-    """(B, 3) booleans: was the shape, the color, the ground recognised as the prompt asks?"""
+    """Return (B, 3) booleans: was the shape, the color, the ground recognised as the prompt asks?"""
     logits = judge(to_tensor(pictures))
     found = torch.stack([head.argmax(1) for head in logits], 1)
     return (found == content_targets(prompts)).numpy()

@@ -1,7 +1,7 @@
-"""Draws the pictures of the embedded domain: one shape on a wall or before a landscape, with good and bad painterly attributes.
+"""Draw the pictures of the embedded domain: one shape on a wall or before a landscape, with good and bad painterly attributes.
 
-Everything is analytic (signed distances, no rasteriser), so that one picture takes about a millisecond and is a pure function of
-its `Scene`.  Attribute ids are those of `hierarchy/painting_toy.yaml`.
+Everything is analytic (signed distances, no rasteriser), so a picture takes about a millisecond and is a pure function of its
+`Scene`. Attribute ids are those of `hierarchy/painting_toy.yaml`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Content:
-    """What a picture shows; the content prompt y says exactly this and nothing of its quality."""
+    """What a picture shows. The content prompt y says exactly this, and nothing about quality."""
 
     shape: str
     color: str
@@ -55,7 +55,9 @@ BY_PROMPT = {c.prompt: c for c in CONTENTS}
 
 
 def contents_of(split: str) -> tuple[Content, ...]:
-    """The contents of a split: 36 to train on, 12 for validation, 12 for the test; each shape, color and ground is in all."""
+    """Return the contents of a split: 36 for training, 12 for validation, 12 for the test. Every split has each shape, color and
+    ground.
+    """
     places = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}[split]
 
     def place(content: Content) -> int:
@@ -67,7 +69,7 @@ def contents_of(split: str) -> tuple[Content, ...]:
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture to draw: content, negative attribute ids, where the subject stands, and the seed of all that is incidental."""
+    """One picture to draw: content, negative attribute ids, the place of the subject, and the seed of everything incidental."""
 
     content: Content
     negative: frozenset[str]
@@ -102,7 +104,9 @@ class Scene:
 def sample_scene(
     generator: np.random.Generator, negative_probability: float = 0.5, contents: tuple[Content, ...] = CONTENTS
 ) -> Scene:
-    """A scene of uniform content, each applicable negative with the given probability (washed and muddy exclude each other)."""
+    """Draw a scene of uniform content, with each applicable negative at the given probability. Washed and muddy exclude each
+    other.
+    """
     content = contents[generator.integers(len(contents))]
     thirds = bool(generator.random() < 0.5)
     negative = {a for a in ATTRIBUTES if a != THIRDS and generator.random() < negative_probability}

@@ -1,4 +1,4 @@
-"""Parts a picture of the embedded domain into ground and subject, from the pixels alone."""
+"""Separate ground and subject in a picture of the embedded domain, from the pixels alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Ground:
 
 
 def fit_ground(colors: Array, landscape: bool) -> Ground:
-    """One color for a wall; for a landscape two colors and the straight line that parts them best."""
+    """Fit one color for a wall, or for a landscape two colors and the straight line that separates them best."""
     if not landscape:
         color = np.broadcast_to(np.median(colors, axis=(0, 1)), colors.shape)
         explained = np.abs(colors - color).max(2) < 2 * SUBJECT_RESIDUAL
@@ -86,7 +86,7 @@ class Subject:
 
 
 def find_subject(colors: Array, ground: Ground) -> Subject | None:
-    """The largest piece that is not ground, or None where nothing of a subject's size stands out."""
+    """Return the largest piece that is not ground, or None if nothing of a subject's size stands out."""
     if not ground.fits:
         return None
     away = colors - ground.color
@@ -110,7 +110,7 @@ def find_subject(colors: Array, ground: Ground) -> Subject | None:
 
 
 def _largest(mask: Mask) -> Mask:
-    """The largest connected piece after bands are joined and single dots taken away, its holes filled."""
+    """Return the largest connected piece after joining bands and removing single dots, with its holes filled."""
     padded = ndimage.binary_closing(np.pad(mask, 4, mode="edge"), _BAND)
     opened = ndimage.binary_opening(padded, _DISK)[4:-4, 4:-4]
     labels, count = ndimage.label(opened)
