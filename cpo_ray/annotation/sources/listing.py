@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.config.annotation import PictureSource
-from cpo_ray.data.importer import METADATA, parse_line
+from cpo_ray.data.metadata import MetadataError, entries
 from cpo_ray.data.picture import MAX_BYTES, PictureError
 from cpo_ray.data.shards import DataError
-from cpo_ray.data.validate import RowError
 
 #: Suffixes of picture files. Kinds that cannot be read are set aside, not skipped.
+METADATA = "metadata.jsonl"
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".gif"}
 SUFFIXES |= {".avif", ".heic", ".heif", ".jxl", ".jp2", ".psd", ".svg", ".ico", ".tga", ".exr", ".dng"}
 MAX_CAPTION = 2**16
@@ -96,7 +96,7 @@ def list_pictures(settings: PictureSource) -> Listing:
             if not name.startswith("."):
                 _list_file(Path(folder, name), path, settings, listing, metadata)
     for name, line in metadata.items():
-        listing.refuse(f"{METADATA}:{line['line']}", name, "unreadable file", f"there is no picture {name!r} in {settings.path}")
+        listing.refuse(line["source"], name, "unreadable file", f"there is no picture {name!r} in {settings.path}")
     return listing
 
 
@@ -162,29 +162,29 @@ def _list_file(path: Path, top: Path, settings: PictureSource, listing: Listing,
 
 
 def _metadata(folder: Path, listing: Listing) -> dict[str, dict[str, Any]]:
-    """Return file name → prompt, id and line of the folder's metadata.jsonl. Bad lines are set aside."""
+    """Return file name → prompt, id and source of the lines of the folder's metadata.jsonl. Bad lines are set aside.
+
+    Raises DataError if the whole file cannot be read.
+    """
     found: dict[str, dict[str, Any]] = {}
     if not (folder / METADATA).is_file():
         return found
-    with open(folder / METADATA, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            source = f"{METADATA}:{number}"
-            try:
-                entry = parse_line(line)
-            except RowError as error:
-                listing.refuse(source, "", error.reasons[0].kind, str(error))
-                continue
-            name, prompt = entry.get("file_name"), entry.get("prompt", entry.get("text", ""))
-            sample_id = entry.get("id", name)
-            if not _is_text(name) or not _is_text(sample_id) or not isinstance(prompt, str) or not _is_unicode(prompt):
-                reason = "file_name, id and prompt must be text"
-                listing.refuse(source, str(sample_id), "missing or wrong field", reason)
-            elif (place := str(PurePosixPath(str(name)))) in found:
-                listing.refuse(source, str(sample_id), "duplicate file", f"{name!r} has a line already")
-            else:
-                found[place] = {"id": sample_id, "prompt": prompt.strip(), "line": number}
+    try:
+        lines = list(entries(folder / METADATA, METADATA))
+    except MetadataError as error:
+        raise DataError(str(error)) from None
+    for line in lines:
+        if line.problem:
+            listing.refuse(line.source, "", "broken line", line.problem)
+            continue
+        name, prompt = line.fields.get("file_name"), line.fields.get("prompt", "")
+        sample_id = line.fields.get("id", name)
+        if not _is_text(name) or not _is_text(sample_id) or not isinstance(prompt, str) or not _is_unicode(prompt):
+            listing.refuse(line.source, str(sample_id), "missing or wrong field", "file_name, id and prompt must be text")
+        elif (place := str(PurePosixPath(str(name)))) in found:
+            listing.refuse(line.source, str(sample_id), "duplicate file", f"{name!r} has a line already")
+        else:
+            found[place] = {"id": sample_id, "prompt": prompt.strip(), "source": line.source}
     return found
 
 
