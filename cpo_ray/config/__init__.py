@@ -1,4 +1,6 @@
-"""Settings, read from TOML and checked before anything heavy is imported. It imports nothing of the rooms above it."""
+"""The settings of all jobs, read from TOML and checked before anything heavy is imported. Imports nothing of the packages above
+it.
+"""
 
 from cpo_ray.config.data import Data, Pictures
 from cpo_ray.config.evaluation import Evaluation

@@ -13,71 +13,73 @@ from cpo_ray.config.section import Section
 
 
 class PictureSource(Section):
-    """What is annotated."""
+    """The pictures to annotate."""
 
     path: Path
-    """A folder, looked through with all below it, or one file: pictures, Parquet files and WebDataset tars, alone or mixed."""
+    """A folder, searched with everything below it, or one file. It may hold pictures, Parquet files and WebDataset tars, alone or
+    mixed."""
     toy_pictures: int = Field(default=0, ge=0)
     """With a positive number the embedded domain draws that many pictures into `path` when there is nothing."""
     image_column: str = "image"
-    """Of Parquet files: encoded images, as bytes or as a struct with a field `bytes`."""
+    """Column of Parquet files with the encoded images, as bytes or as a struct with a field `bytes`."""
     id_column: str = "id"
-    """Of Parquet files; where it is missing, file and row number are the id."""
+    """Column of Parquet files with the ids. Without such a column, file and row number are the id."""
     prompt_column: str = "prompt"
-    """Of Parquet files: the content prompt y; may be missing where prompts are written by the back end."""
+    """Column of Parquet files with the content prompt y. It may be missing if the back end writes prompts."""
 
 
 class AnnotationSettings(Section):
-    """How it is annotated, and where that goes."""
+    """How pictures are annotated, and where the results go."""
 
     hierarchy: Path
-    """YAML file of the attribute tree that the back end is asked about, one root at a time."""
+    """YAML file of the attribute tree. The back end is asked about one root at a time."""
     back_end: Literal["endpoint", "local", "measuring"]
     """An OpenAI-compatible endpoint, a vision-language model on our own actors, or the embedded domain's measuring agent."""
     answers: Path
-    """Folder of all answers, which runs may share: a question that was answered in it is not asked again."""
+    """Folder of all answers. Runs may share it; a question that has an answer there is not asked again."""
     output: Path
-    """Folder of the annotated shards; it is replaced as a whole whenever a run ends."""
+    """Folder of the annotated shards. Every run replaces it as a whole when it ends."""
     write_prompts: bool = False
-    """Ask for the content prompt y where a picture has none; otherwise such a picture is set aside."""
+    """Ask for the content prompt y of a picture that has none. Otherwise such a picture is set aside."""
     side: PositiveInt = 1024
-    """Longest side in pixels of the picture as the back end sees it."""
+    """Longest side in pixels of the picture that the back end sees."""
     format: Literal["jpeg", "png"] = "jpeg"
-    """How that picture is encoded."""
+    """Encoding of that picture."""
     tries: PositiveInt = 3
-    """How often a question is put before its picture is set aside: an answer that is broken or contradicts itself is told why."""
+    """How often a question is asked before its picture is set aside. After a broken or contradictory answer the back end is told
+    why."""
     actors: PositiveInt = 1
     cpus_per_actor: PositiveFloat = 0.5
     gpus_per_actor: float = Field(default=0.0, ge=0)
     stop_after: PositiveInt = 20
-    """So many pictures in a row without a single answer, and the run stops: then it is the back end and not the pictures."""
+    """The run stops after this many pictures in a row without a single answer, since then the back end is at fault."""
 
 
 class Endpoint(Section):
     """An OpenAI-compatible service, such as vLLM with a vision model."""
 
     url: str
-    """Up to the version, such as http://127.0.0.1:8000/v1."""
+    """Address up to the version, such as http://127.0.0.1:8000/v1."""
     model: str
     key_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable that holds the key, on the machines of the actors too. The key itself is never written anywhere."""
+    """Environment variable with the key, on the actors' machines, too. The key itself is never written anywhere."""
     in_flight: PositiveInt = 32
     """Requests at the same time, per actor."""
     timeout_seconds: PositiveFloat = 120.0
-    """For one request."""
+    """Time limit of one request."""
     attempts: PositiveInt = 5
-    """Requests per question that may fail by errors and time-outs; being told to wait is no failure."""
+    """Requests per question that may fail with errors and time-outs. A request to wait does not count."""
     backoff_seconds: PositiveFloat = 1.0
-    """The first pause after a failure; each further one may last twice as long, and how much of it is drawn at random."""
+    """The first pause after a failure. Each further pause may be twice as long, and is partly random."""
     patience_seconds: PositiveFloat = 900.0
-    """How long one question waits in all where the endpoint says that it has too much to do."""
+    """How long one question may wait in total for an endpoint that reports overload."""
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: PositiveInt = 1024
-    """Longest answer."""
+    """Longest answer in tokens."""
     price_in: float = Field(default=0.0, ge=0)
-    """Price of a million tokens of questions and pictures, for the cost that is shown."""
+    """Price of a million tokens of questions and pictures, for the displayed cost."""
     price_out: float = Field(default=0.0, ge=0)
-    """Price of a million tokens of answers."""
+    """Price of a million tokens of answers, for the displayed cost."""
 
     @model_validator(mode="after")
     def _safe_url(self) -> Endpoint:
@@ -97,12 +99,12 @@ class Local(Section):
     model: str
     """Hub id, or a folder saved by transformers."""
     revision: str | None = None
-    """Git revision of a hub id; pin it."""
+    """Git revision of a hub id. Pin it."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     batch: PositiveInt = 8
     """Questions per forward."""
     max_tokens: PositiveInt = 512
-    """Longest answer."""
+    """Longest answer in tokens."""
 
 
 class AnnotationConfig(Section):

@@ -9,7 +9,7 @@ from cpo_ray.config.section import Free, Section
 
 class Evaluation(Section):
     pictures: PositiveInt = 240
-    """Pictures per model; the same prompts and noise for all of them."""
+    """Pictures per model, from the same prompts and noise for all models."""
     inference_steps: PositiveInt = 20
     guidance_scale: float = Field(default=2.0, ge=1)
     batch: PositiveInt = 30
@@ -17,8 +17,8 @@ class Evaluation(Section):
     cpus_per_actor: Free[PositiveFloat] = 1.0
     gpus_per_actor: Free[float] = Field(default=0.0, ge=0)
     samples: int = Field(default=8, ge=0)
-    """Pictures drawn beside a training at each of its checkpoints, from fixed prompts and noise, shown in MLflow; 0 for none."""
+    """Pictures drawn at each checkpoint of a training, from fixed prompts and noise, shown in MLflow; 0 for none."""
     cpus_per_sample: Free[PositiveFloat] = 1.0
-    """What drawing them takes; where the training leaves less, they are drawn when it ends."""
+    """CPUs for drawing them. If training leaves fewer, they are drawn when it ends."""
     seed: int = Field(default=90_000, ge=0)
-    """Seed of the noise that is counted; never used in training or tuning."""
+    """Seed of the evaluation's noise, which training and tuning never use."""

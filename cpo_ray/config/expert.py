@@ -12,7 +12,7 @@ from cpo_ray.config.section import Section
 
 
 class ConditionMixture(Section):
-    """How often stage 1 sees each form of the condition; the shares are normalised (method: stage 1)."""
+    """How often stage 1 sees each form of the condition. The shares are normalised (docs/method.md, stage 1)."""
 
     null: float = Field(default=0.07, ge=0)
     negative: float = Field(default=0.13, ge=0)
@@ -20,18 +20,18 @@ class ConditionMixture(Section):
     content_positive: float = Field(default=0.22, ge=0)
     all: float = Field(default=0.53, ge=0)
     attribute_dropout: float = Field(default=0.35, ge=0, lt=1)
-    """Chance that an attribute is left out of the text, so that a missing positive does not betray the negative."""
+    """Chance that an attribute is left out of the text. Otherwise a missing positive would reveal the negative."""
 
 
 class ExpertSettings(Section):
     """Stage 1: the expert θ1 = base + SFT adapter."""
 
     adapter: Path | None = None
-    """A finished expert adapter; without it stage 1 trains one."""
+    """A finished expert adapter. Without it stage 1 trains one."""
     lora: Lora = Lora()
     optimization: Optimization
     conditions: ConditionMixture = ConditionMixture()
     obedience_gate: float = 0.15
-    """Stage 2 is preceded by a warning when IoU_neg(C) - IoU_neg(A) of the expert is below this (Table S6)."""
+    """The run warns before stage 2 if IoU_neg(C) - IoU_neg(A) of the expert is below this value (Table S6)."""
     stop_at_gate: bool = False
-    """Stop instead of warning."""
+    """Stop the run instead of warning."""

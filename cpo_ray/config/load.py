@@ -1,4 +1,4 @@
-"""From a TOML file and overrides to a checked configuration, and back."""
+"""Load a checked configuration from a TOML file and overrides, and write it back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def load_as(schema: type[Settings], file: Path | str, overrides: Sequence[str] =
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """A configuration with some values replaced, as on the command line. Raises ConfigError as `load` does."""
+    """Return a configuration with some values replaced, as on the command line. Raises ConfigError as `load` does."""
     return _checked(Config, config.model_dump(mode="json", exclude_none=True), overrides, Path("the configuration"))
 
 
@@ -53,7 +53,7 @@ def _checked(schema: type[Settings], tree: dict[str, Any], overrides: Sequence[s
 
 
 def dump(config: Config) -> str:
-    """The resolved configuration as TOML, ready for `--config`."""
+    """Return the resolved configuration as TOML, ready for `--config`."""
     lines: list[str] = []
 
     def section(name: str, values: dict[str, Any]) -> None:

@@ -15,22 +15,24 @@ LARGEST_BUCKET = 2**26
 
 
 class Optimization(Section):
-    """Optimizer, schedule and parallelism of one training; stage 1, stage 2 and the baselines each have one."""
+    """Optimizer, schedule and parallelism of one training. Stage 1 and stage 2 each have such a section; baselines share that of
+    stage 2.
+    """
 
     parameters: Literal["lora", "full"] = "lora"
     steps: PositiveInt | None = None
-    """Optimizer steps; give this or epochs."""
+    """Optimizer steps. Give either this or epochs."""
     epochs: PositiveFloat | None = None
     global_batch: PositiveInt = 32
-    """Samples per optimizer step; the number of workers never changes it."""
+    """Samples per optimizer step. The number of workers never changes it."""
     micro_batch: Free[PositiveInt] = 16
-    """Samples per forward and worker; gradient accumulation follows from it."""
+    """Samples per forward and worker. Gradient accumulation follows from it."""
     optimizer: Literal["adamw", "adafactor", "adamw_8bit"] = "adamw"
-    """What it remembers, in bytes per trained weight: adamw 8; adafactor next to nothing for matrices, and no momentum, as
-    Diffusion-DPO has it for SDXL; adamw_8bit 2, by bitsandbytes on a GPU. The latter two take zero_stage 0."""
+    """Bytes of optimizer state per trained weight: "adamw" 8; "adafactor" next to nothing for matrices, without momentum, as in
+    Diffusion-DPO for SDXL; "adamw_8bit" 2, by bitsandbytes on a GPU. The last two need zero_stage 0."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    """Export and draw with a moving average of the weights, of 0.99 to 0.9999 in long trainings; 0 switches it off. It starts
-    quicker: after n steps the decay is at most (1 + n) / (10 + n). Takes 4 bytes per trained weight."""
+    """Export and draw with a moving average of the weights; 0.99 to 0.9999 in long trainings, 0 switches it off. After n steps
+    the decay is at most (1 + n) / (10 + n), so that the start is forgotten. Takes 4 bytes per trained weight."""
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: int = Field(default=0, ge=0)
     decay: Literal["constant", "cosine"] = "constant"
@@ -38,20 +40,21 @@ class Optimization(Section):
     gradient_clip: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 switches clipping off."""
     zero_stage: Free[Literal[0, 1, 2, 3]] = 0
-    """DeepSpeed ZeRO stage; plain data parallel (0) is fastest for LoRA."""
+    """DeepSpeed ZeRO stage. Plain data parallel (0) is fastest for LoRA."""
     offload_optimizer: Free[bool] = False
-    """Keep the optimizer's float32 copies in the CPUs' memory (ZeRO 1 to 3): slower, for 12 bytes less per trained parameter."""
+    """Keep the optimizer's float32 copies in main memory (ZeRO 1 to 3): slower, but saves 12 bytes of GPU memory per trained
+    parameter."""
     gradient_checkpointing: Free[bool] = False
     """Compute activations again in the backward pass instead of keeping them: a third more time, a fraction of the memory."""
     workers: Free[PositiveInt] = 1
     cpus_per_worker: Free[PositiveFloat] = 1.0
     gpus_per_worker: Free[float] = Field(default=0.0, ge=0)
     checkpoint_every: Free[PositiveInt] = 100
-    """Optimizer steps between checkpoints; a crash loses at most this many."""
+    """Optimizer steps between checkpoints. A crash loses at most this many."""
     max_failures: Free[int] = Field(default=1, ge=0)
-    """How often a crashed worker group is restarted from its last checkpoint."""
+    """How often a crashed worker group restarts from its last checkpoint."""
     spike_factor: Free[PositiveFloat] = 20.0
-    """Training stops when the gradient norm exceeds this many times its running median and is clipped; NaN always stops it."""
+    """Training stops if the gradient norm is clipped and exceeds its running median by this factor. NaN always stops it."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Optimization:
@@ -88,7 +91,7 @@ def bucket_size(numbers: int) -> int:
 
 
 def missing_package(optimization: Optimization) -> str | None:
-    """What has to be installed for the named optimizer, as a sentence, or None."""
+    """Return a sentence that names the package to install for the optimizer, or None."""
     if optimization.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
         return (
             "optimizer 'adamw_8bit' needs the package bitsandbytes, which is not installed: "

@@ -1,7 +1,7 @@
-"""The doors: what can be chosen by name, and where it lies. Each entry is one line; the rest of it is one file.
+"""The registries: what can be chosen by name, and where it is defined. An entry is one line here, and one file elsewhere.
 
-Nothing else lists these names: literals, errors, help and documentation take them from here. What lies outside needs no entry:
-wherever a name is expected, "module:name" does as well.
+No other place lists these names: types, errors, help and documentation take them from here. Code outside of this package needs no
+entry, since "module:name" is accepted wherever a name is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cpo_ray.config.section import ConfigError
 
 
 class Registry:
-    """Names of one kind of thing, each with the "module:name" that it is loaded from when somebody asks for it."""
+    """Names of one kind of thing, each with the "module:name" that it is loaded from at its first use."""
 
     def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
         self.kind = kind
@@ -22,11 +22,11 @@ class Registry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The registered names, in their order."""
+        """The registered names, in order."""
         return tuple(self._entries)
 
     def load(self, name: str) -> Any:
-        """What is registered under the name, or lies at "module:name".
+        """Return what is registered under the name, or defined at "module:name".
 
         Raises ConfigError for an unknown name, and for a module that cannot be imported, with Python's own reason.
         """

@@ -14,15 +14,15 @@ class ReviewSettings(Section):
     """What is reviewed, and where the judgements go."""
 
     annotations: Path
-    """Folder of annotated shards; it is only read."""
+    """Folder of annotated shards. It is only read."""
     hierarchy: Path
     """YAML file of the attribute tree that the shards were annotated with."""
     judgements: Path
-    """Folder with a file of judgements per reviewer, and the report."""
+    """Folder for a file of judgements per reviewer, and for the report."""
     seed: int = 0
-    """Of the choice that --sample makes; the same for all reviewers, so that they judge the same pictures."""
+    """Seed of the choice that --sample makes. It is the same for all reviewers, so that they judge the same pictures."""
     host: str = "127.0.0.1"
-    """Address that the page is served on: this machine only, unless another one of its addresses is named."""
+    """Address of the page. By default only this machine can reach it; name another of its addresses to open it to others."""
     port: int = Field(default=8770, ge=0, le=65535)
     """Port of the page; 0 takes a free one."""
 
@@ -42,7 +42,7 @@ class ReviewConfig(Section):
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches that host."""
+    """Return whether only this machine reaches that host."""
     return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
 
 

@@ -1,4 +1,4 @@
-"""What every section of the configuration is made of. No torch, no Ray."""
+"""The base of every section of a configuration. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """A section forbids unknown keys and does not change after it was read."""
+    """A section forbids unknown keys and never changes after it was read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 

@@ -1,4 +1,4 @@
-"""The section of the configuration that says what a sweep tries out. No torch, no Ray."""
+"""The section that describes a sweep. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOUNDS = {
 
 
 class Axis(Section):
-    """One number that is searched: a list of values, `[1.0, 2.0]`, or a range, `{ low = 1.0, high = 3.0 }`."""
+    """One searched number: a list of values, `[1.0, 2.0]`, or a range, `{ low = 1.0, high = 3.0 }`."""
 
     values: tuple[float, ...] = ()
     low: float | None = None
@@ -47,12 +47,12 @@ class Axis(Section):
 
     @property
     def least(self) -> float:
-        """The smallest value that can come."""
+        """The smallest possible value."""
         return min(self.values) if self.low is None else self.low
 
     @property
     def largest(self) -> float:
-        """The largest value that can come."""
+        """The largest possible value."""
         return max(self.values) if self.high is None else self.high
 
 
@@ -95,35 +95,36 @@ class Space(Section):
 
 
 class Sweep(Section):
-    """`tune/search_cpo.py`: trials of stage 2 that share one expert and one set of targets."""
+    """The settings of `tune/search_cpo.py`: trials of stage 2 that share one expert and one set of targets."""
 
     space: Space
     search: Literal["grid", "random", "tpe", "multi_objective"] = "grid"
-    """Every combination; random draws; Optuna's TPE on #A_neg; Optuna's TPE on #A_neg and distance together."""
+    """How points are chosen. "grid": every combination. "random": random draws. "tpe": Optuna's TPE on #A_neg. "multi_objective":
+    TPE on #A_neg and distance together."""
     trials: PositiveInt | None = None
-    """Trials in all, those of a resumed sweep included; a grid may leave it out, and its first ones are taken."""
+    """Number of trials, those of a resumed sweep included. A grid without it runs all its points."""
     minutes: PositiveFloat | None = None
-    """Time for all trials of one call; those that run when it is over go on with --resume."""
+    """Time for all trials of one call. Unfinished trials continue with --resume."""
     scheduler: Literal["none", "asha", "median"] = "none"
-    """Who stops trials whose #A_neg falls behind: nobody, asynchronous successive halving, or the median of the others."""
+    """What stops trials whose #A_neg falls behind: nothing, asynchronous successive halving, or the median of the others."""
     rungs: PositiveInt = 3
-    """How often a trial is looked at, evenly spaced over its training, the last time at its end."""
+    """How often a trial is measured, evenly spaced over its training, the last time at its end."""
     grace_rungs: PositiveInt = 1
     """Rungs that every trial reaches before a scheduler may stop it."""
     pictures: PositiveInt = 96
-    """Pictures that are drawn and measured at a rung: the same validation prompts and noise for all trials, never the test's."""
+    """Pictures drawn and measured at a rung: the same validation prompts and noise for all trials, never those of the test."""
     held_out: PositiveInt = 64
-    """Validation pictures whose targets the loss parts are computed on, at most as many as there are."""
+    """Validation pictures for the losses on held-out targets, at most as many as exist."""
     choice: Literal["bounded", "negatives", "distance", "knee"] = "bounded"
-    """The best trial. "bounded": fewest negatives among those whose distance to good pictures exceeds the smallest one by at
-    most `slack`; "negatives" and "distance": the least of one; "knee": the point of the Pareto front that is nearest to the
+    """How the best trial is chosen. "bounded": fewest negatives among those whose distance to good pictures exceeds the smallest
+    distance by at most `slack`. "negatives", "distance": the least of one. "knee": the point of the Pareto front nearest to the
     ideal, both scaled to 0 … 1."""
     slack: float = Field(default=0.1, ge=0)
-    """Share of the smallest distance that "bounded" allows on top of it."""
+    """Share of the smallest distance that "bounded" allows beyond it."""
     max_concurrent: PositiveInt | None = None
-    """Fewer trials at once than would fit."""
+    """Run fewer trials at once than would fit."""
     retries: int = Field(default=1, ge=0)
-    """How often a trial that crashed is started again, from its last checkpoint, before it counts as failed."""
+    """How often a crashed trial restarts from its last checkpoint before it counts as failed."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Sweep:

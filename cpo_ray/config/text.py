@@ -1,4 +1,4 @@
-"""Text files in whatever encoding says what it is: UTF-8, with a mark or without, UTF-16 and UTF-32 with theirs."""
+"""Read text files in the encoding that their first bytes declare: UTF-8 with or without a mark, UTF-16 and UTF-32 with theirs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _MARKS = (
 
 
 class TextError(ValueError):
-    """A file is not text in an encoding that can be known; the message names the line and what to do."""
+    """A file is not text in a known encoding; the message names the line and what to do."""
 
 
 def read_text(path: Path) -> str:
-    """A whole text file, line ends as "\\n". Raises TextError, and OSError where it cannot be read."""
+    """Return a whole text file with line ends as "\n". Raises TextError, and OSError if it cannot be read."""
     return decode_text(path.read_bytes(), str(path))
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """Bytes as text, line ends as "\\n". Raises TextError, which names `where`."""
+    """Return bytes as text with line ends as "\n". Raises TextError, which names `where`."""
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")

@@ -42,7 +42,7 @@ def skeleton_of(model: Model, folder: Path | None) -> Skeleton:
 def step_cost(
     model: Model, folder: Path | None, parameters: str, lora: Lora, micro_batch: int, gradient_checkpointing: bool
 ) -> StepCost:
-    """Count a step of `samples` samples, in the dtype that the engine computes in."""
+    """Count a step of one micro-batch, in the dtype that the engine computes in."""
     architecture, skeleton = family(model), family(model).skeleton(model, folder)
     denoiser, dtype = skeleton.denoiser, DTYPES[model.dtype]
     if parameters == "lora":
@@ -73,7 +73,7 @@ def training_cost(model: Model, folder: Path | None, optimization: Optimization,
 
 @lru_cache(maxsize=64)
 def forward_cost(model: Model, folder: Path | None, batch: int) -> Count:
-    """Count a forward of the denoiser on `samples` samples."""
+    """Count a forward of the denoiser on a batch."""
     architecture, skeleton = family(model), skeleton_of(model, folder)
     x_t, timestep, conditioning = architecture.largest_inputs(skeleton, model, batch)
     on_meta = OnMeta(skeleton.denoiser)
@@ -103,7 +103,7 @@ def encode_cost(model: Model, folder: Path | None) -> tuple[Count, int]:
 
 @lru_cache(maxsize=64)
 def decode_cost(model: Model, folder: Path | None, pictures: int) -> Count:
-    """Count the VAE in float32, decoding `samples` pictures at once."""
+    """Count the VAE in float32, decoding so many pictures at once."""
     skeleton = skeleton_of(model, folder)
     vae, side = skeleton.vae, model.resolution // skeleton.factor
     with torch.device("meta"):
