@@ -139,7 +139,7 @@ def _cases(roles: Roles, costs: dict[str, Cost], rate: float, options: argparse.
     batch, micro, flop = roles.batch, roles.micro_batch, {part: cost.teraflop for part, cost in costs.items()}
 
     def seconds(part: str, share: float, together: int) -> float:
-        """Of one sample, when so many are computed at once."""
+        """Return the seconds of one sample, when `together` samples are computed at once."""
         return max(flop[part] / (share * rate), costs[part].kernels * SECONDS_PER_KERNEL / together)
 
     def texts(together: int) -> float:

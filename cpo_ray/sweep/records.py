@@ -18,8 +18,8 @@ from cpo_ray.core.files import write_text
 from cpo_ray.core.statistics import Interval
 from cpo_ray.sweep.space import Point, trial_id
 
-#: "running" also is what a killed trial leaves. A "stopped" one fell behind, a "diverged" one was ended by its own numbers:
-#: both are results, and are not run again. "failed" crashed as often as it may, and has another chance with --resume.
+#: A killed trial stays "running". A "stopped" trial fell behind, and a "diverged" one was ended by its own numbers:
+#: both are results and do not run again. A "failed" trial crashed too often, and runs again with --resume.
 Status = Literal["running", "finished", "stopped", "diverged", "failed"]
 SETTLED: tuple[Status, ...] = ("finished", "stopped", "diverged")
 TRIALS = "trials"
@@ -29,7 +29,7 @@ _RUNGS = "rungs"
 
 @dataclass(frozen=True)
 class Measured:
-    """The validation pictures of one model: per picture its number of negatives and whether its content is right.
+    """The validation pictures of one model: for each its number of negatives and whether its content is right.
 
     distance: squared Fréchet distance of all of them to good pictures, with the interval over pictures.
     """
@@ -50,7 +50,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Rung:
-    """One look at a trial after `step` steps; without a domain that measures, `measured` is None.
+    """One measurement of a trial after `step` steps. Without a domain that measures, `measured` is None.
 
     held_out: the objective's own metrics on targets of validation pictures.
     """
@@ -60,7 +60,7 @@ class Rung:
     measured: Measured | None
 
     def metrics(self) -> dict[str, float]:
-        """By name, as MLflow and the search see them."""
+        """The measurements by name, as MLflow and the search see them."""
         found = {f"held_out/{name}": value for name, value in self.held_out.items()}
         if self.measured is not None:
             found |= {
@@ -73,7 +73,7 @@ class Rung:
 
 @dataclass(frozen=True)
 class Trial:
-    """A point and how its training stands. `sentence` says what ended it, where that was not its end."""
+    """A point and the state of its training. `sentence` says what ended it, unless it reached its end."""
 
     point: Point
     status: Status = "running"
@@ -89,8 +89,8 @@ class Trial:
         return sweep / TRIALS / self.id
 
     def remove_checkpoints(self, sweep: Path) -> None:
-        """Give their disk back, once nothing is to go on from them any more."""
-        shutil.rmtree(self.folder(sweep) / f"{sweep.name}-{self.id}", ignore_errors=True)  # where its training has them
+        """Delete its checkpoints, once nothing will continue from them."""
+        shutil.rmtree(self.folder(sweep) / f"{sweep.name}-{self.id}", ignore_errors=True)  # where its training keeps them
 
     def ended(self, status: Status, sentence: str = "") -> Trial:
         return replace(self, status=status, sentence=sentence)
@@ -101,13 +101,13 @@ class Trial:
 
 
 def read_trial(folder: Path) -> Trial | None:
-    """What `save` left in a trial's folder, or None."""
+    """Read what `save` left in a trial's folder; None if there is nothing."""
     file = folder / _RECORD
     return Trial(**json.loads(file.read_text())) if file.exists() else None
 
 
 def read_trials(sweep: Path) -> Iterator[Trial]:
-    """All trials of a sweep that were ever begun."""
+    """Return all trials of a sweep that have begun."""
     for folder in sorted((sweep / TRIALS).glob("*")):
         trial = read_trial(folder)
         if trial is not None:
@@ -115,7 +115,7 @@ def read_trials(sweep: Path) -> Iterator[Trial]:
 
 
 def rung_file(trial: Path, step: int) -> Path:
-    """Where a rung of a trial is kept; its pictures lie in a folder of the same stem."""
+    """Return the file of a trial's rung. Its pictures lie in a folder of the same stem."""
     return trial / _RUNGS / f"step-{step:08d}.json"
 
 
@@ -125,7 +125,7 @@ def save_rung(trial: Path, rung: Rung) -> None:
 
 
 def read_rungs(trial: Path) -> list[Rung]:
-    """The rungs of a trial's folder, in order."""
+    """Return the rungs in a trial's folder, in order."""
     return [_rung(json.loads(file.read_text())) for file in sorted((trial / _RUNGS).glob("step-*.json"))]
 
 

@@ -38,9 +38,9 @@ class SweepReport:
     space: Space
     rule: str
     prompts: Sequence[str]
-    """Of the pictures that are shown."""
+    """Prompts of the pictures that are shown."""
     pictures: Mapping[str, Sequence[Picture]]
-    """By label, in the order of the columns: the base, then trials by ω; picture i shows prompts[i]."""
+    """Pictures by label, in the order of the columns: the base, then trials by ω. Picture i shows prompts[i]."""
     facts: Mapping[str, str]
     settings: str
 

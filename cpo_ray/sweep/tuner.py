@@ -1,4 +1,4 @@
-"""Ray Tune around the trials: who decides on points, who stops trials, and what is written down when one ends."""
+"""Run the trials under Ray Tune: who chooses points, who stops trials, and what is recorded when a trial ends."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from cpo_ray.sweep.space import Point, label, listed_points, trial_id
 from cpo_ray.sweep.trial import Bench, run_trial
 from cpo_ray.tracking import Status as RunStatus
 
-#: What a search makes smaller; a scheduler and a search for one objective go by the first.
+#: The objectives of a search, both to be minimised. A scheduler and a search for one objective use the first.
 OBJECTIVES = ("negatives", "distance")
-#: Optuna's own default; before as many results, TPE draws at random.
+#: Optuna's own default: before this many results TPE draws at random.
 _RANDOM_STARTS = 10
 _STUDY = "sweep"
 
 
 def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
-    """Run the points that are left, as many at once as fit; returns when they have ended or the time is over.
+    """Run the remaining points, as many at once as fit. Return when they have ended or the time is over.
 
-    A trial that fails is written down as failed, and the others go on.
+    A failed trial is recorded as failed, and the others continue.
     """
     run = bench.run
     settled = [trial for trial in read_trials(run.folder) if trial.status in SETTLED]
@@ -45,7 +45,7 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
     run.say(f"{left} trials to run, {min(at_once, left)} at once; {len(settled)} are known already")
     if left <= 0:
         return
-    # Tune's own tables and log files say nothing that our lines and MLflow do not.
+    # Our lines and MLflow say everything that Tune's tables and log files say.
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     deadline = None if sweep.minutes is None else time.monotonic() + 60 * sweep.minutes
@@ -59,11 +59,11 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
             scheduler=scheduler(sweep),
             max_concurrent_trials=at_once,
             time_budget_s=None if sweep.minutes is None else 60 * sweep.minutes,
-            # A process that is used again saves its imports; one whose trial was stopped cannot be.
+            # Reusing a process saves its imports. A process whose trial was stopped cannot be reused.
             reuse_actors=sweep.scheduler == "none",
         ),
         run_config=tune.RunConfig(
-            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",  # a new one each time: our records are what is resumed
+            name=f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",  # a new one each time, since a resume reads our records only
             storage_path=str(run.folder / "tune"),
             failure_config=tune.FailureConfig(max_failures=sweep.retries),
             callbacks=[_Witness(run, deadline)],
@@ -73,11 +73,11 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
     try:
         tuner.fit()
     finally:
-        release_reserved()  # by trials that were stopped, when the time was over, before their workers ran
+        release_reserved()  # reserved by trials that ran out of time before their workers started
 
 
 def _points_left(run: Run, sweep: Sweep, settled: Sequence[Trial]) -> tuple[dict[str, Any], OptunaSearch | None, int]:
-    """(the points as Tune goes through them, or else who suggests them, how many trials are left)."""
+    """Return (the points in Tune's order or the search that suggests them, the number of trials left)."""
     seed = run.config.run.seed
     if sweep.search in ("grid", "random"):
         known = {trial.id for trial in settled}
@@ -89,13 +89,13 @@ def _points_left(run: Run, sweep: Sweep, settled: Sequence[Trial]) -> tuple[dict
 
 
 def scheduler(sweep: Sweep) -> TrialScheduler:
-    """Who stops trials, by the number of the rung they have reached."""
+    """Return the scheduler that stops trials, by the number of the rung they have reached."""
     if sweep.scheduler == "asha":
         return ASHAScheduler(
             time_attr="rung",
             metric=OBJECTIVES[0],
             mode="min",
-            max_t=sweep.rungs + 1,  # a trial that comes so far ends by itself
+            max_t=sweep.rungs + 1,  # a trial that reaches this rung ends by itself
             grace_period=sweep.grace_rungs,
             reduction_factor=2,
         )
@@ -105,13 +105,13 @@ def scheduler(sweep: Sweep) -> TrialScheduler:
             metric=OBJECTIVES[0],
             mode="min",
             grace_period=sweep.grace_rungs,
-            min_time_slice=sys.maxsize,  # it would stop a trial to let others catch up, at the cost of another start
+            min_time_slice=sys.maxsize,  # otherwise it would pause a trial to let others catch up, at the cost of another start
         )
     return FIFOScheduler()
 
 
 def optuna_search(sweep: Sweep, seed: int, told: Sequence[tuple[Point, Sequence[float]]]) -> OptunaSearch:
-    """TPE that knows the (negatives, distance) of earlier trials; both count in a search for two objectives."""
+    """Return a TPE search that knows (negatives, distance) of earlier trials; both count in a search for two objectives."""
     several = sweep.search == "multi_objective"
     directions = ["minimize"] * (len(OBJECTIVES) if several else 1)
     space, storage = distributions(sweep.space), optuna.storages.InMemoryStorage()
@@ -119,7 +119,7 @@ def optuna_search(sweep: Sweep, seed: int, told: Sequence[tuple[Point, Sequence[
     study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
     for point, values in told:
         study.add_trial(optuna.trial.create_trial(params=point, distributions=space, values=list(values)[: len(directions)]))
-    # With the seed alone, a resumed sweep would draw its first points once more.
+    # With the seed alone a resumed sweep would draw its first points again.
     starts = min(_RANDOM_STARTS, max(2, (sweep.trials or 0) // 3))
     sampler = optuna.samplers.TPESampler(seed=seed + len(told), n_startup_trials=starts)
     metric, mode = (list(OBJECTIVES), ["min"] * len(OBJECTIVES)) if several else (OBJECTIVES[0], "min")
@@ -127,7 +127,7 @@ def optuna_search(sweep: Sweep, seed: int, told: Sequence[tuple[Point, Sequence[
 
 
 def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """The space as Optuna knows it."""
+    """Return the space in Optuna's form."""
     found = {name: _distribution(axis) for name, axis in space.axes.items()}
     return found | ({"objective": CategoricalDistribution(space.objective)} if space.objective else {})
 
@@ -139,14 +139,14 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 
 def _values(run: Run, trial: Trial) -> tuple[float, float] | None:
-    """What is known of a trial's objectives; None for one that diverged before it was measured."""
+    """Return a trial's objectives as far as known; None for one that diverged before it was measured."""
     rungs = read_rungs(trial.folder(run.folder))
     measured = rungs[-1].measured if rungs else None
     return None if measured is None or trial.status == "diverged" else (measured.mean_negatives, measured.distance.mean)
 
 
 class _Witness(tune.Callback):
-    """Says how each trial stands, and writes down those that could not do so themselves: stopped, crashed, out of time."""
+    """Reports each trial's state, and records the trials that could not do so themselves: stopped, crashed, out of time."""
 
     def __init__(self, run: Run, deadline: float | None) -> None:
         self._run, self._deadline = run, deadline
@@ -162,7 +162,7 @@ class _Witness(tune.Callback):
         if record.status != "running":
             return
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._end(record, "KILLED")  # stays as it is: it goes on with --resume
+            self._end(record, "KILLED")  # its record stays as it is, and it continues with --resume
         else:
             self._run.say(f"{label(record.point)}: stopped, since it fell behind")
             self._end(record.ended("stopped", "it fell behind the others"), "FINISHED")

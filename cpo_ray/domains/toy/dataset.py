@@ -1,4 +1,4 @@
-"""An annotated data set of the embedded domain: drawn by the renderer, labelled by the measuring agent."""
+"""An annotated data set of the embedded domain: the renderer draws it, the measuring agent labels it."""
 
 from __future__ import annotations
 

@@ -28,23 +28,25 @@ class ToyDomain:
         return MeasuringAgent().annotate(pictures, prompts)
 
     def content_hits(self, pictures: Sequence[Image], prompts: Sequence[str]) -> NDArray[np.bool_]:
-        """(N,): shape, color and ground all recognised as the prompt asks."""
+        """Return (N,) booleans: are shape, color and ground all recognised as the prompt asks?"""
         parts = [content_hits(self.judge, list(pictures[b]), list(prompts[b])).all(1) for b in _blocks(len(pictures))]
         return np.concatenate(parts)
 
     @torch.no_grad()
     def features(self, pictures: Sequence[Image]) -> NDArray[np.float64]:
-        """(N, 64), the judge's last hidden layer."""
+        """Return (N, 64), the judge's last hidden layer."""
         parts = [self.judge.features(to_tensor(list(pictures[b]))).double().numpy() for b in _blocks(len(pictures))]
         return np.concatenate(parts)
 
     def good_features(self, prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Of renders without a fault that show the same contents in the same shares: the distance is about quality alone."""
+        """Return the features of renders without a fault that show the same contents in the same shares, so that the distance is
+        about quality alone.
+        """
         return self.features(good_pictures(prompts, REFERENCE_SEED, self.reference_pictures))
 
     @staticmethod
     def requests(split: str) -> list[Labels]:
-        """Every content of a split with all that would be good about it, placed in the centre."""
+        """Return every content of a split with everything that is good about it, placed in the centre."""
         scenes = (Scene(content, frozenset(), thirds=False, seed=0) for content in contents_of(split))
         return [Labels(scene.content.prompt, scene.positive_ids, ()) for scene in scenes]
 

@@ -1,4 +1,4 @@
-"""The embedded domain's measuring agent as a back end: what a model would say about a toy picture, read off its pixels."""
+"""The embedded domain's measuring agent as a back end: it answers like a model, from the pixels of a toy picture."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ class MeasuringBackEnd:
         self._seen: Measurement | None = None
 
     async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
-        """Raises Unanswered for a picture of another size than the domain's, BackEndUnusable for the question for a prompt."""
+        """Raises Unanswered for a picture of another size than the domain's, and BackEndUnusable for the
+        question for a prompt.
+        """
         if question.root_id == CONTENT:
             raise BackEndUnusable("the measuring agent reads attributes only; give the pictures prompts")
         if self._last != (picture.digest, picture.prompt):
@@ -33,11 +35,11 @@ class MeasuringBackEnd:
         return Reply(answer_text(self._seen, question))
 
     async def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing."""
 
 
 def answer_text(seen: Measurement, question: Question) -> str:
-    """The part of a measurement that answers one question, in the form that it asks for."""
+    """Return the part of a measurement that answers one question, in the required form."""
     asked = set(question.attribute_ids)
     scalars = ", ".join(f"{name} {value:.3f}" for name, value in seen.scalars.items() if name in asked)
     answer = {
