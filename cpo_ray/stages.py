@@ -81,7 +81,7 @@ def precompute_targets(run: Run) -> ProductionReport:
     plan = training_plan(config, run.training_pictures, config.preference.optimization, config.targets.draws)
     frozen, shards = expert_spec(config, run.adapter), plan.shards(config.targets.shard_size)
     with target_store(frozen, config.targets.folder).in_use():
-        report = produce(frozen, shards, config.targets, ProgressLine("targets").counter("shards"))
+        report = produce(frozen, shards, config.targets, ProgressLine("targets").counter("shards", config.targets.max_actors))
     run.say(told(report))
     return report
 
@@ -153,9 +153,9 @@ def _produce_and_train(
         tracker.tag("warning", sentence)
 
     if not targets.overlap:
-        report = produce(frozen, shards, targets, line.counter("targets"))
+        report = produce(frozen, shards, targets, ProgressLine(f"{name}, targets").counter("shards", targets.max_actors))
         return train(spec, line.counter("steps"), warn), report
-    with BackgroundProducer(frozen, shards, targets, spec.run_id, line.counter("targets")) as producer:
+    with BackgroundProducer(frozen, shards, targets, spec.run_id, line.counter("targets", targets.max_actors)) as producer:
         try:
             result = train(spec, line.counter("steps"), warn)
         except TrainingError:
@@ -195,7 +195,8 @@ def evaluate(run: Run) -> None:
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
     obeyed = Obedience.read(file) if (file := run.folder / OBEDIENCE).exists() else None
-    on_progress = ProgressLine("evaluation").counter("pictures")
+    settings = run.config.evaluation
+    on_progress = ProgressLine("evaluation").counter("pictures", settings.actors * settings.batch)
     result, report = evaluate_run(run.config, run.dataset, run.tree, run.adapter, adapters, provenance, obeyed, on_progress)
     run.tracker.log_report(report)
     for picture in sorted(report.parent.glob("*.png")):

@@ -18,7 +18,7 @@ def annotate(config: AnnotationConfig, arguments: Namespace) -> None:
 
     connect()
     line = ProgressLine("annotate")
-    tell = line.counter("pictures")
+    tell = line.counter("pictures", config.annotation.actors * run.BLOCKS_PER_ACTOR * run.BLOCK)
 
     def on_progress(report: run.Report) -> None:
         line.note = report.note

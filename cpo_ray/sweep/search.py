@@ -58,7 +58,8 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
     targets = target_store(frozen, run.config.targets.folder)
     shards, held_out = sweep_items(run.config, sweep, run.pictures)
     with targets.in_use():
-        report = produce(frozen, shards, run.config.targets, ProgressLine(run.config.run.name).counter("targets"))
+        tell = ProgressLine(run.config.run.name).counter("targets", run.config.targets.max_actors)
+        report = produce(frozen, shards, run.config.targets, tell)
         run.say(told(report))
         measurers = _measurers(run, sweep)
         try:

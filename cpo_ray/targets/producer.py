@@ -187,7 +187,11 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
 
 
 def _bounded_retries() -> dict[str, int]:
-    """Bound the retries, or Ray would try a row that kills its actor for ever."""
+    """Bound the retries, or Ray would try a row that kills its actor for ever.
+
+    Ray prints a line about "constructor arguments in the object store" where actors may restart. It means two objects that Ray
+    Data itself gives to each actor (ray-project/ray#57733). They live as long as the driver, so that a restart finds them.
+    """
     return {"max_restarts": 4, "max_task_retries": 1}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cpo_ray.config import Optimization
 from cpo_ray.config.section import free_on_resume
-from cpo_ray.core.files import write_text
+from cpo_ray.core.files import read_json, read_log, write_json
+from cpo_ray.core.progress import Tell
 from cpo_ray.training.artifacts.ledger import check_ledger, read_ledger
 from cpo_ray.training.artifacts.records import METRICS
 from cpo_ray.training.health import winner_warning
@@ -57,7 +57,7 @@ class TrainResult:
 
 def train(
     spec: TrainSpec,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Tell | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Run a training to its end, or with `resume` go on where it stopped; needs a connected Ray.
@@ -70,10 +70,10 @@ def train(
     _check_output(spec)
     record = spec.output / _RESULT
     if record.exists():
-        done = json.loads(record.read_text())
+        done = read_json(record)
         return TrainResult(spec.output / ADAPTER, **(done | {"trained_steps": 0}))
     check_resources(spec.optimization)
-    write_text(spec.output / _SETTINGS, json.dumps(_settings(spec), indent=2))
+    write_json(spec.output / _SETTINGS, _settings(spec))
     with _followed(spec, on_progress, on_warning) as told:
         worker = _fit(spec)
     warnings = tuple(filter(None, (_winner_warning(spec), *worker.warnings)))
@@ -92,7 +92,7 @@ def train(
         ledger_problem=check_ledger(spec.plan, read_ledger(spec.output)),
         warnings=warnings,
     )
-    write_text(record, json.dumps({k: v for k, v in asdict(result).items() if k != "adapter"}))
+    write_json(record, {k: v for k, v in asdict(result).items() if k != "adapter"})
     return result
 
 
@@ -110,9 +110,7 @@ def check_resources(optimization: Optimization) -> None:
 
 
 @contextmanager
-def _followed(
-    spec: TrainSpec, on_progress: Callable[[int, int], None] | None, on_warning: Callable[[str], None] | None
-) -> Iterator[list[str]]:
+def _followed(spec: TrainSpec, on_progress: Tell | None, on_warning: Callable[[str], None] | None) -> Iterator[list[str]]:
     """Read the lines that rank 0 writes, one a step; nothing has to travel to see how it goes. Yields what was said."""
     told: list[str] = []
     ended, file = threading.Event(), spec.output / METRICS
@@ -120,12 +118,14 @@ def _followed(
     def follow() -> None:
         last = None
         while not ended.wait(_LOOK_EVERY_SECONDS):
-            done = file.read_bytes().count(b"\n") if file.exists() else 0
-            if done == last:
+            steps = read_log(file, skip_damaged=True)
+            if len(steps) == last:
                 continue
-            last = done
-            if on_progress is not None and done < spec.plan.steps:
-                on_progress(done, spec.plan.steps)
+            last = len(steps)
+            if on_progress is not None and last < spec.plan.steps:
+                # Steps wait for targets, which have a counter of their own.
+                waited = sum(step.get("seconds_waited_for_targets", 0.0) for step in steps)
+                on_progress(last, spec.plan.steps, file.stat().st_mtime - waited if steps else None)
             if on_warning is not None and not told and (warning := _winner_warning(spec)):
                 told.append(warning)
                 on_warning(warning)
@@ -141,10 +141,8 @@ def _followed(
 
 def _winner_warning(spec: TrainSpec) -> str | None:
     """Of the steps logged so far; objectives without a winner have nothing to warn of."""
-    file = spec.output / METRICS
-    # The last line may be half-written.
-    lines = file.read_text().split("\n")[:-1] if file.exists() else []
-    errors = [metrics["win"] for metrics in map(json.loads, lines) if "win" in metrics]
+    steps = read_log(spec.output / METRICS, skip_damaged=True)
+    errors = [metrics["win"] for metrics in steps if "win" in metrics]
     return winner_warning(errors, spec.beta, spec.omega_win, spec.omega_lose)
 
 
@@ -155,7 +153,7 @@ def _check_output(spec: TrainSpec) -> None:
         return
     if not spec.resume:
         raise TrainingError(f"{spec.output} already holds a training; resume it, or give the run another name")
-    before = json.loads(record.read_text())
+    before = read_json(record)
     differing = [key for key in settings if before.get(key) != settings[key]]
     if differing:
         key = differing[0]

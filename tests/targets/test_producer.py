@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -38,11 +39,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.ray
-def test_any_number_of_actors_gives_the_same_bytes_and_only_once(
+def test_any_number_of_actors_and_a_death_among_them_give_the_same_bytes_and_only_once(
     ray_session: None, expert_spec: ExpertSpec, folder: Path, tmp_path: Path
 ) -> None:
     seen: list[tuple[int, int]] = []
-    report = produce(expert_spec, SHARDS, settings(folder), on_progress=lambda done, total: seen.append((done, total)))
+
+    def follow(done: int, total: int) -> None:
+        seen.append((done, total))
+        if done == 1:  # the only actor dies while there is work left, and is started again
+            (actor,) = (p for p in psutil.Process().children(recursive=True) if "ExpertActor" in " ".join(p.cmdline()))
+            actor.kill()
+
+    report = produce(expert_spec, SHARDS, settings(folder), follow)
     assert (report.shards_written, report.already_there, report.samples, report.expert_forwards) == (3, 0, 12, 6)
     assert seen == [(1, 3), (2, 3), (3, 3)]
     produce(expert_spec, SHARDS, settings(tmp_path, actors=2))
