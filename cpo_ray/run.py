@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ray.config import Config, ConfigError, changed, dump
+from cpo_ray.core.files import write_text
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.dataset import make_dataset
@@ -71,10 +72,10 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
     for what it is computed with.
     """
     folder = config.folder.absolute()
-    record, resolved = folder / "config.toml", dump(config)
+    record = folder / "config.toml"
     if record.exists() and not resume:
         raise ConfigError(f"{folder} already holds a run; pass --resume to go on with it, or another run.name=NAME")
-    if record.exists() and (differing := changed(record.read_text(), config)):
+    if record.exists() and (differing := changed(record, config)):
         raise ConfigError(
             f"{record} was started with other settings than {'; '.join(differing)}; give this run another run.name "
             "(workers, their resources, micro_batch and zero_stage may change, what is trained may not)"
@@ -85,8 +86,8 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
         raise ConfigError("\n".join(missing))
     tree = load_hierarchy(config.data.hierarchy)
     dataset = open_data(config, tree)
-    folder.mkdir(parents=True, exist_ok=True)
-    record.write_text(resolved)
+    if not record.exists():
+        write_text(record, dump(config))
     uri = resolve_uri(config.tracking, config.run.output)
     experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
     tracker = start_run(experiment, config.run.name, folder, _description(config, dataset, tree), resume=resume)

@@ -15,6 +15,7 @@ from cpo_ray.annotation.pictures import picture_digest
 from cpo_ray.annotation.report import AnnotationReport
 from cpo_ray.annotation.sources.listing import Listing, PictureEntry, SetAside, read
 from cpo_ray.config.annotation import AnnotationConfig
+from cpo_ray.core.files import Log, write_json, write_text
 from cpo_ray.core.prompts import Labels
 from cpo_ray.data.importer import stage_quarantine
 from cpo_ray.data.picture import PictureError
@@ -50,12 +51,12 @@ def write_results(
         shutil.rmtree(leftover, ignore_errors=True)
     set_aside = list(listing.set_aside)
     with staged(fresh) as stage:
-        stage(ABOUT).write_text(json.dumps(_about(config, tree), indent=1) + "\n")
-        with open(stage("judgements.jsonl"), "w", encoding="utf-8") as judgements:
+        write_json(stage(ABOUT), _about(config, tree))
+        with Log(stage("judgements.jsonl")) as judgements:
             stage_shards(_rows(config, tree, listing, outcomes, set_aside, judgements), stage)
         rows = [{"source": s.source, "id": s.id, "reason": s.reason} for s in set_aside]
         stage_quarantine(rows, stage)
-        stage("report.json").write_text(report.to_json())
+        write_text(stage("report.json"), report.to_json())
     if output.exists():
         os.replace(output, old)
     os.replace(fresh, output)
@@ -68,7 +69,7 @@ def _rows(
     listing: Listing,
     outcomes: Mapping[str, Outcome],
     set_aside: list[SetAside],
-    judgements: Any,
+    judgements: Log,
 ) -> Iterator[dict[str, Any]]:
     """Yield the annotated rows in the order of the source. Others go to `set_aside`, and each row writes a line of judgements."""
     about = {"back_end": config.identity["back_end"], "model": config.identity["model"], "prompt_version": PROMPT_VERSION}
@@ -92,7 +93,7 @@ def _rows(
                 reason = str(error).replace("\n", "; ")
                 set_aside.append(SetAside(entry.source, entry.id, "no valid row", reason))
                 continue
-            judgements.write(json.dumps({"id": entry.id, "roots": outcome.judgements}) + "\n")
+            judgements.append([{"id": entry.id, "roots": outcome.judgements}])
 
 
 def _about(config: AnnotationConfig, tree: Hierarchy) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from cpo_ray.annotation.report import AnnotationReport
 from cpo_ray.annotation.results import check_output, write_results
 from cpo_ray.annotation.sources.listing import Listing, PictureEntry, list_pictures, read
 from cpo_ray.config.annotation import AnnotationConfig
+from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.picture import PictureError
 from cpo_ray.domains.toy.dataset import draw_pictures
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
@@ -131,8 +132,8 @@ class AnnotatingActor:
                 outcomes += self._on_loop(self._all(pictures))
             except BackEndUnusable as error:
                 stop = str(error)
-            except OSError as error:
-                stop = f"an answer cannot be kept in {self._config.annotation.answers}: {error.strerror}"
+            except (OSError, DiskFullError) as error:
+                stop = f"an answer cannot be kept in {self._config.annotation.answers}: {error}"
         return pa.table({"stop": [stop], "outcomes": [json.dumps([asdict(outcome) for outcome in outcomes])]})
 
     async def _open(self) -> Annotator:

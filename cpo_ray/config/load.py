@@ -75,10 +75,20 @@ def _toml(value: Any) -> str:
     return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
-def changed(before: str, config: Config) -> list[str]:
-    """What a resumed run may not change and yet differs from `before`, the text of `dump` when it was started."""
+def changed(record: Path, config: Config) -> list[str]:
+    """What a resumed run may not change and yet differs from `record`, the `dump` of its configuration when it was begun.
+
+    A setting that is newer than the record has its default there. Raises ConfigError where the record is no configuration.
+    """
+    try:
+        begun = _checked(Config, tomllib.loads(record.read_text(encoding="utf-8")), (), Path(record.name))
+    except ValueError as error:
+        raise ConfigError(
+            f"{record} cannot be compared with the present settings ({str(error).splitlines()[0]}): it was cut, or written by "
+            "another version; give this run another run.name, or delete the file to resume with the settings that are given now"
+        ) from None
     tree = config.model_dump(mode="json", exclude_none=True)
-    old, new = _flat(tomllib.loads(before)), _flat(tree)
+    old, new = _flat(begun.model_dump(mode="json", exclude_none=True)), _flat(tree)
     differing = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     return [f"{key} = {new.get(key)!r} (was {old.get(key)!r})" for key in differing if not _free(key, tree)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ def disk_full_in(folder: Path) -> Iterator[None]:
     """Raises DiskFullError, which names the folder, where the block finds its disk full."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left on device" not in str(error):  # safetensors has no number for it, only words
             raise
         raise DiskFullError(
             f"the disk of {folder} is full; free some space or choose another folder, and start again; what is there is kept"
@@ -51,6 +53,32 @@ def written(path: Path) -> Iterator[BinaryIO]:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes its name, and the place of an older one, when the block ends well.
+
+    Otherwise nothing is left behind. Raises DiskFullError on a full disk.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    with disk_full_in(path.parent):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder, also when the machine loses power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -127,20 +155,25 @@ class Log:
         """The descriptor of the open file, for locking it."""
         return self._file
 
-    def append(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Add objects as lines. Raises DiskFullError where they do not fit; then none of them is there."""
+    def append(self, entries: Iterable[Mapping[str, Any]], *, sync: bool = False) -> None:
+        """Add objects as lines; with `sync` they survive a loss of power once this returns.
+
+        Raises DiskFullError where they do not fit. If this raises anything, none of them is there.
+        """
         lines = json_lines(entries)
         with disk_full_in(self.path.parent):
             end = self._cut_torn_end()
             try:
                 if os.write(self._file, lines) != len(lines):
                     raise OSError(errno.ENOSPC, "the disk took only a part")
+                if sync:
+                    os.fsync(self._file)
             except OSError:
                 os.ftruncate(self._file, end)
                 raise
 
     def sync(self) -> None:
-        """Have the disk keep what was appended, also when the machine loses power."""
+        """Have the disk keep all that was appended, also when the machine loses power."""
         with disk_full_in(self.path.parent):
             os.fsync(self._file)
 

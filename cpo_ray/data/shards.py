@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cpo_ray.core.files import disk_full_in, sync
 from cpo_ray.core.plan import Split, split_of
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import ANNOTATED
@@ -49,18 +49,16 @@ def staged(folder: Path) -> Iterator[Stage]:
         names.append(name)
         return folder / f".{name}.partial"
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield stage
-        for name in reversed(names):
-            os.replace(folder / f".{name}.partial", folder / name)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise DataError(f"the disk is full, nothing was kept in {folder}; free some space or choose another folder") from None
-    finally:
-        for name in names:
-            (folder / f".{name}.partial").unlink(missing_ok=True)
+    with disk_full_in(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            yield stage
+            for name in reversed(names):
+                sync(folder / f".{name}.partial")
+                os.replace(folder / f".{name}.partial", folder / name)
+        finally:
+            for name in names:
+                (folder / f".{name}.partial").unlink(missing_ok=True)
 
 
 def write_shards(rows: Iterable[Mapping[str, Any]], folder: Path, rows_per_shard: int = 512, row_group_size: int = 16) -> int:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cpo_ray.config import Config
-from cpo_ray.core.files import write_bytes
+from cpo_ray.core.files import read_json, write_json
 from cpo_ray.core.prompts import Labels, condition_texts
 from cpo_ray.core.statistics import Interval, bootstrap_interval, intersection_over_union
 from cpo_ray.data.shards import AnnotatedDataset
@@ -47,12 +46,12 @@ class Obedience:
 
     def save(self, file: Path) -> None:
         """Write it for `read`."""
-        write_bytes(file, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_json(file, asdict(self))
 
     @classmethod
     def read(cls, file: Path) -> Obedience:
         """Read what `save` wrote."""
-        sides = json.loads(file.read_text())
+        sides = read_json(file)
         return cls(**{side: {key: Interval(**value) for key, value in values.items()} for side, values in sides.items()})
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from cpo_ray.config import Config, dump
+from cpo_ray.core.files import write_text
 from cpo_ray.core.prompts import Labels, condition_texts, in_hierarchy_order
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.domain import ToyDomain
@@ -65,8 +66,8 @@ def evaluate_run(
     result = None
     if domain is not None:
         result = evaluate_models(pictures, prompts, domain, tree)
-        (folder / "result.json").write_text(result.as_json())
-        (folder / "table.txt").write_text(table(result) + "\n")
+        write_text(folder / "result.json", result.as_json())
+        write_text(folder / "table.txt", table(result) + "\n")
     curves = {name: path for name in adapters if name != "sft" and (path := config.folder / name / "metrics.jsonl").exists()}
     report = RunReport(
         title=f"CPO run {config.run.name}",

@@ -6,18 +6,17 @@ kept, and reading skips it.
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import os
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from cpo_ray.config.section import Section
+from cpo_ray.core.files import DamagedFileError, Log, read_log, sync
 from cpo_ray.core.prompts import Labels
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.hierarchy import Hierarchy
@@ -61,15 +60,14 @@ def judgement_file(folder: Path, reviewer: str) -> Path:
 def read_judgements(file: Path, dataset: AnnotatedDataset, tree: Hierarchy) -> Verdicts:
     """Return a reviewer's verdicts on the labels of `dataset`.
 
-    Raises ReviewError for a line that is not a judgement, or that judges a picture, label or hierarchy that the data set does not
-    have.
+    Raises ReviewError for an entry that is not a judgement, or that judges a picture, label or hierarchy that the data set does
+    not have, and DamagedFileError for a line that is not an entry.
     """
-    *lines, _torn = file.read_bytes().split(b"\n")
     known, verdicts = set(dataset.ids), Verdicts()
-    for number, line in enumerate(lines, 1):
+    for number, entry in enumerate(read_log(file), 1):
         where = f"{file}, line {number}"
         try:
-            judgement = Judgement.model_validate_json(line)
+            judgement = Judgement.model_validate(entry)
         except ValidationError as error:
             raise ReviewError(f"{where} is not a judgement ({error.errors()[0]['msg']}); remove the line") from None
         signed = judgement.sign + judgement.attribute
@@ -107,55 +105,36 @@ class JudgementFile:
     """One reviewer's file, open for appending by one process at a time. `verdicts` mirrors what is on disk."""
 
     def __init__(self, file: Path, dataset: AnnotatedDataset, tree: Hierarchy) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._hierarchy_hash = file, tree.content_hash
-        self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._log = Log(file)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._log.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.verdicts = read_judgements(file, dataset, tree)
         except BlockingIOError:
-            os.close(self._file)
+            self._log.close()
             raise ReviewError(f"{file} is open in another review; close that one, or give another --reviewer") from None
-        except ReviewError:
-            os.close(self._file)
+        except (ReviewError, DamagedFileError):
+            self._log.close()
             raise
-        # Appending to an incomplete line would make one broken line of both.
-        os.ftruncate(self._file, file.read_bytes().rfind(b"\n") + 1)
-        _sync_folder(file.parent)
+        sync(file.parent)  # the name of a new file must be durable, too
 
     def append(self, sample: str, verdicts: Mapping[str, Verdict]) -> None:
-        """Write verdicts on labels (signed ids) of one picture. If the disk does not take them, raise OSError and keep none of
-        them.
+        """Write verdicts on labels (signed ids) of one picture.
+
+        Raises DiskFullError or OSError if the disk does not take them, and keeps none of them then.
         """
         time = datetime.now(UTC)
-        lines = b"".join(self._line(sample, signed, verdict, time) for signed, verdict in verdicts.items())
-        size = os.fstat(self._file).st_size
-        try:
-            if os.write(self._file, lines) != len(lines):
-                raise OSError(errno.ENOSPC, "the disk took only a part")
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
+        self._log.append((self._entry(sample, signed, verdict, time) for signed, verdict in verdicts.items()), sync=True)
         for signed, verdict in verdicts.items():
             _take(self.verdicts, sample, signed, verdict)
 
     def close(self) -> None:
         """Release the file for other processes."""
-        os.close(self._file)
+        self._log.close()
 
-    def _line(self, sample: str, signed: str, verdict: Verdict, time: datetime) -> bytes:
+    def _entry(self, sample: str, signed: str, verdict: Verdict, time: datetime) -> dict[str, Any]:
         sign: Literal["+", "-"] = "+" if signed[0] == "+" else "-"
         judgement = Judgement(
             sample=sample, attribute=signed[1:], sign=sign, verdict=verdict, hierarchy=self._hierarchy_hash, time=time
         )
-        return judgement.model_dump_json().encode() + b"\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the name of a new file durable, too."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return judgement.model_dump(mode="json")

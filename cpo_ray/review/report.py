@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from cpo_ray.config.review import ReviewSettings
+from cpo_ray.core.files import read_json, write_text
 from cpo_ray.core.statistics import format_interval
 from cpo_ray.data.picture import PictureError, decode
 from cpo_ray.data.shards import AnnotatedDataset
@@ -67,7 +66,7 @@ def report(settings: ReviewSettings, against: Path | None) -> str:
     trust = findings.trust_by_root(reviews.values(), tree) if reviews else []
     reviewed = Reviewed(dataset, tree, reviews, trust, against, common, likeness)
     path = settings.judgements / "report.html"
-    _write(render(reviewed), path)
+    write_text(path, render(reviewed))
     return f"{summary(reviewed)}\n\n{path}"
 
 
@@ -119,13 +118,6 @@ def render(reviewed: Reviewed) -> str:
         illustrated=ILLUSTRATED,
         thumbnail=THUMBNAIL,
     )
-
-
-def _write(text: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _pictures(reviewed: Reviewed) -> int:
@@ -197,7 +189,7 @@ def _facts(reviewed: Reviewed) -> dict[str, str]:
 def _made_by(folder: Path, name: str) -> dict[str, str]:
     """Return the back end that jobs/annotate.py noted; an empty dict for shards from elsewhere."""
     try:
-        about = json.loads((folder / "annotation.json").read_text())
+        about = read_json(folder / "annotation.json")
     except FileNotFoundError:
         return {}
     return {name: f"{about['model']} ({about['back_end']}), prompt version {about['prompt_version']}"}

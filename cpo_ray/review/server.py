@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from cpo_ray.config.review import is_loopback
 from cpo_ray.config.section import Section
+from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.picture import PictureError, decode
 from cpo_ray.reports.page import STYLE
 from cpo_ray.review.judgements import ReviewError, Verdict
@@ -146,8 +147,8 @@ class _Page:
         try:
             # Writing on the event loop keeps two writes from interleaving.
             finished = self._pile.judge(_number(request), sent.sample, sent.verdicts)
-        except OSError as error:
-            raise web.HTTPInsufficientStorage(text=f"the judgement could not be written: {error.strerror}") from None
+        except (OSError, DiskFullError) as error:
+            raise web.HTTPInsufficientStorage(text=f"the judgement could not be written: {error}") from None
         return web.json_response({"finished": finished})
 
     def _check(self, request: web.Request) -> None:

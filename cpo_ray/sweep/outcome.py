@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cpo_ray.config import dump
 from cpo_ray.config.sweep import Sweep
+from cpo_ray.core.files import write_text
 from cpo_ray.evaluation.generate import Picture
 from cpo_ray.run import Run
 from cpo_ray.sweep.measure import read_pictures, shown_indices, validation_prompts
@@ -45,7 +46,7 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     if best is None:
         files.pop()
     else:
-        files[2].write_text(dump(best_config(run.config, best, run.adapter)))
+        write_text(files[2], dump(best_config(run.config, best, run.adapter)))
     for file in files:
         run.tracker.log_report(file)
     if base is not None:

@@ -7,14 +7,13 @@ trials/<id>/rungs/step-00000040/       pictures of that rung, for the report
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cpo_ray.core.files import write_text
+from cpo_ray.core.files import read_json, write_json
 from cpo_ray.core.statistics import Interval
 from cpo_ray.sweep.space import Point, trial_id
 
@@ -97,13 +96,13 @@ class Trial:
 
     def save(self, sweep: Path) -> None:
         """Write it below the sweep's folder."""
-        write_text(self.folder(sweep) / _RECORD, json.dumps(asdict(self), indent=1) + "\n")
+        write_json(self.folder(sweep) / _RECORD, asdict(self))
 
 
 def read_trial(folder: Path) -> Trial | None:
     """Read what `save` left in a trial's folder; None if there is nothing."""
     file = folder / _RECORD
-    return Trial(**json.loads(file.read_text())) if file.exists() else None
+    return Trial(**read_json(file)) if file.exists() else None
 
 
 def read_trials(sweep: Path) -> Iterator[Trial]:
@@ -121,12 +120,12 @@ def rung_file(trial: Path, step: int) -> Path:
 
 def save_rung(trial: Path, rung: Rung) -> None:
     """Write a rung into its trial's folder."""
-    write_text(rung_file(trial, rung.step), json.dumps(asdict(rung)) + "\n")
+    write_json(rung_file(trial, rung.step), asdict(rung))
 
 
 def read_rungs(trial: Path) -> list[Rung]:
     """Return the rungs in a trial's folder, in order."""
-    return [_rung(json.loads(file.read_text())) for file in sorted((trial / _RUNGS).glob("step-*.json"))]
+    return [_rung(read_json(file)) for file in sorted((trial / _RUNGS).glob("step-*.json"))]
 
 
 def _rung(values: dict[str, Any]) -> Rung:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from cpo_ray.config import Config
 from cpo_ray.config.sweep import Sweep
+from cpo_ray.core.files import written
 from cpo_ray.core.statistics import Interval, bootstrap_interval, format_interval, format_number, paired_difference
 from cpo_ray.evaluation.measure import evaluation_section
 from cpo_ray.sweep.records import Measured, Rung, Trial
@@ -131,7 +132,8 @@ def write_parquet(rows: Sequence[TrialRow], base: Scores | None, file: Path) -> 
     if base is not None:
         lines.append({"id": "base", "label": "base", "status": "finished", "step": 0, **_flat(base)})
     held_out = sorted({name for row in rows for name in row.held_out})
-    pq.write_table(pa.Table.from_pylist(lines, _schema(held_out)), file)
+    with written(file) as stream:
+        pq.write_table(pa.Table.from_pylist(lines, _schema(held_out)), stream)
 
 
 def table(rows: Sequence[TrialRow], base: Scores | None) -> str:

@@ -7,7 +7,6 @@ of its checkpoints the trainer leaves its weights, a shared `Measurer` draws wit
 from __future__ import annotations
 
 import fcntl
-import json
 import shutil
 import threading
 import time
@@ -22,6 +21,7 @@ import ray
 from ray import tune
 
 from cpo_ray.config import Config
+from cpo_ray.core.files import read_json
 from cpo_ray.core.plan import Plan
 from cpo_ray.evaluation.generate import grid
 from cpo_ray.models.base import base_source
@@ -189,4 +189,4 @@ def weights_at(spec: TrainSpec, step: int, training: Future[TrainResult]) -> tup
             adapter = training.result().adapter
             return (adapter, {}) if step == spec.plan.steps else None
         time.sleep(LOOK_EVERY_SECONDS)
-    return snapshot, json.loads((snapshot / HELD_OUT).read_text())
+    return snapshot, read_json(snapshot / HELD_OUT)

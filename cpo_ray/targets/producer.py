@@ -21,7 +21,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from cpo_ray.config import Targets
-from cpo_ray.core.files import DiskFullError, write_bytes
+from cpo_ray.core.files import DiskFullError, write_json
 from cpo_ray.core.plan import Item
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset
@@ -123,7 +123,7 @@ class BackgroundProducer:
         except Exception as error:  # any exception must cross the thread: join() raises it, and readers stop with it
             self._result.set_exception(error)
             sentence = str(error) if isinstance(error, ProductionError) else f"the producer of targets failed: {error!r}"
-            write_bytes(self._marker, json.dumps({"sentence": sentence}).encode())
+            write_json(self._marker, {"sentence": sentence})
 
 
 class ExpertActor:

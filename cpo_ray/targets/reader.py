@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cpo_ray.core.files import read_json
 from cpo_ray.core.plan import Batch, Item
 from cpo_ray.models.base import Conditioning
 from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, Objective
@@ -129,7 +129,7 @@ class TargetReader:
         while not path.exists():
             waited = time.monotonic() - started
             if self._failure_marker.exists():
-                raise TargetsUnavailable(json.loads(self._failure_marker.read_text())["sentence"])
+                raise TargetsUnavailable(read_json(self._failure_marker)["sentence"])
             if waited > self._timeout_seconds:
                 raise TargetsUnavailable(
                     f"no target shard came at {path} within {self._timeout_seconds:g} s; look for what holds the producer up, "

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from cpo_ray.core.files import write_bytes
+from cpo_ray.core.files import write_bytes, write_json
 from cpo_ray.core.plan import Item
 from cpo_ray.core.schema import SCHEMA_VERSION
 
@@ -140,7 +140,7 @@ class TargetStore:
     def write_about(self, inputs: FrozenInputs) -> None:
         """Write down for people what the fingerprint stands for."""
         assert frozen_fingerprint(inputs) == self.fingerprint
-        write_bytes(self.root / "about.json", json.dumps(inputs.described(), indent=2).encode() + b"\n")
+        write_json(self.root / "about.json", inputs.described())
 
     def write(self, items: Sequence[Item], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         """Write a whole shard or nothing. The same arguments give the same bytes. `metadata` holds plain JSON values.

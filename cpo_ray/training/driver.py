@@ -154,11 +154,12 @@ def _check_output(spec: TrainSpec) -> None:
     if not spec.resume:
         raise TrainingError(f"{spec.output} already holds a training; resume it, or give the run another name")
     before = read_json(record)
-    differing = [key for key in settings if before.get(key) != settings[key]]
+    # A setting that is newer than the training is compared by whoever has the whole configuration, with its default.
+    differing = [key for key in settings if key in before and before[key] != settings[key]]
     if differing:
         key = differing[0]
         raise TrainingError(
-            f"{spec.output} was started with {key} = {before.get(key)!r}, and is now to be resumed with {settings[key]!r}; "
+            f"{spec.output} was started with {key} = {before[key]!r}, and is now to be resumed with {settings[key]!r}; "
             "resume with the settings it was started with, or give the run another name "
             "(workers, their resources, micro_batch and zero_stage may change)"
         )

@@ -5,9 +5,7 @@ The denoiser is the only model here. `Trainer` knows torch.distributed and DeepS
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,6 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from cpo_ray.config import Lora, Model, Optimization
+from cpo_ray.core.files import write_json, written_folder
 from cpo_ray.core.plan import Batch, Plan
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
@@ -181,13 +180,10 @@ class Trainer:
             held_out = {} if self.spec.held_out is None else self.held_out()
             state = self.engine.trained_state()
         if self.rank == 0:
-            partial = folder.with_name(f".{folder.name}.partial")
-            for left_over in (partial, folder):
-                shutil.rmtree(left_over, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write_weights(self.family, self.engine.denoiser, state, self.spec.model, partial, self.spec.optimization.parameters)
-            (partial / HELD_OUT).write_text(json.dumps(held_out))
-            partial.rename(folder)
+            model, parameters = self.spec.model, self.spec.optimization.parameters
+            with written_folder(folder) as partial:
+                write_weights(self.family, self.engine.denoiser, state, model, partial, parameters)
+                write_json(partial / HELD_OUT, held_out)
 
     def difference(self, step: int) -> str | None:
         """What is wrong if the ranks' weights are not the same after a step, as half a sentence. ZeRO-3 has no two of them."""

@@ -89,8 +89,9 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load(file)
 
 
-def test_a_resume_may_change_what_a_run_is_computed_with_and_not_what_comes_out() -> None:
-    started = dump(load(TOY))
+def test_a_resume_may_change_what_a_run_is_computed_with_and_not_what_comes_out(tmp_path: Path) -> None:
+    started = tmp_path / "config.toml"
+    started.write_text(dump(load(TOY)))
     free = (
         "preference.optimization.workers=3",
         "expert.optimization.zero_stage=2",
@@ -104,3 +105,24 @@ def test_a_resume_may_change_what_a_run_is_computed_with_and_not_what_comes_out(
         "preference.beta = 7.0 (was 1000.0)",
         "preference.optimization.optimizer = 'adafactor' (was 'adamw')",
     ]
+
+
+def test_a_setting_that_is_newer_than_a_run_has_its_default_there(tmp_path: Path) -> None:
+    record, text = tmp_path / "config.toml", dump(load(TOY))
+    lines = [line for line in text.splitlines() if not line.startswith(("ema_decay", "proportion"))]
+    assert len(lines) < len(text.splitlines())
+    record.write_text("\n".join(lines))
+    assert changed(record, load(TOY)) == []
+    assert changed(record, load(TOY, ["data.proportion=0.5"])) == ["data.proportion = 0.5 (was 1.0)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("", "is missing"), ("[run\n", "Expected"), (dump(load(TOY)) + "\n[lost]\nkey = 1\n", "unknown key 'lost'")],
+    ids=["empty", "cut", "a key of another version"],
+)
+def test_a_cut_or_foreign_record_is_one_sentence(text: str, reason: str, tmp_path: Path) -> None:
+    record = tmp_path / "config.toml"
+    record.write_text(text)
+    with pytest.raises(ConfigError, match=rf"^{record} cannot be compared .*{reason}.*; give this run another run.name[^\n]*$"):
+        changed(record, load(TOY))

@@ -20,6 +20,7 @@ from cpo_ray.core.files import (
     write_log,
     write_text,
     written,
+    written_folder,
 )
 
 
@@ -53,6 +54,19 @@ def test_a_full_disk_is_one_sentence_with_the_folder(tmp_path: Path, monkeypatch
     assert file.read_text() == "old" and os.listdir(tmp_path) == ["value.json"]
     with pytest.raises(PermissionError), disk_full_in(tmp_path):
         raise PermissionError(errno.EACCES, "denied")
+
+
+def test_a_folder_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    for text in ("old", "new"):
+        with written_folder(folder) as partial:
+            write_text(partial / text, text)
+            assert not (folder / text).exists()
+    assert os.listdir(tmp_path) == ["adapter"] and os.listdir(folder) == ["new"]
+    with pytest.raises(DiskFullError, match=f"the disk of {tmp_path} is full"), written_folder(folder) as partial:
+        write_text(partial / "newer", "newer")
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")  # as safetensors has it
+    assert os.listdir(tmp_path) == ["adapter"] and os.listdir(folder) == ["new"]
 
 
 @pytest.mark.parametrize("text", ["", '{"a": 1', "\0\0\0"])

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cpo_ray.core.files import DiskFullError
 from cpo_ray.core.plan import Split, split_of
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import ANNOTATED, QUARANTINE
@@ -269,7 +270,7 @@ def test_shards_are_never_written_over(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     # /dev/full answers every write with the error of a full disk.
-    with pytest.raises(DataError, match=r"the disk is full, nothing was kept in .*; free some space"), staged(tmp_path) as stage:
+    with pytest.raises(DiskFullError, match=r"the disk of .* is full; free some space"), staged(tmp_path) as stage:
         (tmp_path / ".annotated-00001.parquet.partial").symlink_to("/dev/full")
         stage_shards(rows(20), stage, rows_per_shard=16)
     assert list(tmp_path.iterdir()) == []
@@ -373,7 +374,7 @@ def test_a_full_disk_at_the_quarantine_keeps_no_shards_either(tmp_path: Path, to
     output = tmp_path / "shards"
     output.mkdir()
     (output / ".quarantine.jsonl.partial").symlink_to("/dev/full")
-    with pytest.raises(DataError, match="the disk is full"):
+    with pytest.raises(DiskFullError, match="is full"):
         imported(tmp_path, toy, {"file_name": "good.png", **GOOD}, b"{")
     assert list(output.iterdir()) == []
 

@@ -14,6 +14,7 @@ from support.elements import Elements
 from support.reviewing import TREE, rewritten, settings
 
 from cpo_ray.config.review import ReviewSettings
+from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.review import findings
@@ -77,7 +78,7 @@ def test_a_disk_that_takes_half_a_line_keeps_none_of_it(tmp_path: Path, dataset:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 30, limits[1]))
     try:
-        with pytest.raises(OSError, match="only a part"):
+        with pytest.raises(DiskFullError, match="is full"):
             kept.append(sample, {second: "confirmed"})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

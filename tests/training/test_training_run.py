@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from support.tiny_training import make_spec
 
 from cpo_ray.config import Model
+from cpo_ray.core.files import read_log, write_json
 from cpo_ray.training import driver
-from cpo_ray.training.artifacts.records import METRICS, model_card
+from cpo_ray.training.artifacts.records import METRICS, model_card, open_loggers
 from cpo_ray.training.worker import TrainSpec
 
 
@@ -24,7 +26,11 @@ def spec_in(folder: Path, **optimization: Any) -> TrainSpec:
 def test_a_resume_may_have_other_workers_and_no_other_training(tmp_path: Path) -> None:
     started = spec_in(tmp_path)
     started.output.mkdir()
-    (started.output / "training.json").write_text(json.dumps(driver._settings(started)))
+    record = started.output / "training.json"
+    settings = driver._settings(started)
+    write_json(record, {key: value for key, value in settings.items() if key != "optimization.ema_decay"})
+    driver._check_output(started)  # it was started before there was this setting
+    write_json(record, settings)
     driver._check_output(spec_in(tmp_path, workers=4, micro_batch=1, zero_stage=2, offload_optimizer=True, gpus_per_worker=1))
     with pytest.raises(
         driver.TrainingError, match=r"started with optimization\.ema_decay = 0\.0, and is now .* with 0\.9; .* \(workers"
@@ -38,8 +44,12 @@ def test_a_winner_error_that_grows_is_told_once_while_training_goes_on(tmp_path:
     monkeypatch.setattr(driver, "_LOOK_EVERY_SECONDS", 0.01)
     spec, said, counted = spec_in(tmp_path), list[str](), list[tuple[int, int]]()
     spec.output.mkdir()
+
+    def follow(done: int, total: int, at: float | None = None) -> None:
+        counted.append((done, total))
+
     with (
-        driver._followed(spec, lambda done, steps: counted.append((done, steps)), said.append) as told,
+        driver._followed(spec, follow, said.append) as told,
         (spec.output / METRICS).open("a", buffering=1) as file,
     ):
         for step in range(100):
@@ -53,6 +63,29 @@ def test_a_winner_error_that_grows_is_told_once_while_training_goes_on(tmp_path:
     assert len(said) == 1 and said == told and "omega_win" in said[0]
     assert driver._winner_warning(spec) == said[0]
     assert driver._winner_warning(replace(spec, output=tmp_path / "nothing")) is None
+
+
+@pytest.mark.parametrize(
+    ("left", "kept"),
+    [
+        ("", []),
+        ('{"step": 0, "loss": 0.5}\n{"step": 1, "lo', [0]),
+        ('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 4, "lo', [0, 1, 2]),
+        ('{"step": 0}\n\0\0\0\n{"step": 2}\n{"step": 3}\n', [0, 2]),
+        ('{"step": 0}\n{"step": 1, "l{"step": 1}\n{"step": 2}\n', [0, 2]),
+    ],
+    ids=["empty", "a torn end", "steps after the checkpoint and a torn end", "zeros within", "a torn line within"],
+)
+def test_a_training_goes_on_after_metrics_that_a_crash_has_cut(left: str, kept: list[int], tmp_path: Path) -> None:
+    spec = spec_in(tmp_path)
+    spec.output.mkdir()
+    (spec.output / METRICS).write_text(left)
+    with ExitStack() as stack:
+        (logger,) = open_loggers(spec, 3, stack)
+        logger.log(3, {"loss": 0.25})
+        assert read_log(spec.output / METRICS)[-1] == {"step": 3, "loss": 0.25}  # people can watch
+    assert [entry["step"] for entry in read_log(spec.output / METRICS)] == [*kept, 3]
+    assert driver._winner_warning(spec) is None
 
 
 def test_the_model_card_names_what_is_not_usual(tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
     assert logged_steps(spec) == [0, 1, 2, 3, 4]
     assert {step for step, _ in read_ledger(spec.output)} == {0, 1, 2, 3}
 
+    with (spec.output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')  # the process died while it wrote
     write_targets(spec, 8)
     shutil.copytree(spec.output, tmp_path / "widened")
     with pytest.raises(TrainingError, match="already holds a training"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import uuid
 from collections import defaultdict
@@ -18,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from cpo_ray.annotation.asking.questions import PROMPT_VERSION, Question
+from cpo_ray.core.files import Log, read_log
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,11 @@ class Answers:
         self._answers: dict[str, Answer] = {}
         self._failures: dict[str, str] = {}
         self._tokens: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
-        self._file: int | None = None
+        self._log: Log | None = None
         self._synced = time.monotonic()
         for path in sorted(folder.glob("*.jsonl")):
-            with open(path, "rb") as lines:
-                for line in lines:
-                    self._take(line)
+            for record in read_log(path, skip_damaged=True):
+                self._take(record)
 
     def __enter__(self) -> Answers:
         return self
@@ -73,7 +72,7 @@ class Answers:
         return (round(sum(t for t, _ in seen) / len(seen)), round(sum(t for _, t in seen) / len(seen))) if seen else None
 
     def put(self, picture: str, question: Question, answer: Answer) -> None:
-        """Keep an answer. Raises OSError if the disk is full."""
+        """Keep an answer. Raises DiskFullError if the disk is full."""
         fields = {"answer": answer.text, "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out}
         self._append(picture, question, fields)
 
@@ -83,10 +82,10 @@ class Answers:
 
     def close(self) -> None:
         """Make everything durable, so that it survives a power cut."""
-        if self._file is not None:
-            os.fsync(self._file)
-            os.close(self._file)
-            self._file = None
+        if self._log is not None:
+            self._log.sync()
+            self._log.close()
+            self._log = None
 
     def _append(self, picture: str, question: Question, fields: dict[str, Any]) -> None:
         record = {
@@ -97,22 +96,17 @@ class Answers:
             **self._identity,
             **fields,
         }
-        line = json.dumps(record).encode() + b"\n"  # ASCII, so that half a surrogate pair does not lose the answer
-        if self._file is None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl"
-            self._file = os.open(self._folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
-        if os.write(self._file, line) != len(line):
-            raise OSError(28, "the disk took half a line only", str(self._folder))
-        self._take(line)
+        if self._log is None:
+            self._log = Log(self._folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.jsonl")
+        self._log.append([record])
+        self._take(record)
         if time.monotonic() - self._synced > 1:
-            os.fsync(self._file)
+            self._log.sync()
             self._synced = time.monotonic()
 
-    def _take(self, line: bytes) -> None:
+    def _take(self, record: dict[str, Any]) -> None:
         """Take one record into memory. Incomplete records and those of another identity are skipped."""
         try:
-            record = json.loads(line)
             if {name: record[name] for name in self._identity} != self._identity:
                 return
             if "failure" in record:

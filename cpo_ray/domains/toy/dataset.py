@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cpo_ray.core.files import read_json, write_bytes, write_json, write_log
 from cpo_ray.core.prompts import Labels
 from cpo_ray.data.shards import AnnotatedDataset, DataError, stage_shards, staged
 from cpo_ray.data.validate import annotated_row
@@ -31,12 +31,12 @@ def make_dataset(folder: Path, count: int, seed: int, tree: Hierarchy) -> Annota
     record = {"count": count, "seed": seed, "hierarchy_hash": tree.content_hash}
     path = folder / RECORD
     if path.exists():
-        if json.loads(path.read_text()) != record:
-            raise DataError(f"{folder} holds another toy data set ({path.read_text()}); delete it or choose another folder")
+        if (found := read_json(path)) != record:
+            raise DataError(f"{folder} holds another toy data set ({found}); delete it or choose another folder")
         return AnnotatedDataset.open(folder)
     with staged(folder) as stage:
         # The record comes first, and so takes its name last: where it stands, the shards do.
-        stage(RECORD).write_text(json.dumps(record))
+        write_json(stage(RECORD), record)
         stage_shards(_rows(count, seed, tree), stage)
     return AnnotatedDataset.open(folder)
 
@@ -45,14 +45,14 @@ def draw_pictures(folder: Path, count: int, seed: int) -> None:
     """Write the same pictures as PNG files with a metadata.jsonl of their prompts, as a user's own would lie there."""
     folder.mkdir(parents=True, exist_ok=True)
     generator, contents = np.random.default_rng(seed), contents_of("train")
-    lines = []
+    entries = []
     for number in range(count):
         scene = sample_scene(generator, negative_probability=0.5, contents=contents)
         name = f"{scene.content.prompt.replace(' ', '-')}-{number:05d}.png"
-        (folder / name).write_bytes(_png(render(scene)))
-        lines.append(json.dumps({"file_name": name, "prompt": scene.content.prompt}) + "\n")
+        write_bytes(folder / name, _png(render(scene)))
+        entries.append({"file_name": name, "prompt": scene.content.prompt})
     # It comes last: where it stands, the pictures do.
-    (folder / "metadata.jsonl").write_text("".join(lines))
+    write_log(folder / "metadata.jsonl", entries)
 
 
 def _rows(count: int, seed: int, tree: Hierarchy) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -21,9 +19,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
+from cpo_ray.core.files import write_bytes, write_json
 from cpo_ray.domains.toy.judge import HEADS, Judge, content_targets
 from cpo_ray.domains.toy.render import CONTENTS, SIZE, Scene, render, sample_scene
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
@@ -250,8 +249,7 @@ def _save(path: Path, model: nn.Module, average: nn.Module, optimizer: torch.opt
     for i, slot in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{k}": v for k, v in slot.items()}
     tensors["step"] = torch.tensor(step)
-    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path) + ".partial")
-    os.replace(str(path) + ".partial", path)
+    write_bytes(path, save({k: v.contiguous() for k, v in tensors.items()}))
 
 
 def _resume(
@@ -328,7 +326,7 @@ def main() -> None:
         "render_seed": RENDER_SEED,
         "seconds": round(time.time() - started),
     }
-    (output / "made.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_json(output / "made.json", record)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ committed it.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from torch import distributed
 
+from cpo_ray.core.files import read_json, write_json
 from cpo_ray.training.engine.engine import Engine
 
 _STATE = "training_state.json"
@@ -34,7 +34,7 @@ def save_checkpoint(engine: Engine, state: TrainingState, storage: Path) -> None
     if distributed.get_rank() == 0:
         shutil.rmtree(folder, ignore_errors=True)  # left by a crash before the checkpoint counted
         folder.mkdir(parents=True)
-        (folder / _STATE).write_text(json.dumps(asdict(state)))
+        write_json(folder / _STATE, asdict(state))
     engine.save(folder)
     checkpoint = Checkpoint.from_directory(folder) if distributed.get_rank() == 0 else None
     ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
@@ -49,5 +49,5 @@ def restore_checkpoint(engine: Engine) -> TrainingState:
         return TrainingState()
     with checkpoint.as_directory() as name:
         engine.load(Path(name))
-        values = json.loads((Path(name) / _STATE).read_text())
+        values = read_json(Path(name) / _STATE)
     return TrainingState(values["step"], tuple(values["gradient_norms"]), values["metrics"])

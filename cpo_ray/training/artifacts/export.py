@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cpo_ray.config import Model
+from cpo_ray.core.files import written_folder
 from cpo_ray.models.base import Conditioning, Family
 from cpo_ray.training.artifacts.card import card_text
 
@@ -61,19 +60,12 @@ def export_adapter(
     (`Engine.trained_state`). Raises ExportError when the files, loaded on a fresh base, do not give `probe.output`, or when they
     change nothing.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with written_folder(folder) as partial:
         write_weights(family, denoiser, state, model, partial, parameters)
         verify_export(family, model, partial, probe)
         if parameters == "lora":
             family.save_other_formats(denoiser, state, partial / FORMATS)
         (partial / "README.md").write_text(card_text(model, card, parameters))
-        partial.chmod(0o755)  # temporary folders are closed to other users
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_weights(

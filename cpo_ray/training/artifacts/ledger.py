@@ -6,13 +6,12 @@ The file ledger/step-<first>-<last>-rank<rank>.jsonl below a training's output h
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cpo_ray.core.files import write_text
+from cpo_ray.core.files import read_log, write_log
 from cpo_ray.core.plan import Item, Plan
 
 LedgerEntry = tuple[int, Item]
@@ -22,9 +21,8 @@ _SEGMENT = re.compile(r"step-(\d+)-(\d+)-rank\d+\.jsonl")
 
 def write_segment(output: Path, first: int, last: int, rank: int, entries: Sequence[LedgerEntry]) -> Path:
     """Write what a rank trained in steps first to last - 1, completely or not at all."""
-    lines = (json.dumps({"step": step, **item._asdict()}) + "\n" for step, item in entries)
     path = output / "ledger" / f"step-{first}-{last}-rank{rank}.jsonl"
-    write_text(path, "".join(lines))
+    write_log(path, ({"step": step, **item._asdict()} for step, item in entries))
     return path
 
 
@@ -37,8 +35,7 @@ def drop_after(output: Path, step: int) -> None:
 
 def read_ledger(output: Path) -> list[LedgerEntry]:
     """Return all (step, item) that were trained, in order."""
-    lines = (line for path, _ in _segments(output) for line in path.read_text().splitlines())
-    records = (json.loads(line) for line in lines)
+    records = (record for path, _ in _segments(output) for record in read_log(path))
     return sorted((record["step"], Item(record["sample_id"], record["draw"])) for record in records)
 
 

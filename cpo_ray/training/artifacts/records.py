@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from cpo_ray.core.files import write_text
+from cpo_ray.core.files import Log, read_log, write_log
 from cpo_ray.objectives import get_objective
 from cpo_ray.training.artifacts.ledger import drop_after
 
@@ -36,15 +35,15 @@ class _MetricsFile:
     """metrics.jsonl, one line per step; each line is flushed, so that people can watch."""
 
     def __init__(self, path: Path, first: int) -> None:
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] < first] if path.exists() else []
-        write_text(path, "".join(f"{line}\n" for line in kept))
-        self._stream = path.open("a", buffering=1)
+        # The curve is for people: a line that a crash has damaged is no reason not to go on with the training.
+        write_log(path, [entry for entry in read_log(path, skip_damaged=True) if entry.get("step", first) < first])
+        self._log = Log(path)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._stream.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._log.append([{"step": step, **metrics}])
 
     def close(self) -> None:
-        self._stream.close()
+        self._log.close()
 
 
 def open_loggers(spec: TrainSpec, first: int, stack: ExitStack) -> list[StepLogger]:

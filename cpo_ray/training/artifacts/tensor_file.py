@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from cpo_ray.core.files import written
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8", torch.int64: "I64"}
 
@@ -28,17 +29,13 @@ def write_tensors(path: Path, entries: Sequence[TensorEntry], metadata: Mapping[
 
     The format (github.com/huggingface/safetensors): the length of a JSON header in 8 bytes, the header, the numbers.
     """
-    partial = path.with_name(f".{path.name}.partial")
     header = _header(entries, metadata)
-    with partial.open("wb") as file:
+    with written(path) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for entry in entries:
             tensor = entry.tensor()
             assert (tensor.dtype, tensor.shape) == (entry.dtype, entry.shape), entry.name
             file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def _header(entries: Iterable[TensorEntry], metadata: Mapping[str, str]) -> bytes:
