@@ -113,7 +113,7 @@ def main() -> None:
         dataset = make_dataset(folder / "data", options.steps * options.batch * 2, 1, load_hierarchy(TREE))
         adapter = _random_adapter(folder / "adapter")
         spec = ExpertSpec("expert", MODEL, folder / "data", TREE, 0, adapter=adapter)
-        plan = Plan.build(dataset.split("train"), 0, options.batch, 4, steps=options.steps)
+        plan = Plan.of_steps(dataset.split("train"), 0, options.batch, 4, steps=options.steps)
         shards, store, frozen = plan.shards(options.batch), target_store(spec, folder / "targets"), Expert(spec)
         naive, student, reader = Naive(dataset, adapter), Student(), TargetReader(store, shards, 1.0, "benchmark")
         seconds: dict[str, list[float]] = {"produce": [], "train on targets": [], "naive": []}

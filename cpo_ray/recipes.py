@@ -35,16 +35,11 @@ def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: 
         )
     batch, most = optimization.global_batch, config.data.pictures.together
     together = max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
-    plan = Plan.build(
-        pictures,
-        config.run.seed,
-        batch,
-        draws or 1,
-        epochs=optimization.epochs,
-        steps=optimization.steps,
-        buckets=pictures,
-        bucket_batch=together,
-    )
+    seed, of_each = config.run.seed, draws or 1
+    if optimization.steps is not None:
+        plan = Plan.of_steps(pictures, seed, batch, of_each, optimization.steps, together)
+    else:
+        plan = Plan.of_epochs(pictures, seed, batch, of_each, optimization.epochs or 0, together)
     return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(pictures)))
 
 

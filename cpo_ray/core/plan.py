@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from cpo_ray.core.randomness import digest, hash_fraction
 
 Split = Literal["train", "validation", "test"]
+#: Ids, or ids with their buckets.
+Samples = Iterable[str] | Mapping[str, Any]
 
 
 def split_of(sample_id: str, fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)) -> Split:
@@ -66,7 +68,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Plan:
-    """The training order of a run; make one with `Plan.build`.
+    """The training order of a run; make one with `Plan.of_epochs` or `Plan.of_steps`.
 
     Epoch e (from 0) visits every sample once, in an order of its own, with draw e % draws. Batches cross the border of two
     epochs, and only the very last batch is padded.
@@ -93,7 +95,7 @@ class Plan:
         repeated = {a for a, b in pairwise(self.sample_ids) if a == b}
         if repeated:
             raise ValueError(f"{len(repeated)} sample ids repeat, such as {min(repeated)!r}; make them unique")
-        assert all(a < b for a, b in pairwise(self.sample_ids)), "Plan.build sorts the ids"
+        assert all(a < b for a, b in pairwise(self.sample_ids)), "the constructors sort the ids"
         for name in ("global_batch", "draws", "total_items"):
             if getattr(self, name) < 1:
                 raise ValueError(f"the plan's {name} is {getattr(self, name)}; it must be at least 1")
@@ -102,39 +104,31 @@ class Plan:
         assert len(self.buckets) in (0, len(self.sample_ids))
 
     @classmethod
-    def build(
-        cls,
-        sample_ids: Iterable[str],
-        seed: int,
-        global_batch: int,
-        draws: int,
-        *,
-        epochs: float | None = None,
-        steps: int | None = None,
-        buckets: Mapping[str, Any] | None = None,
-        bucket_batch: int | None = None,
+    def of_epochs(
+        cls, samples: Samples, seed: int, global_batch: int, draws: int, epochs: float, bucket_batch: int | None = None
     ) -> Plan:
-        """Plan a run of `epochs` (rounded to whole items) or of `steps`; give exactly one of the two.
+        """Plan a run of `epochs`, rounded to whole items.
 
-        The order of `sample_ids` does not matter. `draws` is the number of distinct noisy draws per sample. `buckets` maps each
-        sample to its bucket, in any sortable form; one bucket for all gives the same plan as none. With several buckets a given
-        number of steps is kept, and some steps hold fewer items. Raises ValueError for repeated ids, an empty list, or a number
-        below its least value.
+        The order of `samples` does not matter. They are ids, or a mapping from ids to buckets in any sortable form; one bucket
+        for all gives the same plan as none. `draws` is the number of distinct noisy draws per sample. Raises ValueError for
+        repeated ids, an empty list, or a number below its least value.
         """
-        ordered = tuple(sorted(sample_ids))
-        numbers = _numbered(ordered, buckets) if buckets else ()
-        if epochs is not None and steps is None:
-            if not (math.isfinite(epochs) and epochs > 0):
-                raise ValueError(f"epochs is {epochs}; it must be a number above 0")
-            total_items = max(1, round(epochs * len(ordered)))
-        elif steps is not None and epochs is None:
-            if steps < 1:
-                raise ValueError(f"steps is {steps}; it must be at least 1")
-            total_items = steps * global_batch
-        else:
-            raise ValueError(f"epochs is {epochs} and steps is {steps}; give exactly one of the two")
-        plan = cls(ordered, seed, global_batch, draws, total_items, numbers, bucket_batch if numbers else None)
-        return replace(plan, total_items=plan._fill(steps)) if steps and numbers else plan
+        if not (math.isfinite(epochs) and epochs > 0):
+            raise ValueError(f"epochs is {epochs}; it must be a number above 0")
+        ordered, buckets = _numbered(samples)
+        total_items = max(1, round(epochs * len(ordered)))
+        return cls(ordered, seed, global_batch, draws, total_items, buckets, bucket_batch if buckets else None)
+
+    @classmethod
+    def of_steps(
+        cls, samples: Samples, seed: int, global_batch: int, draws: int, steps: int, bucket_batch: int | None = None
+    ) -> Plan:
+        """Plan a run of `steps`, as `of_epochs` does otherwise. With several buckets some steps hold fewer items."""
+        if steps < 1:
+            raise ValueError(f"steps is {steps}; it must be at least 1")
+        ordered, buckets = _numbered(samples)
+        plan = cls(ordered, seed, global_batch, draws, steps * global_batch, buckets, bucket_batch if buckets else None)
+        return replace(plan, total_items=plan._fill(steps)) if buckets else plan
 
     @property
     def steps(self) -> int:
@@ -244,10 +238,13 @@ def _epoch_order(sample_ids: tuple[str, ...], seed: int, epoch: int) -> NDArray[
     return np.array(order, dtype=np.int32)
 
 
-def _numbered(sample_ids: tuple[str, ...], buckets: Mapping[str, Any]) -> tuple[int, ...]:
-    """Number the buckets in sorted order and return each sample's number; empty if there is only one bucket."""
-    numbers = {bucket: number for number, bucket in enumerate(sorted({buckets[name] for name in sample_ids}))}
-    return tuple(numbers[buckets[name]] for name in sample_ids) if len(numbers) > 1 else ()
+def _numbered(samples: Samples) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Sort the ids, number the buckets in sorted order, and return the ids with their numbers, if there are several buckets."""
+    ordered = tuple(sorted(samples))
+    if not isinstance(samples, Mapping):
+        return ordered, ()
+    numbers = {bucket: number for number, bucket in enumerate(sorted(set(samples.values())))}
+    return ordered, tuple(numbers[samples[name]] for name in ordered) if len(numbers) > 1 else ()
 
 
 def _gathered(buckets: Iterable[int], size: int, most: float = math.inf) -> list[list[int]]:

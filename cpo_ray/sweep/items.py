@@ -30,5 +30,5 @@ def sweep_items(config: Config, sweep: Sweep, pictures: Mapping[str, Bucket]) ->
         plan = training_plan(config, training_pictures(largest, pictures), whole, draws)
     validation = ([i for i in pictures if split_of(i) == "validation"] or sorted(pictures))[: sweep.held_out]
     most = max(Counter(pictures[i] for i in validation).values())
-    held_out = Plan.build(validation, config.run.seed, most, 1, epochs=1, buckets=pictures)
+    held_out = Plan.of_epochs({name: pictures[name] for name in validation}, config.run.seed, most, draws=1, epochs=1)
     return (*plan.shards(size), *held_out.shards(size)), held_out

@@ -144,9 +144,8 @@ class Expert:
                 dtype=DTYPES[spec.model.dtype],
                 device=device,
                 forward_batch=spec.forward_batch,
-                compiled=spec.compile,
-                float8=spec.float8,
             )
+            self._denoisers.speed_up(compiled=spec.compile, float8=spec.float8)
 
     @property
     def forwards(self) -> int:

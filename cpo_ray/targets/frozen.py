@@ -20,12 +20,7 @@ class Texts:
 
 
 class FrozenDenoisers:
-    """The reference, and θ1 with its adapter merged. `forwards` counts up.
-
-    Options that make θ1 faster do not apply to the reference: it computes exactly as the trained model does, since β multiplies
-    their difference. `forward_batch` bounds the samples per forward. With `compiled` the first forwards take about a minute.
-    `float8` is lossy, see `models.float8`.
-    """
+    """The reference, and θ1 with its adapter merged. `forwards` counts up; `forward_batch` bounds the samples per forward."""
 
     def __init__(
         self,
@@ -36,17 +31,21 @@ class FrozenDenoisers:
         dtype: torch.dtype,
         device: torch.device,
         forward_batch: int | None = None,
-        compiled: bool = False,
-        float8: bool = False,
     ) -> None:
         self.forwards = 0
         self._family, self._dtype, self._device, self._forward_batch = family, dtype, device, forward_batch
         place_together(reference, theta, device)
-        if float8:
-            self._family.use_float8(theta)
-        if compiled:
-            self._family.compile_blocks(theta)
         self._reference, self._theta = reference, theta
+
+    def speed_up(self, *, compiled: bool, float8: bool) -> None:
+        """Make θ1 faster; the reference computes exactly as the trained model does, since β multiplies their difference.
+
+        With `compiled` the first forwards take about a minute. `float8` is lossy, see `models.float8`.
+        """
+        if float8:
+            self._family.use_float8(self._theta)
+        if compiled:
+            self._family.compile_blocks(self._theta)
 
     @torch.no_grad()
     def __call__(

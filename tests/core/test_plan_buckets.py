@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +14,12 @@ from cpo_ray.core.plan import Item, Plan
 LETTERS = {"a": "tall", "b": "tall", "c": "wide", "d": "wide", "e": "wide"}
 
 
-def small(**length: Any) -> Plan:
-    return Plan.build(LETTERS, seed=7, global_batch=4, draws=2, buckets=LETTERS, bucket_batch=2, **length)
-
-
 def spelled(items: tuple[Item, ...]) -> str:
     return " ".join(f"{item.sample_id}{item.draw}" for item in items)
 
 
 def test_groups_by_hand() -> None:
-    plan = small(epochs=2)
+    plan = Plan.of_epochs(LETTERS, seed=7, global_batch=4, draws=2, epochs=2, bucket_batch=2)
     # d0 waits for e0 while a0 b0 is complete; c0 waits for the next epoch; nobody is left for a second group at the end.
     assert [spelled(plan.step(k).items) for k in range(plan.steps)] == ["a0 b0 d0 e0", "c0 c1 d1 e1", "a1 b1 a1 a1"]
     assert [plan.step(k).weights for k in range(3)] == [(1.0,) * 4] * 2 + [(1.0, 1.0, 0.0, 0.0)]
@@ -37,7 +32,7 @@ def test_groups_by_hand() -> None:
 
 
 def test_steps_are_as_many_as_asked_for() -> None:
-    plan = small(steps=2)
+    plan = Plan.of_steps(LETTERS, seed=7, global_batch=4, draws=2, steps=2, bucket_batch=2)
     # A fifth group would begin with d1; so the plan ends with a1, alone in its group.
     assert (plan.steps, plan.total_items) == (2, 7)
     assert [spelled(plan.step(k).planned) for k in range(2)] == ["a0 b0 d0 e0", "c0 c1 a1"]
@@ -45,9 +40,9 @@ def test_steps_are_as_many_as_asked_for() -> None:
 
 def test_one_bucket_is_the_same_plan_as_none() -> None:
     ids = [f"painting-{number}" for number in range(11)]
-    plain = Plan.build(ids, seed=1, global_batch=6, draws=3, epochs=5)
-    assert Plan.build(ids, 1, 6, 3, epochs=5, buckets=dict.fromkeys(ids, "square"), bucket_batch=2) == plain
-    assert plain.fingerprint() != Plan.build(ids, 1, 6, 3, epochs=5, buckets={i: i[-1] == "0" for i in ids}).fingerprint()
+    plain = Plan.of_epochs(ids, seed=1, global_batch=6, draws=3, epochs=5)
+    assert Plan.of_epochs(dict.fromkeys(ids, "square"), 1, 6, 3, epochs=5, bucket_batch=2) == plain
+    assert plain.fingerprint() != Plan.of_epochs({i: i[-1] == "0" for i in ids}, 1, 6, 3, epochs=5).fingerprint()
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -58,16 +53,11 @@ def test_no_batch_mixes_and_no_item_is_lost(seed: int) -> None:
     shares = generator.dirichlet([0.5] * 6)
     buckets = {name: int(generator.choice(6, p=shares)) for name in ids}
     together = int(generator.choice([1, 2, 3, 6, 12]))
-    length = {"epochs": 2.5} if seed % 2 else {"steps": 7}
-    arguments: dict[str, Any] = {
-        "seed": seed,
-        "global_batch": 12,
-        "draws": 2,
-        "buckets": buckets,
-        "bucket_batch": together,
-        **length,
-    }
-    plan, again = Plan.build(ids, **arguments), Plan.build(reversed(ids), **arguments)
+    backwards = dict(reversed(buckets.items()))
+    if seed % 2:
+        plan, again = (Plan.of_epochs(samples, seed, 12, 2, 2.5, together) for samples in (buckets, backwards))
+    else:
+        plan, again = (Plan.of_steps(samples, seed, 12, 2, 7, together) for samples in (buckets, backwards))
     assert plan == again
     planned = [plan.step(k).planned for k in range(plan.steps)]
 
@@ -100,11 +90,11 @@ def test_no_batch_mixes_and_no_item_is_lost(seed: int) -> None:
 def test_short_groups_come_at_the_end_only() -> None:
     """3 rare pictures among 100 cost one padded group, and no step before the last is short."""
     buckets = {f"picture-{number}": number < 3 for number in range(100)}
-    plan = Plan.build(buckets, seed=0, global_batch=16, draws=1, epochs=1, buckets=buckets, bucket_batch=4)
+    plan = Plan.of_epochs(buckets, seed=0, global_batch=16, draws=1, epochs=1, bucket_batch=4)
     # 97 pictures make 24 groups of 4 and one of 1, and 3 one more: 26 groups in steps of 4.
     assert [len(plan.step(k).planned) for k in range(plan.steps)] == [16] * 6 + [4]
 
 
 def test_a_group_must_divide_the_step() -> None:
     with pytest.raises(ValueError, match="bucket_batch is 3; it must divide global_batch, 4"):
-        Plan.build(LETTERS, 7, 4, 2, epochs=1, buckets=LETTERS, bucket_batch=3)
+        Plan.of_epochs(LETTERS, 7, 4, 2, epochs=1, bucket_batch=3)

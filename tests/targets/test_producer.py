@@ -20,7 +20,7 @@ from cpo_ray.targets.producer import BackgroundProducer, ProductionError, produc
 from cpo_ray.targets.reader import TargetReader, TargetsUnavailable
 from cpo_ray.targets.store import Items, TargetStore
 
-PLAN = Plan.build([f"picture-{number}" for number in range(12)], seed=5, global_batch=4, draws=1, epochs=1)
+PLAN = Plan.of_epochs([f"picture-{number}" for number in range(12)], seed=5, global_batch=4, draws=1, epochs=1)
 SHARDS = PLAN.shards(5)
 
 

@@ -9,7 +9,7 @@ from cpo_ray.core.plan import Plan
 from cpo_ray.training.artifacts.ledger import LedgerEntry, check_ledger, drop_after, read_ledger, write_segment
 from cpo_ray.training.health import SETTLED, WINNER_JUDGED_FROM, HealthWatch, difference, winner_warning
 
-PLAN = Plan.build(["a", "b", "c", "d", "e"], seed=0, global_batch=4, draws=2, epochs=2)
+PLAN = Plan.of_epochs(["a", "b", "c", "d", "e"], seed=0, global_batch=4, draws=2, epochs=2)
 
 
 def entries(first: int, last: int, rank: int, world_size: int = 2) -> list[LedgerEntry]:

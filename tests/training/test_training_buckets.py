@@ -26,8 +26,9 @@ def tiny(folder: Path, family_name: Any) -> TrainSpec:
     """Two epochs in steps of 4, in groups of 2: ten groups in five steps, the last of each shape padded."""
     model = write_base(folder / "base", family_name, channels=(32,))
     spec = make_spec(folder, model, optimization={"global_batch": 4}, objective="sft")
-    plan = Plan.build(IDS[:9], seed=1, global_batch=4, draws=2, epochs=2, buckets=SHAPES, bucket_batch=2)
-    held_out = Plan.build(IDS[:9], seed=2, global_batch=6, draws=1, epochs=1, buckets=SHAPES)
+    nine = {name: SHAPES[name] for name in IDS[:9]}
+    plan = Plan.of_epochs(nine, seed=1, global_batch=4, draws=2, epochs=2, bucket_batch=2)
+    held_out = Plan.of_epochs(nine, seed=2, global_batch=6, draws=1, epochs=1)
     spec = replace(spec, plan=plan, held_out=held_out, shards=tuple(plan.shards(4)))
     write_targets(spec, shapes=SHAPES)
     return spec
