@@ -10,15 +10,14 @@ import argparse
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpo_ray.config import Config, ConfigError, Settings, load_as
+from cpo_ray.config import Config, ConfigError, Section, load_as
 
 if TYPE_CHECKING:
     from cpo_ray.preflight.findings import Finding
-
-Check = Callable[[Config], "Sequence[Finding]"]
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 OURS = ("cpo_ray", "hierarchy")
@@ -46,30 +45,24 @@ def parser(
     return line
 
 
-def run(line: argparse.ArgumentParser, job: Callable[[Config, argparse.Namespace], object], check: Check | None = None) -> int:
-    """Parse, validate, then do the job or check what it needs; returns the exit code.
-
-    `check` says what --check finds, where a job needs more than `cpo_ray.preflight.checks` looks at.
-    """
-    return run_as(Config, line, job, check)
-
-
-def run_as(
-    schema: type[Settings],
+def run(
     line: argparse.ArgumentParser,
-    job: Callable[[Settings, argparse.Namespace], object],
-    check: Callable[[Settings], Sequence[Finding]] | None = None,
+    job: str | Callable[..., object],
+    check: str | Callable[..., Sequence[Finding]] = "cpo_ray.preflight.checks:check",
+    schema: type[Section] = Config,
 ) -> int:
-    """`run` for a job whose configuration has another form."""
-    arguments = line.parse_intermixed_args()
+    """Parse and validate, then do the job, or with --check print what it lacks. Returns the exit code.
+
+    The job is called with the configuration and, by name, with the options that are its own. Job and check are functions, or the
+    "module:name" of functions, which are imported once the command and the configuration are found right.
+    """
+    given = vars(line.parse_intermixed_args())
+    file, overrides, only_check = (given.pop(name) for name in ("config", "overrides", "check"))
     try:
-        config = load_as(schema, arguments.config, arguments.overrides)
-    except ConfigError as error:
-        return _say(error, 2)
-    try:
-        if arguments.check:
-            return _check(config, check)
-        job(config, arguments)
+        config = load_as(schema, file, overrides)
+        if only_check:
+            return _print(function(check)(config))
+        function(job)(config, **given)
     except ConfigError as error:
         return _say(error, 2)
     except (ValueError, RuntimeError) as error:
@@ -85,10 +78,17 @@ def run_as(
     return 0
 
 
-def _check(config: Any, check: Callable[[Any], Sequence[Finding]] | None) -> int:
-    from cpo_ray.preflight import checks
+def function(given: str | Callable[..., Any]) -> Callable[..., Any]:
+    """A function, or the one at its "module:name"."""
+    if not isinstance(given, str):
+        return given
+    module, _, name = given.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found
 
-    findings = (check or checks.check)(config)
+
+def _print(findings: Sequence[Finding]) -> int:
+    """Print findings; returns the exit code."""
     for finding in findings:
         print(f"{finding.verdict:8}{finding.sentence}")
     return 1 if any(finding.verdict == "missing" for finding in findings) else 0

@@ -5,32 +5,31 @@ The same command resumes a stopped run. No answered question is asked again.
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError
+from typing import TYPE_CHECKING
 
-from cpo_ray.command_line import CONFIGS, parser, run_as
+from cpo_ray.command_line import CONFIGS, parser, run
 from cpo_ray.config.annotation import AnnotationConfig
 
+if TYPE_CHECKING:
+    from cpo_ray.annotation.report import AnnotationReport
 
-def annotate(config: AnnotationConfig, arguments: Namespace) -> None:
-    from cpo_ray.annotation import run
+
+def annotate(config: AnnotationConfig, limit: int | None, dry_run: bool, retry_failed: bool) -> None:
+    from cpo_ray.annotation import run as annotation
     from cpo_ray.core.progress import ProgressLine
     from cpo_ray.session import connect
 
     connect()
     line = ProgressLine("annotate")
-    tell = line.counter("pictures", config.annotation.actors * run.BLOCKS_PER_ACTOR * run.BLOCK)
+    tell = line.counter("pictures", config.annotation.actors * annotation.BLOCKS_PER_ACTOR * annotation.BLOCK)
 
-    def on_progress(report: run.Report) -> None:
+    def on_progress(report: AnnotationReport) -> None:
         line.note = report.note
         tell(report.done, report.pictures)
 
-    report = run.annotate(
-        config,
-        limit=arguments.limit,
-        dry_run=arguments.dry_run,
-        retry_failed=arguments.retry_failed,
-        on_progress=None if arguments.dry_run else on_progress,
-    )
+    listener = None if dry_run else on_progress
+    report = annotation.annotate(config, limit=limit, dry_run=dry_run, retry_failed=retry_failed, on_progress=listener)
     print(report.summary())
 
 
@@ -45,4 +44,4 @@ if __name__ == "__main__":
     line.add_argument("--limit", type=positive, metavar="N", help="annotate only the first N pictures")
     line.add_argument("--dry-run", action="store_true", help="print how many questions and tokens a run would take, and stop")
     line.add_argument("--retry-failed", action="store_true", help="ask the questions again that failed before")
-    raise SystemExit(run_as(AnnotationConfig, line, annotate))
+    raise SystemExit(run(line, annotate, schema=AnnotationConfig))

@@ -6,24 +6,24 @@ Every judgement is on disk as soon as the page shows it. The same command resume
 from __future__ import annotations
 
 import os
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError
 from pathlib import Path
 
-from cpo_ray.command_line import CONFIGS, parser, run_as
+from cpo_ray.command_line import CONFIGS, parser, run
 from cpo_ray.config.review import ReviewConfig, is_loopback
 
 
-def review(config: ReviewConfig, arguments: Namespace) -> None:
+def review(config: ReviewConfig, reviewer: str, sample: int | None, report: bool, against: Path | None) -> None:
     settings = config.review
-    if arguments.report or arguments.against:
-        from cpo_ray.review.report import report
+    if report or against:
+        from cpo_ray.review.report import report as write_report
 
-        print(report(settings, arguments.against))
+        print(write_report(settings, against))
         return
     from cpo_ray.review.pile import open_pile
     from cpo_ray.review.server import serve
 
-    pile = open_pile(settings, arguments.reviewer, arguments.sample)
+    pile = open_pile(settings, reviewer, sample)
     print(pile.sentence())
     if not is_loopback(settings.host):
         print("Others on the network can read what is sent; a tunnel to 127.0.0.1, such as ssh -L, is safer.")
@@ -56,4 +56,4 @@ if __name__ == "__main__":
         metavar="FOLDER",
         help="write the report and compare with the shards of another back end, made from the same pictures",
     )
-    raise SystemExit(run_as(ReviewConfig, line, review))
+    raise SystemExit(run(line, review, schema=ReviewConfig))

@@ -5,22 +5,20 @@ Safe to run beside a training. `verify` and `prune` look at the whole store in t
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 from cpo_ray.command_line import parser, run
 from cpo_ray.config import Config
 
 
-def targets(config: Config, arguments: Namespace) -> None:
+def targets(config: Config, action: str, unused_days: float, delete: bool) -> None:
     from cpo_ray.targets import maintenance
 
     folder = config.targets.folder
-    if arguments.action == "list":
+    if action == "list":
         maintenance.show(folder)
-    elif arguments.action == "verify":
+    elif action == "verify":
         maintenance.show_verification(folder)
-    elif arguments.action == "prune":
-        maintenance.show_pruning(folder, arguments.unused_days, delete=arguments.delete)
+    elif action == "prune":
+        maintenance.show_pruning(folder, unused_days, delete=delete)
     else:
         size_up(config)
 

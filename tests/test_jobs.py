@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import resource
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from cpo_ray import command_line
 
 ROOT = Path(__file__).parents[1]
 Job = Callable[..., subprocess.CompletedProcess[str]]
@@ -52,6 +56,19 @@ def test_parsing_imports_nothing_heavy(name: str) -> None:
     assert not {"torch", "ray", "mlflow", "diffusers", "transformers", "deepspeed", "pyarrow"} & set(answer.stdout.split())
 
 
+@pytest.mark.parametrize("name", JOBS)
+def test_what_a_job_calls_is_there_and_takes_its_options(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(command_line, "run", lambda line, *functions, **_: given.extend((line, *functions)))
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    line, job, *check = given
+    options = {action.dest for action in line._actions} - {"help", "config", "overrides", "check"}
+    inspect.signature(command_line.function(job)).bind("the configuration", **dict.fromkeys(options))
+    for each in check:
+        inspect.signature(command_line.function(each)).bind("the configuration")
+
+
 def test_a_wrong_key_is_answered_with_a_sentence() -> None:
     answer = job("jobs/train_cpo.py", "preference.omega_wim=3")
     assert answer.returncode == 2 and answer.stdout == ""
@@ -89,7 +106,7 @@ def _fail(kind: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     program.write_text(
         "from cpo_ray.command_line import parser, run\n"
         "from cpo_ray.hierarchy import HierarchyError\n"
-        "def job(config, arguments):\n"
+        "def job(config):\n"
         f"    raise {kind}\n"
         "raise SystemExit(run(parser('A job.'), job))\n"
     )
