@@ -78,7 +78,7 @@ async def _measure(pictures: list[Picture], latency: float) -> _Measured:
     server.start()
     with tempfile.TemporaryDirectory() as temporary:
         config = _config(Path(temporary), ports.get(timeout=60))
-        back_end = open_back_end(config)
+        back_end = open_back_end(config.annotation.back_end, "cpu")
         with Answers(config.annotation.answers, config.identity) as answers:
             annotator = Annotator(load_hierarchy(TREE), back_end, answers, tries=1, write_prompts=False)
             await annotator.annotate(pictures[0])  # connections, caches
@@ -92,9 +92,9 @@ async def _measure(pictures: list[Picture], latency: float) -> _Measured:
 
 
 def _config(folder: Path, port: int) -> AnnotationConfig:
-    annotation = {"hierarchy": TREE, "back_end": "endpoint", "answers": folder / "answers", "output": folder / "output"}
-    endpoint = {"url": f"http://127.0.0.1:{port}/v1", "model": "canned", "in_flight": IN_FLIGHT}
-    return AnnotationConfig.model_validate({"pictures": {"path": folder}, "annotation": annotation, "endpoint": endpoint})
+    endpoint = {"kind": "endpoint", "url": f"http://127.0.0.1:{port}/v1", "model": "canned", "in_flight": IN_FLIGHT}
+    annotation = {"hierarchy": TREE, "back_end": endpoint, "answers": folder / "answers", "output": folder / "output"}
+    return AnnotationConfig.model_validate({"pictures": {"path": folder}, "annotation": annotation})
 
 
 def _picture(seed: int) -> Picture:

@@ -40,11 +40,8 @@ class AnnotationReport:
 
     @property
     def cost(self) -> float:
-        """Cost in the currency of the endpoint's prices; 0 without prices."""
-        prices = self.config.endpoint
-        if prices is None:
-            return 0.0
-        return (self.effort.tokens_in * prices.price_in + self.effort.tokens_out * prices.price_out) / 1e6
+        """Cost in the currency of the back end's prices; 0 without prices."""
+        return self.config.annotation.back_end.cost(self.effort.tokens_in, self.effort.tokens_out)
 
     @property
     def note(self) -> str:

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -140,7 +139,8 @@ class AnnotatingActor:
         settings = self._config.annotation
         tree = load_hierarchy(settings.hierarchy)
         answers = Answers(settings.answers, self._config.identity)
-        back_end = None if self._dry_run else open_back_end(self._config)
+        device = "cuda" if settings.gpus_per_actor else "cpu"
+        back_end = None if self._dry_run else open_back_end(settings.back_end, device)
         return annotator(self._config, tree, back_end, answers, self._retry_failed)
 
     async def _all(self, pictures: list[Picture]) -> list[Outcome]:
@@ -237,8 +237,9 @@ def _picture(fields: tuple[Any, ...]) -> Picture:
 def _for_workers(config: AnnotationConfig) -> AnnotationConfig:
     """Return the settings with absolute paths, since other processes work in another folder."""
     settings = config.annotation
-    paths = {"answers": settings.answers.absolute(), "hierarchy": settings.hierarchy.absolute()}
-    update: dict[str, Any] = {"annotation": settings.model_copy(update=paths)}
-    if config.local is not None and Path(config.local.model).is_dir():
-        update["local"] = config.local.model_copy(update={"model": str(Path(config.local.model).absolute())})
-    return config.model_copy(update=update)
+    update = {
+        "answers": settings.answers.absolute(),
+        "hierarchy": settings.hierarchy.absolute(),
+        "back_end": settings.back_end.on_other_machines(),
+    }
+    return config.model_copy(update={"annotation": settings.model_copy(update=update)})

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
+from cpo_ray.config.chosen import Chosen
+from cpo_ray.config.registry import BACK_ENDS
 from cpo_ray.config.section import Section
+
+
+class BackEndSettings(Section):
+    """The settings that all back ends have; one that can be told more has a subclass of its own."""
+
+    kind: str
+    """Who answers, by name, or your own as "module:Class"."""
+    model: str
+    """What answers. It is written down with the labels, and another model is asked anew."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The settings that answers depend on, with "back_end" and "model" among them. By default these are all settings."""
+        return {"back_end": self.kind, **self.model_dump(mode="json", exclude={"kind"})}
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float:
+        """The price of so many tokens of questions and answers, in the currency of the prices; 0 without prices."""
+        return 0.0
+
+    def on_other_machines(self) -> Self:
+        """The same settings for processes that work in another folder."""
+        return self
+
+
+#: The type of a setting that is a back end: a section with its kind and what it is told.
+ChosenBackEnd = Annotated[SerializeAsAny[BackEndSettings], Chosen(BACK_ENDS, "endpoint", key="kind")]
 
 
 class PictureSource(Section):
@@ -33,8 +59,8 @@ class AnnotationSettings(Section):
 
     hierarchy: Path
     """YAML file of the attribute tree. The back end is asked about one root at a time."""
-    back_end: Literal["endpoint", "local", "measuring"]
-    """An OpenAI-compatible endpoint, a vision-language model on our own actors, or the embedded domain's measuring agent."""
+    back_end: ChosenBackEnd
+    """Who answers questions about pictures, such as an OpenAI-compatible endpoint or a vision-language model on our actors."""
     answers: Path
     """Folder of all answers. Runs may share it; a question that has an answer there is not asked again."""
     output: Path
@@ -55,92 +81,13 @@ class AnnotationSettings(Section):
     """The run stops after this many pictures in a row without a single answer, since then the back end is at fault."""
 
 
-class Endpoint(Section):
-    """An OpenAI-compatible service, such as vLLM with a vision model."""
-
-    url: str
-    """Address up to the version, such as http://127.0.0.1:8000/v1."""
-    model: str
-    key_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable with the key, on the actors' machines, too. The key itself is never written anywhere."""
-    in_flight: PositiveInt = 32
-    """Requests at the same time, per actor."""
-    timeout_seconds: PositiveFloat = 120.0
-    """Time limit of one request."""
-    attempts: PositiveInt = 5
-    """Requests per question that may fail with errors and time-outs. A request to wait does not count."""
-    backoff_seconds: PositiveFloat = 1.0
-    """The first pause after a failure. Each further pause may be twice as long, and is partly random."""
-    patience_seconds: PositiveFloat = 900.0
-    """How long one question may wait in total for an endpoint that reports overload."""
-    temperature: float = Field(default=0.0, ge=0)
-    max_tokens: PositiveInt = 1024
-    """Longest answer in tokens."""
-    price_in: float = Field(default=0.0, ge=0)
-    """Price of a million tokens of questions and pictures, for the displayed cost."""
-    price_out: float = Field(default=0.0, ge=0)
-    """Price of a million tokens of answers, for the displayed cost."""
-
-    @model_validator(mode="after")
-    def _safe_url(self) -> Endpoint:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("url must begin with http:// or https:// and name a host, such as http://127.0.0.1:8000/v1")
-        if parts.username is not None or parts.query:
-            raise ValueError("url must hold no user, password or query, since it is shown; keys belong into key_variable")
-        if self.key_variable and parts.scheme == "http" and not _is_loopback(parts.hostname):
-            raise ValueError("a key does not travel over http to another machine; write https, or leave key_variable out")
-        return self
-
-
-class Local(Section):
-    """A vision-language model that runs on the actors themselves."""
-
-    model: str
-    """Hub id, or a folder saved by transformers."""
-    revision: str | None = None
-    """Git revision of a hub id. Pin it."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    batch: PositiveInt = 8
-    """Questions per forward."""
-    max_tokens: PositiveInt = 512
-    """Longest answer in tokens."""
-
-
 class AnnotationConfig(Section):
     """Everything that one annotation needs, complete in one file."""
 
     pictures: PictureSource
     annotation: AnnotationSettings
-    endpoint: Endpoint | None = None
-    local: Local | None = None
-
-    @model_validator(mode="after")
-    def _the_back_end_has_its_section(self) -> AnnotationConfig:
-        needed = self.annotation.back_end
-        if needed != "measuring" and getattr(self, needed) is None:
-            raise ValueError(f"annotation.back_end is {needed!r}, which needs a section [{needed}] with at least its model")
-        return self
 
     @property
     def identity(self) -> dict[str, Any]:
         """All beside the question and the picture's file that an answer depends on: answers are kept by it."""
-        seen = {"side": self.annotation.side, "format": self.annotation.format}
-        if self.annotation.back_end == "measuring":
-            return {"back_end": "measuring", "model": "toy", **seen}
-        if self.annotation.back_end == "local":
-            assert self.local is not None
-            settings = self.local
-            return {"back_end": "local", "model": settings.model, "revision": settings.revision, "dtype": settings.dtype, **seen}
-        assert self.endpoint is not None
-        # Not the url: the same model served elsewhere, or on another port after a restart, gives the same answers.
-        return {"back_end": "endpoint", "model": self.endpoint.model, "temperature": self.endpoint.temperature, **seen}
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+        return {**self.annotation.back_end.identity, "side": self.annotation.side, "format": self.annotation.format}

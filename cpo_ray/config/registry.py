@@ -53,3 +53,11 @@ OBJECTIVES = Registry(
         "cpo_s": "cpo_ray.objectives.cpo_stabilised:CPO_STABILISED",
     },
 )
+BACK_ENDS = Registry(
+    "annotation back end",
+    {
+        "endpoint": "cpo_ray.annotation.back_ends.endpoint:EndpointBackEnd",
+        "local": "cpo_ray.annotation.back_ends.local:LocalBackEnd",
+        "measuring": "cpo_ray.domains.toy.measuring:MeasuringBackEnd",
+    },
+)

@@ -231,7 +231,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
     spoken = caplog.text + "".join(capsys.readouterr()) + repr(outcomes) + repr(config) + config.model_dump_json()
     assert key.encode() not in kept and key not in spoken
     body = request_body(
-        config.endpoint, prepared(config)[0], Questions(load_hierarchy(config.annotation.hierarchy)).content(), ""
+        config.annotation.back_end, prepared(config)[0], Questions(load_hierarchy(config.annotation.hierarchy)).content(), ""
     )
     assert key.encode() not in body
 

@@ -259,19 +259,21 @@ def test_a_line_that_was_cut_off_at_any_byte_takes_no_other_with_it(tmp_path: Pa
 def test_every_shipped_config_parses(path: Path) -> None:
     config = load_as(AnnotationConfig, path)
     assert (HIERARCHIES.parent / config.annotation.hierarchy).is_file()
-    assert config.identity["back_end"] == config.annotation.back_end
+    assert config.identity["back_end"] == config.annotation.back_end.kind
 
 
 def test_mistakes_in_a_config_are_sentences() -> None:
     toy = CONFIGS / "annotate_toy.toml"
     with pytest.raises(ConfigError, match=r"unknown key 'annotation.backend'; did you mean 'back_end'\?"):
         load_as(AnnotationConfig, toy, ["annotation.backend=local"])
-    with pytest.raises(ConfigError, match=r"'the file': annotation.back_end is 'endpoint', which needs a section \[endpoint\]"):
+    with pytest.raises(ConfigError, match=r"'annotation.back_end.model' is missing; add it to the file or pass"):
         load_as(AnnotationConfig, toy, ["annotation.back_end=endpoint"])
-    with pytest.raises(ConfigError, match=r"unknown key 'endpoint.modle'; did you mean 'model'\?"):
-        load_as(AnnotationConfig, CONFIGS / "annotate_endpoint.toml", ["endpoint.modle=x"])
-    with pytest.raises(ConfigError, match="'endpoint': url must hold no user") as error:
-        load_as(AnnotationConfig, CONFIGS / "annotate_endpoint.toml", ["endpoint.url=https://me:secret@host/v1"])
+    with pytest.raises(ConfigError, match="no annotation back end 'endpiont'; choose one of endpoint, local, measuring, or"):
+        load_as(AnnotationConfig, toy, ["annotation.back_end=endpiont"])
+    with pytest.raises(ConfigError, match=r"unknown key 'annotation.back_end.modle'; did you mean 'model'\?"):
+        load_as(AnnotationConfig, CONFIGS / "annotate_endpoint.toml", ["annotation.back_end.modle=x"])
+    with pytest.raises(ConfigError, match=r"'annotation.back_end': url must hold no user") as error:
+        load_as(AnnotationConfig, CONFIGS / "annotate_endpoint.toml", ["annotation.back_end.url=https://me:secret@host/v1"])
     assert "secret" not in str(error.value)
 
 
@@ -279,9 +281,28 @@ def test_the_model_and_what_it_sees_tell_answers_apart_and_the_address_does_not(
     def identity(*overrides: str) -> dict[str, Any]:
         return load_as(AnnotationConfig, CONFIGS / "annotate_endpoint.toml", overrides).identity
 
-    assert identity() == identity("endpoint.url=http://127.0.0.1:9000/v1", "endpoint.timeout_seconds=3")
-    for override in ("endpoint.model=other", "endpoint.temperature=0.5", "annotation.side=512", "annotation.format=png"):
-        assert identity() != identity(override)
+    other = "annotation.back_end.url=http://127.0.0.1:9000/v1", "annotation.back_end.timeout_seconds=3"
+    assert identity() == identity(*other)
+    for key in ("back_end.model=other", "back_end.temperature=0.5", "side=512", "format=png"):
+        assert identity() != identity(f"annotation.{key}")
+
+
+def test_answers_of_earlier_versions_stay_valid() -> None:
+    """They were kept by just these identities."""
+    seen = {"side": 1024, "format": "jpeg"}
+    found = {path.stem: load_as(AnnotationConfig, path).identity for path in CONFIGS.glob("annotate_*.toml")}
+    assert found == {
+        "annotate_endpoint": {"back_end": "endpoint", "model": "Qwen/Qwen2.5-VL-7B-Instruct", "temperature": 0.0, **seen},
+        "annotate_local": {
+            "back_end": "local",
+            "model": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+            "revision": None,
+            "dtype": "bfloat16",
+            **seen,
+            "side": 768,
+        },
+        "annotate_toy": {"back_end": "measuring", "model": "toy", **seen, "format": "png"},
+    }
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:

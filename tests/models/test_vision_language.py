@@ -123,9 +123,9 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def locally(folder: Path, model: Path, batch: int) -> AnnotationConfig:
     """Settings for the saved model; each size of batch with answers of its own."""
     base = settings(folder)
-    annotation = {**base.annotation.model_dump(), "back_end": "local", "answers": folder / f"answers{batch}"}
-    local = {"model": str(model), "dtype": "float32", "batch": batch, "max_tokens": 900}
-    return AnnotationConfig.model_validate({"pictures": base.pictures.model_dump(), "annotation": annotation, "local": local})
+    local = {"kind": "local", "model": str(model), "dtype": "float32", "batch": batch, "max_tokens": 900}
+    annotation = {**base.annotation.model_dump(), "back_end": local, "answers": folder / f"answers{batch}"}
+    return AnnotationConfig.model_validate({"pictures": base.pictures.model_dump(), "annotation": annotation})
 
 
 # ---- models

@@ -31,13 +31,12 @@ def settings(folder: Path, url: str = "", **endpoint: Any) -> AnnotationConfig:
             "pictures": {"path": folder / "pictures"},
             "annotation": {
                 "hierarchy": TREE,
-                "back_end": "endpoint" if url else "measuring",
+                "back_end": {"kind": "endpoint", **impatient, **endpoint} if url else "measuring",
                 "answers": folder / "answers",
                 "output": folder / "output",
                 "format": "png",
                 "cpus_per_actor": 0.5,
             },
-            **({"endpoint": {**impatient, **endpoint}} if url else {}),
         }
     )
 
@@ -67,7 +66,7 @@ def expect(config: AnnotationConfig, pictures: list[Picture]) -> Effort:
 
 
 async def _annotate(config: AnnotationConfig, pictures: list[Picture], **options: Any) -> dict[str, Outcome]:
-    tree, back_end = load_hierarchy(config.annotation.hierarchy), open_back_end(config)
+    tree, back_end = load_hierarchy(config.annotation.hierarchy), open_back_end(config.annotation.back_end, "cpu")
     given = {"tries": config.annotation.tries, "write_prompts": config.annotation.write_prompts}
     with Answers(config.annotation.answers, config.identity) as answers:
         annotator = Annotator(tree, back_end, answers, **{**given, **options})

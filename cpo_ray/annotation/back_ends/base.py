@@ -1,13 +1,15 @@
-"""What asks the questions: one Protocol, behind it an endpoint, a local model or the embedded domain's measuring agent."""
+"""The door to a back end, which answers questions about pictures."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 from cpo_ray.annotation.asking.questions import Question
 from cpo_ray.annotation.pictures import Picture
-from cpo_ray.config.annotation import AnnotationConfig
+from cpo_ray.config.annotation import BackEndSettings
+from cpo_ray.config.registry import BACK_ENDS
 
 
 class Unanswered(RuntimeError):
@@ -32,31 +34,30 @@ class Reply:
     calls: int = 1
 
 
-class BackEnd(Protocol):
-    """Answers questions about pictures. Any number of them may be asked at the same time; it bounds its own work."""
+class BackEnd(ABC):
+    """Answers questions about pictures. Any number of them may be asked at the same time; it bounds its own work.
 
+    A back end of one's own is a subclass, chosen by `annotation.back_end.kind = "module:Class"`. It is made with the section that
+    `settings` has read and the device, "cpu" or "cuda", inside the event loop that it answers in. It may raise BackEndUnusable.
+    """
+
+    settings: ClassVar[type[BackEndSettings]]
+    """What it can be told. It is imported wherever a configuration is read, so import what is heavy when it is made."""
+
+    @abstractmethod
     async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:
         """Return one answer, unparsed. `complaint` says what was wrong with the last one, and is empty the first time.
 
         Raises Unanswered or BackEndUnusable.
         """
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027, since many have nothing to release
         """Release connections and models."""
 
 
-def open_back_end(config: AnnotationConfig) -> BackEnd:
-    """The configured back end; only its own libraries are imported. Raises BackEndUnusable."""
-    if config.annotation.back_end == "endpoint":
-        from cpo_ray.annotation.back_ends.endpoint import EndpointBackEnd
-
-        assert config.endpoint is not None
-        return EndpointBackEnd(config.endpoint)
-    if config.annotation.back_end == "local":
-        from cpo_ray.annotation.back_ends.local import LocalBackEnd
-
-        assert config.local is not None
-        return LocalBackEnd(config.local, "cuda" if config.annotation.gpus_per_actor else "cpu")
-    from cpo_ray.domains.toy.measuring import MeasuringBackEnd
-
-    return MeasuringBackEnd()
+def open_back_end(settings: BackEndSettings, device: str) -> BackEnd:
+    """Return the chosen back end. Raises BackEndUnusable."""
+    opened = BACK_ENDS.load(settings.kind)(settings, device)
+    if not isinstance(opened, BackEnd):
+        raise BackEndUnusable(f"annotation.back_end.kind is {settings.kind!r}, which is no subclass of {__name__}.BackEnd")
+    return opened

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cpo_ray.annotation.asking.questions import Question
-from cpo_ray.annotation.back_ends.base import BackEndUnusable, Reply, Unanswered
+from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.pictures import Picture
-from cpo_ray.config.annotation import Endpoint
+from cpo_ray.config.annotation import BackEndSettings
+from cpo_ray.config.review import is_loopback
 
 MAX_RESPONSE = 2**20
 LONGEST_PAUSE = 60.0
@@ -55,13 +58,60 @@ class _Trouble:
     waited: float = 0.0
 
 
-class EndpointBackEnd:
+class EndpointSettings(BackEndSettings):
+    """An OpenAI-compatible service, such as vLLM with a vision model."""
+
+    url: str
+    """Address up to the version, such as http://127.0.0.1:8000/v1."""
+    key_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable with the key, on the actors' machines, too. The key itself is never written anywhere."""
+    in_flight: PositiveInt = 32
+    """Requests at the same time, per actor."""
+    timeout_seconds: PositiveFloat = 120.0
+    """Time limit of one request."""
+    attempts: PositiveInt = 5
+    """Requests per question that may fail with errors and time-outs. A request to wait does not count."""
+    backoff_seconds: PositiveFloat = 1.0
+    """The first pause after a failure. Each further pause may be twice as long, and is partly random."""
+    patience_seconds: PositiveFloat = 900.0
+    """How long one question may wait in total for an endpoint that reports overload."""
+    temperature: float = Field(default=0.0, ge=0)
+    max_tokens: PositiveInt = 1024
+    """Longest answer in tokens."""
+    price_in: float = Field(default=0.0, ge=0)
+    """Price of a million tokens of questions and pictures, for the displayed cost."""
+    price_out: float = Field(default=0.0, ge=0)
+    """Price of a million tokens of answers, for the displayed cost."""
+
+    @model_validator(mode="after")
+    def _safe_url(self) -> EndpointSettings:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("url must begin with http:// or https:// and name a host, such as http://127.0.0.1:8000/v1")
+        if parts.username is not None or parts.query:
+            raise ValueError("url must hold no user, password or query, since it is shown; keys belong into key_variable")
+        if self.key_variable and parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise ValueError("a key does not travel over http to another machine; write https, or leave key_variable out")
+        return self
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Without the url: the same model served elsewhere, or on another port after a restart, gives the same answers."""
+        return {"back_end": self.kind, "model": self.model, "temperature": self.temperature}
+
+    def cost(self, tokens_in: int, tokens_out: int) -> float:
+        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
+
+
+class EndpointBackEnd(BackEnd):
     """Keeps at most `in_flight` requests under way. The key exists in the request's header and nowhere else.
 
     Create it inside an event loop. Raises BackEndUnusable if the key's variable is not set.
     """
 
-    def __init__(self, settings: Endpoint) -> None:
+    settings = EndpointSettings
+
+    def __init__(self, settings: EndpointSettings, device: str) -> None:
         self._settings = settings
         self._slots = asyncio.Semaphore(settings.in_flight)
         self._open_at = 0.0
@@ -158,7 +208,7 @@ class EndpointBackEnd:
         return f": {''.join(character for character in words if character.isprintable())[:200]}"
 
 
-def request_body(settings: Endpoint, picture: Picture, question: Question, complaint: str) -> bytes:
+def request_body(settings: EndpointSettings, picture: Picture, question: Question, complaint: str) -> bytes:
     """Return the JSON of one request to `/chat/completions`."""
     seen = base64.b64encode(picture.seen).decode()
     said = f"{question.user} Your last answer could not be used: {complaint}. Answer again." if complaint else question.user
@@ -230,7 +280,9 @@ def _authorization(variable: str | None) -> dict[str, str]:
         return {}
     key = os.environ.get(variable, "").strip()
     if not key:
-        raise BackEndUnusable(f"endpoint.key_variable is {variable}, which is not set where the actors run; export it there")
+        raise BackEndUnusable(
+            f"annotation.back_end.key_variable is {variable}, which is not set where the actors run; export it there"
+        )
     if not key.isprintable() or not key.isascii():
         raise BackEndUnusable(f"what {variable} holds is no key: it has characters that no header may have")
     return {"Authorization": f"Bearer {key}"}

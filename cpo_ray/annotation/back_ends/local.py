@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt
 
 from cpo_ray.annotation.asking.questions import Question
-from cpo_ray.annotation.back_ends.base import BackEndUnusable, Reply, Unanswered
+from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.pictures import Picture
-from cpo_ray.config.annotation import Local
-from cpo_ray.models.vision_language import Generated, VisionLanguageError, VisionLanguageModel
+from cpo_ray.config.annotation import BackEndSettings
+
+if TYPE_CHECKING:
+    from cpo_ray.models.vision_language import Generated
 
 Waiting = tuple[Picture, Question, str, "asyncio.Future[Generated]"]
 
 
-class LocalBackEnd:
+class LocalSettings(BackEndSettings):
+    """A vision-language model that runs on the actors themselves."""
+
+    model: str
+    """Hub id, or a folder saved by transformers."""
+    revision: str | None = None
+    """Git revision of a hub id. Pin it."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    batch: PositiveInt = 8
+    """Questions per forward."""
+    max_tokens: PositiveInt = 512
+    """Longest answer in tokens."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"back_end": self.kind, "model": self.model, "revision": self.revision, "dtype": self.dtype}
+
+    def on_other_machines(self) -> LocalSettings:
+        folder = Path(self.model)
+        return self.model_copy(update={"model": str(folder.absolute())}) if folder.is_dir() else self
+
+
+class LocalBackEnd(BackEnd):
     """Collects up to `batch` questions and answers them together. Create it inside an event loop."""
 
-    def __init__(self, settings: Local, device: str) -> None:
+    settings = LocalSettings
+
+    def __init__(self, settings: LocalSettings, device: str) -> None:
         """Load the model. Raises BackEndUnusable if it cannot be loaded."""
+        # Whoever only reads a configuration needs no transformers.
+        from cpo_ray.models.vision_language import VisionLanguageError, VisionLanguageModel
+
         self._settings = settings
         try:
             self._model = VisionLanguageModel(settings.model, settings.revision, settings.dtype, device)

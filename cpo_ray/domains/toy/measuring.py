@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import numpy as np
 
 from cpo_ray.annotation.asking.questions import CONTENT, Question
-from cpo_ray.annotation.back_ends.base import BackEndUnusable, Reply, Unanswered
+from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.pictures import Picture
+from cpo_ray.config.annotation import BackEndSettings
 from cpo_ray.domains.toy.agent import Measurement, measure
 
 
-class MeasuringBackEnd:
+class MeasuringSettings(BackEndSettings):
+    """The measuring agent needs to be told nothing."""
+
+    model: Literal["toy"] = "toy"
+
+
+class MeasuringBackEnd(BackEnd):
     """Measures a picture once and answers the questions about it one by one."""
 
-    def __init__(self) -> None:
+    settings = MeasuringSettings
+
+    def __init__(self, settings: MeasuringSettings, device: str) -> None:
         self._last: tuple[str, str] = ("", "")
         self._seen: Measurement | None = None
 
@@ -33,9 +43,6 @@ class MeasuringBackEnd:
             self._last = (picture.digest, picture.prompt)
         assert self._seen is not None
         return Reply(answer_text(self._seen, question))
-
-    async def close(self) -> None:
-        """Do nothing."""
 
 
 def answer_text(seen: Measurement, question: Question) -> str:
