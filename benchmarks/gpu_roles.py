@@ -21,13 +21,15 @@ from cpo_ray.data.validate import annotated_row
 from cpo_ray.domains.toy.render import render, sample_scene
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models.base import DTYPES, Conditioning, Family
-from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, ObjectiveParameters, get_objective
+from cpo_ray.objectives import ExpertDifferences
+from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED
+from cpo_ray.objectives.preference import PreferenceSettings
 from cpo_ray.targets.expert import Expert, ExpertSpec
 from cpo_ray.targets.reader import TargetReader
 from cpo_ray.targets.store import TargetStore
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
-OMEGA, BETA = 2.0, 5000.0
+SETTINGS = PreferenceSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=5000.0)
 CONDITIONS = ("positive", "negative", "null", "all")
 
 
@@ -36,7 +38,6 @@ class Student:
 
     def __init__(self, family: Family, model: Model, parameters: str, compiled: bool) -> None:
         self.family, self.dtype = family, DTYPES[model.dtype]
-        self.objective, self.parameters = get_objective("cpo_s"), ObjectiveParameters(BETA)
         self.denoiser = family.load_denoiser(model)
         if parameters == "lora":
             family.add_lora(self.denoiser, Lora(), seed=0)
@@ -52,10 +53,10 @@ class Student:
         self.masters = [values.detach().float().clone() for values in self.trained]
         self.optimizer = torch.optim.AdamW(self.masters, lr=1e-6, fused=True)
 
-    def backward(self, x_t: Tensor, timestep: Tensor, conditioning: Conditioning, frozen: FrozenOutputs) -> None:
+    def backward(self, x_t: Tensor, timestep: Tensor, conditioning: Conditioning, expert: ExpertDifferences | None) -> None:
         """Add the gradient of one micro-batch."""
         prediction = self.family.predict(self.denoiser, x_t, timestep, conditioning)
-        losses, _ = self.objective(prediction, frozen, self.parameters)
+        losses, _ = CPO_STABILISED((CPO_STABILISED.outputs(prediction, None, expert, SETTINGS),), SETTINGS)
         losses.mean().backward()
 
     def step(self) -> None:
@@ -119,8 +120,7 @@ class Roles:
         for start in range(0, self.batch, self.micro_batch):
             items = tuple(self.items[start : start + self.micro_batch])
             targets = reader.batch(Batch(items, (1.0,) * len(items)), self.device)
-            frozen = targets.frozen_outputs(self.student.objective, OMEGA, OMEGA)
-            self.student.backward(*targets.inputs(self.student.dtype), frozen)
+            self.student.backward(*targets.inputs(self.student.dtype), targets.expert)
         self.student.step()
 
     def cpo_sample(self) -> None:
@@ -142,9 +142,7 @@ class Roles:
                 conditions = [self.encoders.encode_prompts([getattr(texts, name)]) | micro for name in CONDITIONS]
                 outputs = [self.family.predict(self.live, x_t, timestep, condition) for condition in conditions]
                 reference = self.family.predict(self.reference, x_t, timestep, content)
-            expert = ExpertDifferences.from_outputs(reference, *outputs)
-            frozen = FrozenOutputs(None, expert.reference, expert.winning(OMEGA), expert.losing(OMEGA))
-            self.student.backward(x_t, timestep, content, frozen)
+            self.student.backward(x_t, timestep, content, ExpertDifferences.from_outputs(reference, *outputs))
         self.student.step()
 
     def picture(self, image: bytes) -> tuple[Tensor, Conditioning]:
@@ -163,8 +161,8 @@ class Roles:
         with torch.no_grad():
             found["forward"], output = cost_of(lambda: self.family.predict(self.reference, *arguments).float())
             found["live forward"], _ = cost_of(lambda: self.family.predict(self.live, *arguments))
-        frozen = FrozenOutputs(None, output, output + 0.1, output - 0.1)
-        found["step"], _ = cost_of(lambda: self.student.backward(*arguments, frozen))
+        expert = ExpertDifferences.from_outputs(output, output + 0.1, output, output, output - 0.1)
+        found["step"], _ = cost_of(lambda: self.student.backward(*arguments, expert))
         self.student.step()
         return found
 

@@ -31,13 +31,15 @@ from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.dataset import make_dataset
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
-from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, ObjectiveParameters, get_objective
+from cpo_ray.objectives import ExpertDifferences
+from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED
+from cpo_ray.objectives.preference import PreferenceSettings
 from cpo_ray.targets.expert import Expert, ExpertSpec, target_store
 from cpo_ray.targets.reader import TargetReader
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
 MODEL = Model(family="sdxl", base="toy", resolution=64)
-OMEGA = 2.0
+SETTINGS = PreferenceSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=1000.0)
 
 
 class Student:
@@ -48,11 +50,12 @@ class Student:
         self.denoiser = self.family.load_denoiser(MODEL)
         self.family.add_lora(self.denoiser, Lora(), seed=0)
         self.optimizer = torch.optim.AdamW([p for p in self.denoiser.parameters() if p.requires_grad], 1e-4)
-        self.objective = get_objective("cpo_s")
 
-    def step(self, x_t: torch.Tensor, t: torch.Tensor, conditioning: dict[str, torch.Tensor], frozen: FrozenOutputs) -> None:
+    def step(
+        self, x_t: torch.Tensor, t: torch.Tensor, conditioning: dict[str, torch.Tensor], expert: ExpertDifferences | None
+    ) -> None:
         prediction = self.family.predict(self.denoiser, x_t, t, conditioning)
-        losses, _ = self.objective(prediction, frozen, ObjectiveParameters(1000.0))
+        losses, _ = CPO_STABILISED((CPO_STABILISED.outputs(prediction, None, expert, SETTINGS),), SETTINGS)
         losses.mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -97,8 +100,7 @@ class Naive:
                 for name in ("positive", "negative", "null", "all")
             ]
             reference = self.family.predict(self.reference, x_t, t, content)
-        expert = ExpertDifferences.from_outputs(reference, *outputs)
-        self.student.step(x_t, t, content, FrozenOutputs(None, reference, expert.winning(OMEGA), expert.losing(OMEGA)))
+        self.student.step(x_t, t, content, ExpertDifferences.from_outputs(reference, *outputs))
 
 
 def main() -> None:
@@ -123,10 +125,7 @@ def main() -> None:
                 store.write(items, frozen(items, dataset.images([i.sample_id for i in items])), {})
             with _timed(seconds["train on targets"]):
                 targets = reader.batch(batch)
-                assert targets.expert is not None
-                e = targets.expert
-                outputs = FrozenOutputs(None, e.reference, e.winning(OMEGA), e.losing(OMEGA))
-                student.step(targets.x_t, targets.timestep, targets.conditioning, outputs)
+                student.step(targets.x_t, targets.timestep, targets.conditioning, targets.expert)
             with _timed(seconds["naive"]):
                 naive(batch)
     # The first step of each pays for memory that later ones reuse.

@@ -1,10 +1,10 @@
-"""Stage 2 over three training seeds: order, noise and first weights change, the expert and the test do not.
+"""Stage 2 over three training seeds: the order of training and the first weights change, and nothing else does.
 
     make demo
     python benchmarks/three_seeds.py [--demo runs/toy] [--seeds 1 2]
 
-The demo's own run is seed 0, and its expert serves all. Every further seed runs `jobs/train_cpo.py` on pictures, noise and first
-weights of its own, and is measured on the same held-out prompts and noise.
+The demo's own run is seed 0. Every further seed runs `jobs/train_cpo.py` with the demo's settings on its expert and its targets,
+so no frozen model is called, and is measured on the same held-out prompts and noise.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ def main() -> None:
 
 def one_seed(seed: int, demo: Path, overrides: list[str]) -> dict[str, dict[str, object]]:
     """Train and evaluate one seed; the numbers of its table."""
-    name, runs = f"seed-{seed}", demo.parent
-    arguments = [f"run.name={name}", f"run.seed={seed}", f"run.output={runs}", f"data.folder={runs / 'data' / name}"]
+    name, job = (
+        f"{demo.name}-seed-{seed}",
+        [str(ROOT / "jobs" / "train_cpo.py"), "--config", str(demo / "config.toml"), "--resume"],
+    )
+    arguments = [f"run.name={name}", f"run.output={demo.parent}", f"preference.seed={seed}"]
     arguments += [f"expert.adapter={demo / 'expert' / 'adapter'}", "preference.baselines=[]", "evaluation.samples=0", *overrides]
-    subprocess.run([sys.executable, str(ROOT / "jobs" / "train_cpo.py"), "--resume", *arguments], check=True, cwd=Path.cwd())
-    return numbers(runs / name)
+    subprocess.run([sys.executable, str(job), "--config", str(demo / "config.toml"), "--resume", *arguments], check=True)
+    return numbers(demo.parent / name)
 
 
 def numbers(run: Path) -> dict[str, dict[str, object]]:

@@ -23,8 +23,9 @@ def train_cpo(config: Config, resume: bool = False) -> None:
     run = open_run(config, resume)
     stages.train_expert(run)
     stages.check_obedience(run)
-    stages.align(run, config.preference.objective)
-    for baseline in run.objectives[1:]:
+    objective, *baselines = config.preference.trainings
+    stages.align(run, objective)
+    for baseline in baselines:
         try:
             stages.align(run, baseline)
         except TrainingHealthError as error:  # what a baseline is there to show, and no reason to lose the rest

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cpo_ray.config import ConditionMixture, Config, Optimization
+from cpo_ray.config import ConditionMixture, Config, Lora, Optimization
+from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.plan import Plan, in_training
 from cpo_ray.data.buckets import Bucket, assign
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.objectives import objective_of
+from cpo_ray.objectives.sft import SupervisedSettings
 from cpo_ray.targets.expert import ExpertSpec
+from cpo_ray.targets.reader import check_views
 from cpo_ray.targets.store import Kind
 
 
@@ -41,6 +45,49 @@ def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: 
     else:
         plan = Plan.of_epochs(pictures, seed, batch, of_each, optimization.epochs or 0, together)
     return plan if draws else replace(plan, draws=math.ceil(plan.total_items / len(pictures)))
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training: what it is called, what it learns by and how, in which order, from which targets.
+
+    `seed` decides the first weights of its adapter.
+    """
+
+    name: str
+    objective: ObjectiveSettings
+    optimization: Optimization
+    lora: Lora
+    plan: Plan
+    frozen: ExpertSpec
+    seed: int
+
+
+def expert_training(config: Config, pictures: Mapping[str, Bucket]) -> Training:
+    """Stage 1 (paper, 5.1): the denoising loss on pictures whose text names their attributes, good and bad."""
+    settings = config.expert
+    plan = training_plan(config, pictures, settings.optimization)
+    objective, frozen = SupervisedSettings(name="sft", most_negatives=None), supervised_spec(config, settings.conditions)
+    return Training("expert", objective, settings.optimization, settings.lora, plan, frozen, config.run.seed)
+
+
+def alignment(config: Config, objective: ObjectiveSettings, pictures: Mapping[str, Bucket], adapter: Path) -> Training:
+    """Stage 2 (paper, 5.2) or a baseline: the objective on y alone; `adapter` is the expert's.
+
+    Raises TargetStoreError for an objective with views that target shards do not hold.
+    """
+    found, settings = objective_of(objective), config.preference
+    check_views(found.views)
+    plan = alignment_plan(config, objective, pictures)
+    frozen = supervised_spec(config) if found.supervised else expert_spec(config, adapter)
+    return Training(found.name, objective, settings.optimization, settings.lora, plan, frozen, config.training_seed)
+
+
+def alignment_plan(config: Config, objective: ObjectiveSettings, pictures: Mapping[str, Bucket]) -> Plan:
+    """The order of a training of stage 2. Noise of its own at each visit costs nothing where no frozen model is called."""
+    draws = None if objective_of(objective).supervised else config.targets.draws
+    plan = training_plan(config, pictures, config.preference.optimization, draws)
+    return plan if config.training_seed == config.run.seed else replace(plan, order=config.training_seed)
 
 
 def supervised_spec(config: Config, mixture: ConditionMixture | None = None) -> ExpertSpec:

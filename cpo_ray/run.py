@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ray.config import Config, ConfigError, changed, dump
+from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.files import write_text
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset
@@ -13,7 +14,7 @@ from cpo_ray.domains.toy.dataset import make_dataset
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.preflight.checks import check, told_of_pictures
 from cpo_ray.preflight.trials import Trials
-from cpo_ray.recipes import training_pictures, usable_pictures
+from cpo_ray.recipes import Training, alignment, training_pictures, usable_pictures
 from cpo_ray.session import connect
 from cpo_ray.tracking import RunDescription, RunTracker, git_commit, open_experiment, resolve_uri, start_run
 
@@ -40,21 +41,17 @@ class Run:
         return training_pictures(self.config, self.pictures)
 
     @property
-    def good_pictures(self) -> dict[str, Bucket]:
-        """Training pictures with at most one negative attribute, for the supervised baseline."""
-        pictures = self.training_pictures.items()
-        return {name: bucket for name, bucket in pictures if len(self.dataset.labels(name).negative_ids) <= 1}
-
-    @property
     def adapter(self) -> Path:
         """The expert's adapter: the configured one, or the one that stage 1 of this run leaves."""
         return self.config.expert.adapter or self.folder / "expert" / "adapter"
 
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """What stage 2 trains: the configured objective, then the baselines."""
-        preference = self.config.preference
-        return tuple(dict.fromkeys((preference.objective, *preference.baselines)))
+    def alignment(self, objective: ObjectiveSettings) -> Training:
+        """Stage 2 with an objective, on the training pictures that it takes."""
+        pictures, most = self.training_pictures, objective.most_negatives
+        if most is not None:
+            few = (name for name in pictures if len(self.dataset.labels(name).negative_ids) <= most)
+            pictures = {name: pictures[name] for name in few}
+        return alignment(self.config, objective, pictures, self.adapter)
 
     def track(self, name: str, folder: Path, resume: bool) -> RunTracker:
         """An MLflow run for a training in `folder`, below the one of the whole; with `resume` the one that it had before."""

@@ -8,19 +8,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from cpo_ray.config import ConfigError, Lora, Optimization
-from cpo_ray.core.plan import Item, Plan
+from cpo_ray.config import ConfigError
 from cpo_ray.core.progress import ProgressLine
 from cpo_ray.evaluation.gate import Obedience, measure_obedience
 from cpo_ray.evaluation.measure import EvaluationResult, card_section, table
 from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.stage import domain_of, evaluate_run
 from cpo_ray.models.base import base_source
-from cpo_ray.recipes import expert_spec, supervised_spec, training_plan
+from cpo_ray.recipes import Training, expert_training
 from cpo_ray.run import Run
-from cpo_ray.targets.expert import ExpertSpec, target_store
+from cpo_ray.targets.expert import target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
-from cpo_ray.targets.store import TargetStore
+from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.tracking import RunTracker, git_commit, ui_command
 from cpo_ray.training.artifacts.card import add_evaluation
 from cpo_ray.training.driver import TrainingError, TrainResult, train
@@ -36,9 +35,7 @@ def train_expert(run: Run) -> None:
         if not settings.adapter.exists():
             raise ConfigError(f"expert.adapter is {settings.adapter}, where there is nothing; train one or leave the key out")
         return
-    plan = training_plan(run.config, run.training_pictures, settings.optimization)
-    spec = supervised_spec(run.config, settings.conditions)
-    _train(run, "expert", "sft", plan, spec, settings.optimization, settings.lora)
+    _train(run, expert_training(run.config, run.training_pictures))
 
 
 def check_obedience(run: Run) -> None:
@@ -61,76 +58,58 @@ def check_obedience(run: Run) -> None:
         run.say(f"WARNING: {sentence}")
 
 
-def align(run: Run, objective: str) -> None:
-    """Stage 2 (paper, 5.2) or a baseline: the model learns from y alone, on the frozen outputs of θ1 and the reference."""
-    settings = run.config.preference
-    if objective == "sft":
-        plan = training_plan(run.config, run.good_pictures, settings.optimization)
-        spec = supervised_spec(run.config)
-    else:
-        plan = training_plan(run.config, run.training_pictures, settings.optimization, run.config.targets.draws)
-        spec = expert_spec(run.config, run.adapter)
-    _train(run, objective, objective, plan, spec, settings.optimization, settings.lora)
+def align(run: Run, name: str) -> None:
+    """Stage 2 (paper, 5.2) or a baseline, by the objective's name: the model learns from y alone, on frozen outputs."""
+    _train(run, run.alignment(run.config.preference.trainings[name]))
 
 
 def precompute_targets(run: Run) -> ProductionReport:
     """Compute every target shard that stage 2 will read."""
-    config = run.config
-    if not run.adapter.exists():
+    config, training = run.config, run.alignment(run.config.preference.objective)
+    if training.frozen.adapter is not None and not training.frozen.adapter.exists():
         raise ConfigError(f"there is no expert at {run.adapter}; run jobs/train_sft.py first, or name one with expert.adapter")
-    plan = training_plan(config, run.training_pictures, config.preference.optimization, config.targets.draws)
-    frozen, shards = expert_spec(config, run.adapter), plan.shards(config.targets.shard_size)
-    with target_store(frozen, config.targets.folder).in_use():
-        report = produce(frozen, shards, config.targets, ProgressLine("targets").counter("shards", config.targets.max_actors))
+    shards = training.plan.shards(config.targets.shard_size)
+    with target_store(training.frozen, config.targets.folder).in_use():
+        counted = ProgressLine("targets").counter("shards", config.targets.max_actors)
+        report = produce(training.frozen, shards, config.targets, counted)
     run.say(told(report))
     return report
 
 
-def _train(run: Run, name: str, objective: str, plan: Plan, frozen: ExpertSpec, optimization: Optimization, lora: Lora) -> None:
-    """Produce the target shards of a plan and train on them, at the same time or one after the other."""
+def _train(run: Run, training: Training) -> None:
+    """Produce the target shards of a training and train on them, at the same time or one after the other."""
+    name, plan = training.name, training.plan
     if (run.folder / name / "adapter").exists():
         run.say(f"{name}: already trained")
         return
     config, shards = run.config, plan.shards(run.config.targets.shard_size)
     run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
     tracker = run.track(name, run.folder / name, run.resume)
-    targets = target_store(frozen, config.targets.folder)
-    spec = training_spec(run, name, objective, plan, targets, optimization, lora, tracker)
+    targets = target_store(training.frozen, config.targets.folder)
+    spec = training_spec(run, training, targets, tracker)
     with (
         targets.in_use(),
         sample_watch(config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
     ):
-        result, report = _produce_and_train(run, spec, frozen, shards, name, tracker)
+        result, report = _produce_and_train(run, training, spec, shards, tracker)
     run.say(f"{name}: {told(report)}")
     _record(run, name, result, tracker)
 
 
-def training_spec(
-    run: Run,
-    name: str,
-    objective: str,
-    plan: Plan,
-    targets: TargetStore,
-    optimization: Optimization,
-    lora: Lora,
-    tracker: RunTracker,
-) -> TrainSpec:
+def training_spec(run: Run, training: Training, targets: TargetStore, tracker: RunTracker) -> TrainSpec:
     """A training of this run, in a folder of its own below the run's; a trial of a sweep is made from the same lines."""
     config = run.config
     return TrainSpec(
-        run_id=f"{config.run.name}-{name}",
-        output=run.folder / name,
+        run_id=f"{config.run.name}-{training.name}",
+        output=run.folder / training.name,
         model=config.model,
-        lora=lora,
-        optimization=optimization,
-        objective=objective,
-        omega_win=config.preference.omega_win,
-        omega_lose=config.preference.omega_lose,
-        beta=config.preference.beta,
-        plan=plan,
+        lora=training.lora,
+        optimization=training.optimization,
+        objective=training.objective,
+        plan=training.plan,
         targets=targets,
         shard_size=config.targets.shard_size,
-        seed=config.run.seed,
+        seed=training.seed,
         timeout_seconds=config.targets.timeout_seconds,
         resume=run.resume,
         card={
@@ -143,17 +122,22 @@ def training_spec(
 
 
 def _produce_and_train(
-    run: Run, spec: TrainSpec, frozen: ExpertSpec, shards: Sequence[tuple[Item, ...]], name: str, tracker: RunTracker
+    run: Run, training: Training, spec: TrainSpec, shards: Sequence[Items], tracker: RunTracker
 ) -> tuple[TrainResult, ProductionReport]:
-    """At the same time, or one after the other where `targets.overlap` is off."""
-    line, targets = ProgressLine(name), run.config.targets
+    """At the same time, or one after the other where `targets.overlap` is off.
+
+    Shards are computed in the order of the run's seed. A training in another order may need the last of them in its first step,
+    so it always comes after.
+    """
+    line, targets, frozen = ProgressLine(training.name), run.config.targets, training.frozen
 
     def warn(sentence: str) -> None:
-        run.say(f"{name}: WARNING: {sentence}")
+        run.say(f"{training.name}: WARNING: {sentence}")
         tracker.tag("warning", sentence)
 
-    if not targets.overlap:
-        report = produce(frozen, shards, targets, ProgressLine(f"{name}, targets").counter("shards", targets.max_actors))
+    if not targets.overlap or training.plan.order is not None:
+        counted = ProgressLine(f"{training.name}, targets").counter("shards", targets.max_actors)
+        report = produce(frozen, shards, targets, counted)
         return train(spec, line.counter("steps"), warn), report
     with BackgroundProducer(frozen, shards, targets, spec.run_id, line.counter("targets", targets.max_actors)) as producer:
         try:
@@ -183,7 +167,8 @@ def told(report: ProductionReport) -> str:
 
 def evaluate(run: Run) -> None:
     """Draw, measure and report; the last thing a user sees is the table and where everything lies."""
-    adapters = {name: path for name in run.objectives if (path := run.folder / name / "adapter").exists()}
+    trainings = run.config.preference.trainings
+    adapters = {name: path for name in trainings if (path := run.folder / name / "adapter").exists()}
     if not adapters:
         raise ConfigError(f"{run.folder} holds no trained model; run jobs/train_cpo.py first")
     provenance = {

@@ -70,7 +70,7 @@ def test_what_a_job_calls_is_there_and_takes_its_options(name: str, monkeypatch:
 
 
 def test_a_wrong_key_is_answered_with_a_sentence() -> None:
-    answer = job("jobs/train_cpo.py", "preference.omega_wim=3")
+    answer = job("jobs/train_cpo.py", "preference.objective.omega_wim=3")
     assert answer.returncode == 2 and answer.stdout == ""
     assert answer.stderr.count("\n") == 1 and "did you mean 'omega_win'?" in answer.stderr
 

@@ -100,7 +100,7 @@ def test_what_exists_is_neither_overwritten_nor_made_again(submitted: Submitted,
     again = job("train_cpo.py", *arguments, address=address)
     assert again.returncode == 2
     assert "already holds a run; pass --resume" in again.stderr and "Traceback" not in again.stderr
-    other = job("train_cpo.py", "--resume", *arguments, "preference.beta=7.0", address=address)
+    other = job("train_cpo.py", "--resume", *arguments, "preference.objective.beta=7.0", address=address)
     assert other.returncode == 2 and "beta = 7.0" in other.stderr
 
     # The adapter stays as it is, to the byte.

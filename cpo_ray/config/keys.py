@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 from cpo_ray.config.chosen import Chosen
-from cpo_ray.config.section import Section
+from cpo_ray.config.section import ConfigError, Section
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,12 @@ class Place:
 
     @property
     def section(self) -> type[Section] | None:
-        """The class of the section that lies here, if one does. Raises ConfigError where it is chosen by a wrong name."""
+        """The class of the section that lies here; None where there is none, or where it is chosen by a wrong name."""
         if self.chosen is not None:
-            return self.chosen.form({} if self.given is None else self.given)
+            try:
+                return self.chosen.form({} if self.given is None else self.given)
+            except ConfigError:
+                return None
         kinds = (self.annotation, *get_args(self.annotation))  # `Sweep | None` holds the section Sweep
         return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from cpo_ray.config.keys import place
+from cpo_ray.config.keys import Place, place
 from cpo_ray.config.root import Config
 from cpo_ray.config.section import ConfigError, FreeOnResume, Section
 
@@ -128,14 +128,19 @@ def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
 def _sentence(schema: type[Section], tree: dict[str, Any], path: Path, problem: Any) -> str:
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
-        *parents, key = problem["loc"]
-        found = place(schema, parents, tree)
-        valid = sorted(found.section.model_fields) if found and found.section else []
-        near = difflib.get_close_matches(str(key), valid, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{path}: unknown key {where!r}; {hint}valid keys here: {', '.join(valid)}"
+        return f"{path}: unknown key {where!r}; {_valid_keys(place(schema, problem['loc'][:-1], tree), str(problem['loc'][-1]))}"
     if problem["type"] == "missing":
         return f"{path}: {where!r} is missing; add it to the file or pass {where}=VALUE"
     message = problem["msg"].removeprefix("Value error, ")
     value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
     return f"{path}: {where!r}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _valid_keys(here: Place | None, unknown: str) -> str:
+    """The keys of the section that lies here, and the one that was probably meant: a similar one, or one a section deeper."""
+    assert here is not None and here.section is not None, "unknown keys are found in sections"
+    valid = sorted(here.section.model_fields)
+    inside = ((name, here.inside(name)) for name in valid)
+    deeper = [f"{name}.{unknown}" for name, found in inside if found and found.inside(unknown)]
+    near = difflib.get_close_matches(unknown, valid, 1) or deeper
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}valid keys here: {', '.join(valid)}"

@@ -31,6 +31,11 @@ class Config(Section):
     """What `tune/search_cpo.py` tries out; every other job leaves it alone."""
 
     @property
+    def training_seed(self) -> int:
+        """Decides the order of stage 2's training and its first weights."""
+        return self.run.seed if self.preference.seed is None else self.preference.seed
+
+    @property
     def folder(self) -> Path:
         """The run's own folder."""
         return self.run.output / self.run.name

@@ -88,6 +88,8 @@ class Plan:
     """The number of each sample's bucket; empty if all samples share one."""
     bucket_batch: int | None = None
     """A divisor of global_batch; None means global_batch itself."""
+    order: int | None = None
+    """Seed of another order of the same items. `seed` still decides which samples a shortened last epoch has, and the shards."""
 
     def __post_init__(self) -> None:
         if not self.sample_ids:
@@ -149,8 +151,16 @@ class Plan:
     def _sequence(self) -> NDArray[np.int32]:
         """Return the numbers of the samples (total_items,) in the order of the epochs."""
         epochs = math.ceil(self.total_items / len(self.sample_ids))
-        orders = [_epoch_order(self.sample_ids, self.seed, epoch) for epoch in range(epochs)]
-        return np.concatenate(orders)[: self.total_items]
+        return np.concatenate([self._epoch(epoch) for epoch in range(epochs)])
+
+    def _epoch(self, epoch: int) -> NDArray[np.int32]:
+        """Return the numbers of one epoch's samples in the order of training."""
+        left = self.total_items - epoch * len(self.sample_ids)
+        chosen = _epoch_order(self.sample_ids, self.seed, epoch)[:left]
+        if self.order is None:
+            return chosen
+        ordered = _epoch_order(self.sample_ids, self.order, epoch)
+        return ordered[np.isin(ordered, chosen)]
 
     @cached_property
     def _groups(self) -> NDArray[np.int64]:
@@ -210,8 +220,10 @@ class Plan:
     def shards(self, shard_size: int) -> list[tuple[Item, ...]]:
         """Cut `production_order` into pieces of `shard_size` items of one bucket, ordered by their first use.
 
-        The last piece of a bucket may be shorter.
+        The last piece of a bucket may be shorter. Plans that differ only in `order` have the same shards.
         """
+        if self.order is not None:
+            return replace(self, order=None).shards(shard_size)
         if shard_size < 1:
             raise ValueError(f"shard_size is {shard_size}; it must be at least 1")
         places = self._first_uses()
@@ -228,7 +240,8 @@ class Plan:
         """32 hexadecimal digits that change with anything that changes the plan."""
         numbers = (self.seed, self.global_batch, self.draws, self.total_items)
         buckets = (self._group, *self.buckets) if self.buckets else ()
-        return digest(*numbers, *self.sample_ids, *buckets, size=16).hex()
+        order = () if self.order is None else ("order", self.order)
+        return digest(*numbers, *self.sample_ids, *buckets, *order, size=16).hex()
 
 
 @lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ from cpo_ray.evaluation.generate import generate_many, generation_job, grid
 from cpo_ray.evaluation.measure import Domain, EvaluationResult, evaluate_models, table
 from cpo_ray.evaluation.report import RunReport, write_report
 from cpo_ray.hierarchy import Hierarchy
+from cpo_ray.objectives import objective_of
 
 
 def domain_of(config: Config) -> Domain | None:
@@ -68,13 +69,19 @@ def evaluate_run(
         result = evaluate_models(pictures, prompts, domain, tree)
         write_text(folder / "result.json", result.as_json())
         write_text(folder / "table.txt", table(result) + "\n")
-    curves = {name: path for name in adapters if name != "sft" and (path := config.folder / name / "metrics.jsonl").exists()}
+    trainings = config.preference.trainings
+    curves = {
+        name: path
+        for name in adapters
+        if not objective_of(trainings[name]).supervised and (path := config.folder / name / "metrics.jsonl").exists()
+    }
+    featured = next(iter(trainings))
     report = RunReport(
         title=f"CPO run {config.run.name}",
         pictures=pictures,
         prompts=prompts,
         tree=tree,
-        featured=config.preference.objective if config.preference.objective in adapters else None,
+        featured=featured if featured in adapters else None,
         result=result,
         curves=curves,
         settings=dump(config),

@@ -1,29 +1,30 @@
-"""Training losses by name. A new one is one file here and one entry below."""
+"""Training losses. A new one is one file here and one line in `cpo_ray.config.registry`, or one file anywhere else."""
 
 from __future__ import annotations
 
-from cpo_ray.objectives.base import FrozenOutputs, Objective, ObjectiveParameters
-from cpo_ray.objectives.cpo import CPO
-from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED
+from typing import Any
+
+from cpo_ray.config import ConfigError
+from cpo_ray.config.objective import ObjectiveSettings
+from cpo_ray.config.registry import OBJECTIVES
+from cpo_ray.objectives.base import FrozenName, Objective, View, ViewOutputs
 from cpo_ray.objectives.expert_targets import ExpertDifferences, direction_cosine
-from cpo_ray.objectives.sft import SFT
-
-OBJECTIVES = {objective.name: objective for objective in (SFT, CPO, CPO_STABILISED)}
 
 
-def get_objective(name: str) -> Objective:
-    """The objective of that name. Raises ValueError, listing the valid names, if there is none."""
-    if name not in OBJECTIVES:
-        raise ValueError(f"there is no objective {name!r}; choose one of {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name]
+def objective_of(settings: ObjectiveSettings) -> Objective[Any]:
+    """The objective that is told these settings. Raises ConfigError where their name leads to none that takes them."""
+    found = OBJECTIVES.load(settings.name)
+    if not isinstance(found, Objective) or not isinstance(settings, found.settings):
+        raise ConfigError(f"{settings.name!r} is no objective that takes {type(settings).__name__}; it is {found!r}")
+    return found
 
 
 __all__ = [
-    "OBJECTIVES",
     "ExpertDifferences",
-    "FrozenOutputs",
+    "FrozenName",
     "Objective",
-    "ObjectiveParameters",
+    "View",
+    "ViewOutputs",
     "direction_cosine",
-    "get_objective",
+    "objective_of",
 ]

@@ -2,81 +2,128 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from torch import Tensor
 
-FrozenSource = Literal["target", "reference", "expert"]
+from cpo_ray.config.objective import ObjectiveSettings
+from cpo_ray.objectives.expert_targets import ExpertDifferences
+
 FrozenName = Literal["target", "reference", "winning", "losing"]
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
+Settings = TypeVar("Settings", bound=ObjectiveSettings)
 
-_NAMES_BY_SOURCE: dict[FrozenSource, tuple[FrozenName, ...]] = {
-    "target": ("target",),
-    "reference": ("reference",),
-    "expert": ("winning", "losing"),
-}
+#: The setting that each of the expert's two outputs is made with (CPO, Eq. 10 and 11).
+_OMEGAS: dict[FrozenName, str] = {"winning": "omega_win", "losing": "omega_lose"}
+#: A training lies in a folder with its objective's name; these folders and rows of tables are there already.
+_TAKEN = ("base", "expert", "evaluation")
+
+
+class View(NamedTuple):
+    """One prediction of a sample: which of its pictures the model sees with noise, and which of its texts it is told."""
+
+    picture: int
+    text: int
 
 
 @dataclass(frozen=True, eq=False)
-class FrozenOutputs:
-    """What does not depend on the trained model: (B, ...) float32 in the model's prediction space.
+class ViewOutputs:
+    """What is known of one view of B samples: (B, ...) tensors in the model's prediction space.
 
+    prediction: ε_θ, the trained model's output; the only one with a gradient.
     target: what a perfect denoiser predicts. reference: ε_ref, the frozen base model's output.
-    winning and losing: z_w and z_l of CPO, Eq. 10 and 11.
+    winning and losing: z_w and z_l of CPO, Eq. 10 and 11. These four are float32, and None where nothing needs them.
     """
 
+    prediction: Tensor
     target: Tensor | None = None
     reference: Tensor | None = None
     winning: Tensor | None = None
     losing: Tensor | None = None
 
-    def get(self, name: FrozenName) -> Tensor:
-        """The named tensor. Raises ValueError if this batch has none."""
+    def frozen(self, name: FrozenName) -> Tensor:
+        """The named one of the four frozen outputs. Raises ValueError if it is not there."""
         tensor: Tensor | None = getattr(self, name)
         if tensor is None:
-            raise ValueError(f"the batch holds no {name!r} output; produce targets that include it for this objective")
+            raise ValueError(f"the batch holds no {name!r} output; name it in the objective's needs, so that it is produced")
         return tensor
 
 
 @dataclass(frozen=True)
-class ObjectiveParameters:
-    """What a loss can be told. `beta` is β as in the public Diffusion-DPO code, which has 5000 for SDXL."""
+class Objective(Generic[Settings]):
+    """A loss with all that has to be known to train with it.
 
-    beta: float = 5000.0
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"the objective's beta is {self.beta}; it must be above 0")
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A loss by name, with the frozen outputs that it reads.
-
-    `needs` names where they come from: the noise itself, the reference model, or the expert.
+    needs: the frozen outputs that it reads of each view; they decide which targets are computed and read.
+    function: from the outputs of each view, in the order of `views`, and the settings to the loss per sample (B,) and further
+    metrics per sample, each (B,). It is pure, and samples do not see each other.
+    settings: the class of what it can be told; an objective that needs "winning" has a field omega_win in it, and one that needs
+    "losing" a field omega_lose. `PreferenceSettings` has both.
     """
 
     name: str
-    needs: frozenset[FrozenSource]
-    function: Callable[[Tensor, FrozenOutputs, ObjectiveParameters], LossAndMetrics]
+    settings: type[Settings]
+    needs: frozenset[FrozenName]
+    function: Callable[[tuple[ViewOutputs, ...], Settings], LossAndMetrics]
+    views: tuple[View, ...] = (View(picture=0, text=0),)
 
-    def __call__(self, prediction: Tensor, frozen: FrozenOutputs, parameters: ObjectiveParameters) -> LossAndMetrics:
-        """Loss per sample (B,) and metrics per sample, each (B,) without gradient, of a prediction (B, ...).
+    def __post_init__(self) -> None:
+        """Raises ValueError for an objective that cannot be trained with."""
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in _TAKEN:
+            raise ValueError(
+                f"an objective is called {self.name!r}; a name is of small letters, digits and _, and none of {', '.join(_TAKEN)}"
+            )
+        if not self.needs or not self.views:
+            raise ValueError(f"objective {self.name!r} has no needs or no views; name at least one of each")
+        for output, omega in _OMEGAS.items():
+            if output in self.needs and omega not in self.settings.model_fields:
+                raise ValueError(
+                    f"objective {self.name!r} needs the {output!r} output, which is made with {omega}, and "
+                    f"{self.settings.__name__} has no such field; add it"
+                )
 
-        Computed in float32 whatever the prediction's dtype. Raises ValueError if a needed output is missing
-        or has another shape than the prediction, which would otherwise broadcast into a wrong number.
+    @property
+    def supervised(self) -> bool:
+        """Whether the noise itself is all that it learns from, so that neither the expert nor the reference is called."""
+        return self.needs == {"target"}
+
+    def outputs(
+        self, prediction: Tensor, target: Tensor | None, expert: ExpertDifferences | None, settings: Settings
+    ) -> ViewOutputs:
+        """A view's outputs, from a prediction and what target shards hold for it, all (B, ...), with the settings' ω."""
+        if expert is None:
+            return ViewOutputs(prediction, target)
+        told: Any = settings  # a class of the objective's own, which has the fields that __post_init__ looks for
+        winning = expert.winning(told.omega_win) if "winning" in self.needs else None
+        losing = expert.losing(told.omega_lose) if "losing" in self.needs else None
+        return ViewOutputs(prediction, target, expert.reference, winning, losing)
+
+    def __call__(self, views: tuple[ViewOutputs, ...], settings: Settings) -> LossAndMetrics:
+        """Loss per sample (B,) and metrics per sample, each (B,) without gradient, the loss itself among them.
+
+        Computed in float32 whatever the predictions' dtype. Raises ValueError if a needed output is missing or has another shape
+        than the prediction, or the loss another than (B,): all of these would broadcast into a wrong number.
         """
-        for source in self.needs:
-            for name in _NAMES_BY_SOURCE[source]:
-                shape = frozen.get(name).shape
-                if shape != prediction.shape:
+        assert len(views) == len(self.views)
+        for view in views:
+            for name in self.needs:
+                shape = view.frozen(name).shape
+                if shape != view.prediction.shape:
                     raise ValueError(
-                        f"objective {self.name!r} got a prediction of shape {tuple(prediction.shape)} and a "
+                        f"objective {self.name!r} got a prediction of shape {tuple(view.prediction.shape)} and a "
                         f"{name!r} output of shape {tuple(shape)}; both must have the same shape"
                     )
-        return self.function(prediction.float(), frozen, parameters)
+        loss, metrics = self.function(tuple(replace(view, prediction=view.prediction.float()) for view in views), settings)
+        batch, every = len(views[0].prediction), {"loss": loss, **metrics}
+        for metric, values in every.items():
+            if values.shape != (batch,):
+                raise ValueError(
+                    f"objective {self.name!r} gave a {metric!r} of shape {tuple(values.shape)} for a batch of {batch}; "
+                    "it must give one number per sample"
+                )
+        return loss, {metric: values.detach() for metric, values in every.items()}
 
 
 def mean_per_sample(values: Tensor) -> Tensor:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from cpo_ray.objectives.base import FrozenOutputs, LossAndMetrics, Objective, ObjectiveParameters
-from cpo_ray.objectives.preference import error_change, logistic_loss, with_metrics
+from cpo_ray.objectives.base import LossAndMetrics, Objective, ViewOutputs
+from cpo_ray.objectives.preference import NEEDS, PreferenceSettings, error_change, logistic_loss, preference_metrics
 
 
-def cpo_loss(prediction: Tensor, frozen: FrozenOutputs, parameters: ObjectiveParameters) -> LossAndMetrics:
+def cpo_loss(views: tuple[ViewOutputs, ...], settings: PreferenceSettings) -> LossAndMetrics:
     """-log sigmoid(-κ (win - lose)) per sample, which is -log sigmoid(β mean[(z_w - z_l)(ε_θ - ε_ref)]).
 
     For κ and the metrics see `cpo_ray.objectives.preference`.
     """
-    reference = frozen.get("reference")
-    displacement = prediction - reference
-    win = error_change(displacement, frozen.get("winning") - reference)
-    lose = error_change(displacement, frozen.get("losing") - reference)
-    return with_metrics(logistic_loss(win - lose, parameters), win, lose, displacement)
+    (view,) = views
+    reference = view.frozen("reference")
+    displacement = view.prediction - reference
+    win = error_change(displacement, view.frozen("winning") - reference)
+    lose = error_change(displacement, view.frozen("losing") - reference)
+    return logistic_loss(win - lose, settings), preference_metrics(win, lose, displacement)
 
 
-CPO = Objective(name="cpo", needs=frozenset({"reference", "expert"}), function=cpo_loss)
+CPO = Objective(name="cpo", settings=PreferenceSettings, needs=NEEDS, function=cpo_loss)

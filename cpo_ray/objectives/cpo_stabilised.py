@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cpo_ray.objectives.base import FrozenOutputs, LossAndMetrics, Objective, ObjectiveParameters
-from cpo_ray.objectives.preference import error_change, logistic_loss, with_metrics
+from cpo_ray.objectives.base import LossAndMetrics, Objective, ViewOutputs
+from cpo_ray.objectives.preference import NEEDS, PreferenceSettings, error_change, logistic_loss, preference_metrics
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def stabilised_losing(prediction: Tensor, winning: Tensor, losing: Tensor) -> Te
     return prediction + (direction * length).view_as(prediction)
 
 
-def cpo_stabilised_loss(prediction: Tensor, frozen: FrozenOutputs, parameters: ObjectiveParameters) -> LossAndMetrics:
+def cpo_stabilised_loss(views: tuple[ViewOutputs, ...], settings: PreferenceSettings) -> LossAndMetrics:
     """-log sigmoid(-κ (win + |z_l' - ε_θ|² - |z_l' - ε_ref|²)) per sample (CPO, Eq. 14).
 
     With a = ε_θ - z_w and b = ε_θ - z_l the gradient has the direction 2|a| (a/|a| - b/|b|): it vanishes at
@@ -30,13 +30,14 @@ def cpo_stabilised_loss(prediction: Tensor, frozen: FrozenOutputs, parameters: O
     off the metrics: `lose` is the original losing part, as in the paper's Fig. 5, and `lose_stabilised` the
     term that is trained. For κ and the other metrics see `cpo_ray.objectives.preference`.
     """
-    reference, winning, losing = frozen.get("reference"), frozen.get("winning"), frozen.get("losing")
-    displacement = prediction - reference
+    (view,) = views
+    reference, winning, losing = view.frozen("reference"), view.frozen("winning"), view.frozen("losing")
+    displacement = view.prediction - reference
     win = error_change(displacement, winning - reference)
-    lose_stabilised = error_change(displacement, stabilised_losing(prediction, winning, losing) - reference)
-    loss = logistic_loss(win + lose_stabilised, parameters)
+    lose_stabilised = error_change(displacement, stabilised_losing(view.prediction, winning, losing) - reference)
     lose = error_change(displacement.detach(), losing - reference)
-    return with_metrics(loss, win, lose, displacement, lose_stabilised=lose_stabilised)
+    metrics = preference_metrics(win, lose, displacement) | {"lose_stabilised": lose_stabilised}
+    return logistic_loss(win + lose_stabilised, settings), metrics
 
 
-CPO_STABILISED = Objective(name="cpo_s", needs=frozenset({"reference", "expert"}), function=cpo_stabilised_loss)
+CPO_STABILISED = Objective(name="cpo_s", settings=PreferenceSettings, needs=NEEDS, function=cpo_stabilised_loss)

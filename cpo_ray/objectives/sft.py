@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from pydantic import Field
 
-from cpo_ray.objectives.base import (
-    FrozenOutputs,
-    LossAndMetrics,
-    Objective,
-    ObjectiveParameters,
-    mean_per_sample,
-)
+from cpo_ray.config.objective import ObjectiveSettings
+from cpo_ray.objectives.base import LossAndMetrics, Objective, ViewOutputs, mean_per_sample
 
 
-def sft_loss(prediction: Tensor, frozen: FrozenOutputs, parameters: ObjectiveParameters) -> LossAndMetrics:
+class SupervisedSettings(ObjectiveSettings):
+    """Supervised training learns from good examples alone."""
+
+    most_negatives: int | None = Field(default=1, ge=0)
+    """Train on pictures with at most so many negative attributes; a large number takes all."""
+
+
+def sft_loss(views: tuple[ViewOutputs, ...], settings: SupervisedSettings) -> LossAndMetrics:
     """Mean squared error of the prediction against the denoising target, per sample (CPO, section 5.1)."""
-    loss = mean_per_sample((prediction - frozen.get("target")).square())
-    return loss, {"loss": loss.detach()}
+    (view,) = views
+    return mean_per_sample((view.prediction - view.frozen("target")).square()), {}
 
 
-SFT = Objective(name="sft", needs=frozenset({"target"}), function=sft_loss)
+SFT = Objective(name="sft", settings=SupervisedSettings, needs=frozenset({"target"}), function=sft_loss)

@@ -19,7 +19,7 @@ from cpo_ray.preflight.engine_memory import checkpoint_bytes
 from cpo_ray.preflight.memory import micro_batch
 from cpo_ray.preflight.model_costs import StepCost, skeleton_of, training_cost
 from cpo_ray.preflight.trials import Trials
-from cpo_ray.recipes import expert_spec, supervised_spec, training_pictures, training_plan, usable_pictures
+from cpo_ray.recipes import alignment, expert_training, training_pictures, usable_pictures
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.store import Items
 
@@ -86,7 +86,7 @@ def trainings(config: Config, trials: Trials | None) -> Iterator[Written]:
     expert, preference = config.expert, config.preference
     if expert.adapter is None:
         yield Written(expert.optimization, expert.lora, 1, 1)
-    objectives = len({preference.objective, *preference.baselines})
+    objectives = len(preference.trainings)
     exported, checkpointed = (trials.count, trials.checkpointed) if trials else (objectives, objectives)
     yield Written(preference.optimization, preference.lora, exported, checkpointed)
 
@@ -113,27 +113,25 @@ def stage_needs(config: Config, shared_by_trials: SharedShards | None = None) ->
     Raises DataError where there are no pictures; those of the embedded domain need not be drawn yet.
     """
     pictures, drawn = _pictures(config)
-    size, expert = config.targets.shard_size, config.expert
+    learned, size = training_pictures(config, pictures), config.targets.shard_size
+    adapter = config.expert.adapter or config.folder / "expert" / "adapter"
     found = []
-    if expert.adapter is None:
-        shards = training_plan(config, training_pictures(config, pictures), expert.optimization).shards(size)
-        spec = supervised_spec(config, expert.conditions) if drawn else None
-        found.append(_stage_need(config, "stage 1", shards, spec))
-    if shared_by_trials is not None:
-        shards = list(shared_by_trials(pictures))
-    else:
-        preference = config.preference.optimization
-        shards = training_plan(config, training_pictures(config, pictures), preference, config.targets.draws).shards(size)
-    adapter = expert.adapter or config.folder / "expert" / "adapter"
-    spec = expert_spec(config, adapter) if drawn and adapter.exists() else None
-    return [*found, _stage_need(config, "all trials" if shared_by_trials else "stage 2", shards, spec)]
+    if config.expert.adapter is None:
+        first = expert_training(config, learned)
+        found.append(_stage_need(config, "stage 1", first.plan.shards(size), first.frozen, drawn))
+    second = alignment(config, config.preference.objective, learned, adapter)
+    shards = second.plan.shards(size) if shared_by_trials is None else shared_by_trials(pictures)
+    known = drawn and (second.frozen.adapter is None or adapter.exists())
+    stage = "stage 2" if shared_by_trials is None else "all trials"
+    return [*found, _stage_need(config, stage, shards, second.frozen, known)]
 
 
-def _stage_need(config: Config, stage: str, shards: Sequence[Items], spec: ExpertSpec | None) -> StageNeed:
+def _stage_need(config: Config, stage: str, shards: Sequence[Items], frozen: ExpertSpec, known: bool) -> StageNeed:
+    """`known` says whether there are the pictures and the expert that the address of the shards follows from."""
     samples, row = sum(map(len, shards)), row_of(config, local_base(config.model))
-    there = None if spec is None else len(shards) - len(target_store(spec, config.targets.folder).missing(shards))
-    # Stage 1 has x_t and the truth alone, in float16.
-    size = 4 * row.latent + 2 * row.text if stage == "stage 1" else target_row_bytes(*row)
+    there = len(shards) - len(target_store(frozen, config.targets.folder).missing(shards)) if known else None
+    # Supervised targets are x_t and the truth alone, in float16.
+    size = 4 * row.latent + 2 * row.text if frozen.kind == "supervised" else target_row_bytes(*row)
     return StageNeed(stage, samples, len(shards), there, samples * size)
 
 

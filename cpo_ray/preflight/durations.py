@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ray.config import Config, Lora, Optimization
+from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.progress import in_words
+from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.memory import micro_batch
 from cpo_ray.preflight.model_costs import decode_cost, encode_cost, forward_cost, text_cost, training_cost
 from cpo_ray.preflight.trials import Trials
@@ -78,43 +80,48 @@ def drawing_flop(config: Config, folder: Path | None) -> float:
     return 2 * steps * forward + decode_cost(config.model, folder, 1).flop
 
 
+def target_flop(config: Config, folder: Path | None, objective: ObjectiveSettings, pictures: int) -> float:
+    """Operations of all targets of one training of stage 2, on so many pictures at most."""
+    optimization = config.preference.optimization
+    if objective_of(objective).supervised:
+        return work(optimization, pictures, None).distinct * supervised_flop(config, folder)
+    return work(optimization, pictures, config.targets.draws).distinct * expert_flop(config, folder)
+
+
 def stages(config: Config, folder: Path | None, pictures: int, rate: float, trials: Trials | None = None) -> list[Stage]:
     """Every training of a run, or of a sweep, in its order, on GPUs (or CPUs where there are none) of so many FLOP/s each.
 
-    Baselines find the expert's targets there, and so do trials.
+    Objectives that read the same targets find what the first of them had computed, and so do trials.
     """
     expert, preference, targets = config.expert, config.preference, config.targets
     producing = _power(targets.max_actors, targets.cpus_per_actor, targets.gpus_per_actor, rate)
 
-    def training(name: str, optimization: Optimization, lora: Lora, distinct: int, each: float) -> Stage:
+    def training(name: str, optimization: Optimization, lora: Lora, producible: float) -> Stage:
         power = _training_power(optimization, rate)
         trained = work(optimization, pictures, None).trained
         steps, flop = math.ceil(trained / optimization.global_batch), trained * training_flop(config, folder, optimization, lora)
-        return Stage(name, steps, distinct * each / producing, flop / power, targets.overlap)
+        return Stage(name, steps, producible / producing, flop / power, targets.overlap)
 
     found = []
     if expert.adapter is None:
         count = work(expert.optimization, pictures, None).distinct
-        found.append(training("stage 1", expert.optimization, expert.lora, count, supervised_flop(config, folder)))
-    stage_two = preference.optimization, preference.lora
-    count = work(preference.optimization, pictures, targets.draws).distinct
-    once = training("stage 2", *stage_two, count, expert_flop(config, folder))
-    if trials:
-        return [*found, _trials(config, folder, rate, once, trials)]
-    found.append(once)
-    for name in preference.baselines:
-        if name == "sft":  # on the few good pictures; as many visits
-            count = work(preference.optimization, pictures, None).distinct
-            found.append(training("baseline sft", *stage_two, count, supervised_flop(config, folder)))
-        elif name != preference.objective:
-            found.append(training(f"baseline {name}", *stage_two, 0, 0.0))
+        found.append(training("stage 1", expert.optimization, expert.lora, count * supervised_flop(config, folder)))
+    there: set[tuple[bool, int | None]] = set()
+    for name, objective in preference.trainings.items():
+        read = objective_of(objective).supervised, objective.most_negatives
+        flop = 0.0 if read in there else target_flop(config, folder, objective, pictures)
+        stage = training(f"baseline {name}" if there else "stage 2", preference.optimization, preference.lora, flop)
+        if trials:
+            return [*found, _trials(config, folder, rate, stage, trials)]
+        found.append(stage)
+        there.add(read)
     return found
 
 
 def evaluation_seconds(config: Config, folder: Path | None, rate: float) -> float:
     """Drawing the pictures of the base, the expert and all that is trained."""
-    evaluation, trained = config.evaluation, {config.preference.objective, *config.preference.baselines}
-    return (2 + len(trained)) * evaluation.pictures * drawing_flop(config, folder) / _drawing_power(config, rate)
+    evaluation, drawn = config.evaluation, 2 + len(config.preference.trainings)
+    return drawn * evaluation.pictures * drawing_flop(config, folder) / _drawing_power(config, rate)
 
 
 def _trials(config: Config, folder: Path | None, rate: float, one: Stage, trials: Trials) -> Stage:
@@ -133,9 +140,8 @@ def _trials(config: Config, folder: Path | None, rate: float, one: Stage, trials
 def ideal_ratio(config: Config, folder: Path | None, pictures: int) -> float:
     """GPUs (or CPUs) that compute targets of stage 2 for each one that trains, so that neither waits for the other."""
     optimization, lora = config.preference.optimization, config.preference.lora
-    amount = work(optimization, pictures, config.targets.draws)
-    training = amount.trained * training_flop(config, folder, optimization, lora)
-    return amount.distinct * expert_flop(config, folder) / training
+    training = work(optimization, pictures, None).trained * training_flop(config, folder, optimization, lora)
+    return target_flop(config, folder, config.preference.objective, pictures) / training
 
 
 def _training_power(optimization: Optimization, rate: float) -> float:

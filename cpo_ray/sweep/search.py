@@ -19,6 +19,7 @@ from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.progress import ProgressLine
 from cpo_ray.evaluation.generate import Picture
 from cpo_ray.evaluation.stage import domain_of
+from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.checks import check
 from cpo_ray.preflight.findings import Finding
 from cpo_ray.preflight.machine import available
@@ -108,6 +109,12 @@ def _section(config: Config) -> Sweep:
     sweep = config.sweep
     if sweep is None:
         raise ConfigError("the configuration has no [sweep] section; jobs/configs/toy_sweep.toml has a complete one")
+    objective = objective_of(config.preference.objective)
+    if objective.supervised:
+        raise ConfigError(
+            f"the trials of a sweep share the expert's outputs, and objective {objective.name!r} reads none; "
+            "choose another preference.objective"
+        )
     measured = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
     if measured and domain_of(config) is None:
         raise ConfigError(

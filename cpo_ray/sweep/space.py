@@ -81,26 +81,26 @@ def point_config(config: Config, point: Mapping[str, float | str]) -> Config:
     """The configuration with the point's values in it. Raises a pydantic ValidationError for a value outside its bounds."""
     values: dict[str, Any] = dict(point)
     tree = config.model_dump()
-    preference, optimization = tree["preference"], tree["preference"]["optimization"]
+    objective, optimization = tree["preference"]["objective"], tree["preference"]["optimization"]
     if "omega" in values:
-        preference["omega_win"] = preference["omega_lose"] = values.pop("omega")
+        objective["omega_win"] = objective["omega_lose"] = values.pop("omega")
+    if "objective" in values:
+        objective["name"] = values.pop("objective")
     if "learning_rate" in values:
         optimization["learning_rate"] = values.pop("learning_rate")
     if "proportion" in values:
         tree["data"]["proportion"] = values.pop("proportion")
-    preference.update(values)
+    objective.update(values)
     return Config.model_validate(tree)
 
 
 def parameters(config: Config) -> Point:
     """All that a sweep can search, as a configuration has it: what a trial was trained with, searched or not."""
-    preference = config.preference
+    told = config.preference.objective.model_dump()
     return {
-        "omega_win": preference.omega_win,
-        "omega_lose": preference.omega_lose,
-        "beta": preference.beta,
-        "learning_rate": preference.optimization.learning_rate,
-        "objective": preference.objective,
+        **{name: told[name] for name in ("omega_win", "omega_lose", "beta") if name in told},
+        "learning_rate": config.preference.optimization.learning_rate,
+        "objective": told["name"],
         "proportion": config.data.proportion,
     }
 

@@ -25,7 +25,6 @@ from cpo_ray.core.files import read_json
 from cpo_ray.core.plan import Plan
 from cpo_ray.evaluation.generate import grid
 from cpo_ray.models.base import base_source
-from cpo_ray.recipes import training_plan
 from cpo_ray.run import Run
 from cpo_ray.stages import training_spec
 from cpo_ray.sweep.measure import save_pictures
@@ -132,12 +131,12 @@ def _report(number: int, rung: Rung) -> dict[str, float]:
 
 def trial_spec(bench: Bench, config: Config, point: Point, tracker: RunTracker) -> TrainSpec:
     """The training of a point: what `jobs/train_cpo.py` would train with this configuration, with the shared shards."""
-    run = replace(bench.run, config=config, folder=bench.run.folder / TRIALS)
-    preference = config.preference
-    plan = training_plan(config, run.training_pictures, preference.optimization, config.targets.draws)
-    every, _ = rung_steps(plan.steps, bench.rungs)
-    optimization = preference.optimization.model_copy(update={"checkpoint_every": every})
-    spec = training_spec(run, trial_id(point), preference.objective, plan, bench.targets, optimization, preference.lora, tracker)
+    run = replace(bench.run, config=config)
+    training = run.alignment(config.preference.objective)
+    every, _ = rung_steps(training.plan.steps, bench.rungs)
+    optimization = training.optimization.model_copy(update={"checkpoint_every": every})
+    training = replace(training, name=trial_id(point), optimization=optimization)
+    spec = training_spec(replace(run, folder=run.folder / TRIALS), training, bench.targets, tracker)
     return replace(spec, shards=bench.shards, held_out=bench.held_out, snapshots=True, resume=True)
 
 

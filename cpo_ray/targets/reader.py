@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.files import read_json
 from cpo_ray.core.plan import Batch, Item
 from cpo_ray.models.base import Conditioning
-from cpo_ray.objectives import ExpertDifferences, FrozenOutputs, Objective
-from cpo_ray.targets.store import Items, TargetStore
+from cpo_ray.objectives import ExpertDifferences, Objective, View, ViewOutputs
+from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
 _DIFFERENCES = tuple(ExpertDifferences.__dataclass_fields__)
 # An open shard is a memory map and a parsed header; after the first epoch a batch reads single rows of many shards.
 _OPEN_SHARDS = 256
+#: The only picture and the only text that a row of today's shards has.
+ONE_VIEW = (View(picture=0, text=0),)
 
 
 class TargetsUnavailable(RuntimeError):
     """A shard did not come: the producer's own sentence, or that it took too long."""
+
+
+def check_views(views: Iterable[View]) -> None:
+    """Raises TargetStoreError for a view of a picture or text that target shards do not hold."""
+    for view in views:
+        if view not in ONE_VIEW:
+            raise TargetStoreError(
+                f"target shards hold one picture and one text of each sample, so there is no {view}; "
+                f"choose an objective whose views are all {ONE_VIEW[0]}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +58,24 @@ class TargetBatch:
     target: Tensor | None
     expert: ExpertDifferences | None
 
-    def inputs(self, dtype: torch.dtype, count: int | None = None) -> tuple[Tensor, Tensor, Conditioning]:
-        """x_t, timestep and conditioning of the first `count` samples, as `Family.predict` takes them to compute in `dtype`."""
-        conditioning = {name: values[:count] for name, values in self.conditioning.items()}
-        return self.x_t[:count].to(dtype), self.timestep[:count], conditioning
+    def inputs(
+        self, dtype: torch.dtype, views: tuple[View, ...] = ONE_VIEW, count: int | None = None
+    ) -> tuple[Tensor, Tensor, Conditioning]:
+        """x_t, timestep and conditioning of the first `count` samples, as `Family.predict` takes them to compute in `dtype`.
 
-    def frozen_outputs(self, objective: Objective, omega_win: float, omega_lose: float) -> FrozenOutputs:
-        """What the objective needs, with z_w and z_l for these ω."""
-        if self.expert is None or "expert" not in objective.needs:
-            return FrozenOutputs(target=self.target)
-        winning, losing = self.expert.winning(omega_win), self.expert.losing(omega_lose)
-        return FrozenOutputs(self.target, self.expert.reference, winning, losing)
+        With V views there are V rows for every sample: those of all samples in the first view come first.
+        """
+        check_views(views)
+
+        def rows(values: Tensor) -> Tensor:
+            return values[:count] if len(views) == 1 else torch.cat([values[:count]] * len(views))
+
+        return rows(self.x_t).to(dtype), rows(self.timestep), {name: rows(values) for name, values in self.conditioning.items()}
+
+    def outputs(self, predictions: Tensor, objective: Objective[Any], settings: ObjectiveSettings) -> tuple[ViewOutputs, ...]:
+        """What the objective sees of each of its views, from the predictions (V · B, C, h, w) for its `inputs`."""
+        each = predictions.chunk(len(objective.views))
+        return tuple(objective.outputs(prediction, self.target, self.expert, settings) for prediction in each)
 
 
 class TargetReader:

@@ -143,7 +143,7 @@ def _winner_warning(spec: TrainSpec) -> str | None:
     """Of the steps logged so far; objectives without a winner have nothing to warn of."""
     steps = read_log(spec.output / METRICS, skip_damaged=True)
     errors = [metrics["win"] for metrics in steps if "win" in metrics]
-    return winner_warning(errors, spec.beta, spec.omega_win, spec.omega_lose)
+    return winner_warning(errors, spec.objective)
 
 
 def _check_output(spec: TrainSpec) -> None:
@@ -170,13 +170,14 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
     sections = {
         "model": spec.model.model_dump(mode="json"),
         "lora": spec.lora.model_dump(mode="json"),
+        "objective": spec.objective.model_dump(mode="json"),
         "optimization": spec.optimization.model_dump(mode="json", exclude={"steps", "epochs", *free_on_resume(Optimization)}),
     }
     flat = {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}
-    names = ("run_id", "objective", "omega_win", "omega_lose", "beta", "seed")
     return {
         **flat,
-        **{name: getattr(spec, name) for name in names},
+        "run_id": spec.run_id,
+        "seed": spec.seed,
         "plan": spec.plan.fingerprint(),
         "targets": spec.targets.fingerprint,
     }

@@ -7,11 +7,15 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from statistics import median, quantiles
 
+from cpo_ray.config.objective import ObjectiveSettings
+
 WINDOW = 100
 #: Spikes count only after this many steps, since the first gradients differ from the later ones.
 SETTLED = 20
 #: Ranks are compared at every checkpoint, and every this many steps.
 COMPARED_EVERY = 25
+#: Settings of an objective, and how each of them makes it gentler.
+GENTLER = {"beta": "larger", "omega_win": "smaller", "omega_lose": "smaller"}
 #: The winner error is judged after this many steps, and again after every quarter more.
 WINNER_JUDGED_FROM = 64
 
@@ -59,9 +63,9 @@ def difference(step: int, checksums: Sequence[int]) -> str | None:
     return f"after step {step} the weights of {named} differ from {whom}, by a fault of a machine or of the network between them"
 
 
-def winner_warning(errors: Sequence[float], beta: float, omega_win: float, omega_lose: float) -> str | None:
+def winner_warning(errors: Sequence[float], settings: ObjectiveSettings) -> str | None:
     """Return whether the winner error has grown for long, given the error of each step from the first. A warning once given
-    stays.
+    stays. It advises on those of the objective's settings that keep the model closer to the reference.
 
     After n steps the medians of the four quarters of these n are compared. The last must be at least twice the second and 1.25
     times the third, and exceed their scatter. The test uses ratios because the error starts at 0, and in many trainings it rises
@@ -77,8 +81,14 @@ def winner_warning(errors: Sequence[float], beta: float, omega_win: float, omega
         if last > max(2 * second, 1.25 * third, 0) and low > high:
             return (
                 f"the winner error has grown for {steps} steps, lately to {last:.3g} above the reference's: the model moves away "
-                f"from z_w too; look at its pictures, and try a larger beta (now {beta:g}), a smaller omega_win and omega_lose "
-                f"(now {omega_win:g} and {omega_lose:g}) or a smaller learning_rate"
+                f"from z_w too; look at its pictures, and try {_gentler(settings)}"
             )
         steps += steps // 4
     return None
+
+
+def _gentler(settings: ObjectiveSettings) -> str:
+    """What to try, such as "a larger beta (now 5000) or a smaller learning_rate"."""
+    now = settings.model_dump()
+    found = [f"a {way} {name} (now {now[name]:g})" for name, way in GENTLER.items() if name in now]
+    return " or ".join(filter(None, (", ".join(found), "a smaller learning_rate")))

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, distributed
 
 from cpo_ray.config import Lora, Model, Optimization
+from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.files import write_json, written_folder
 from cpo_ray.core.plan import Batch, Plan
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
-from cpo_ray.objectives import ObjectiveParameters, get_objective
+from cpo_ray.objectives import objective_of
 from cpo_ray.targets.reader import TargetBatch, TargetReader
 from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.training.artifacts.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
@@ -52,15 +53,13 @@ class TrainSpec:
     model: Model
     lora: Lora
     optimization: Optimization
-    objective: str
+    objective: ObjectiveSettings
     plan: Plan
     targets: TargetStore
     shard_size: int
     timeout_seconds: float
     seed: int = 0
-    omega_win: float = 2.0
-    omega_lose: float = 2.0
-    beta: float = 5000.0
+    """Decides the first weights of an adapter."""
     card: Mapping[str, str] = field(default_factory=dict)
     tracking: StepTracking | None = None
     snapshots: bool = False
@@ -93,8 +92,7 @@ class Trainer:
         self.spec = spec
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.family = family(spec.model)
-        self.objective = get_objective(spec.objective)
-        self.parameters = ObjectiveParameters(beta=spec.beta)
+        self.objective = objective_of(spec.objective)
         shards = spec.shards or spec.plan.shards(spec.shard_size)
         self.reader = TargetReader(spec.targets, shards, spec.timeout_seconds, spec.run_id)
         self.trained: list[LedgerEntry] = []
@@ -163,7 +161,7 @@ class Trainer:
     def export(self, folder: Path, metrics: Mapping[str, float]) -> None:
         """Write the trained weights, or their moving average, on rank 0, and compare what they do. Raises ExportError there."""
         targets = self.reader.batch(self.microbatches(self.spec.plan.steps - 1)[0], self.engine.device)
-        x_t, timestep, conditioning = targets.inputs(DTYPES[self.spec.model.dtype], _PROBE_SAMPLES)
+        x_t, timestep, conditioning = targets.inputs(DTYPES[self.spec.model.dtype], count=_PROBE_SAMPLES)
         with self.engine.averaged():
             output = probe_output(self.family, self.engine.model, x_t, timestep, conditioning)
             state = self.engine.trained_state()
@@ -196,9 +194,9 @@ class Trainer:
 
     def _losses(self, targets: TargetBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and metrics per sample, (B,)."""
-        prediction = self.family.predict(self.engine.model, *targets.inputs(DTYPES[self.spec.model.dtype]))
-        frozen = targets.frozen_outputs(self.objective, self.spec.omega_win, self.spec.omega_lose)
-        return self.objective(prediction, frozen, self.parameters)
+        inputs = targets.inputs(DTYPES[self.spec.model.dtype], self.objective.views)
+        predictions = self.family.predict(self.engine.model, *inputs)  # all views in one forward
+        return self.objective(targets.outputs(predictions, self.objective, self.spec.objective), self.spec.objective)
 
     def _means(self, totals: Mapping[str, Tensor], planned: int) -> dict[str, float]:
         stacked = torch.stack(list(totals.values())).double()

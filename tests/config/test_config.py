@@ -38,24 +38,19 @@ def test_texts_with_quotes_and_accents_survive_a_round_trip(tmp_path: Path) -> N
 
 
 def test_overrides_have_types_and_bare_words() -> None:
-    config = load(TOY, ["run.seed=7", "preference.objective=cpo", "targets.overlap=false", 'preference.baselines=["sft"]'])
-    assert (config.run.seed, config.preference.objective, config.targets.overlap) == (7, "cpo", False)
-    assert config.preference.baselines == ("sft",)
+    config = load(TOY, ["run.seed=7", "targets.overlap=false", 'preference.lora.targets=["to_q"]', "expert.lora.alpha=2"])
+    assert (config.run.seed, config.targets.overlap, config.expert.lora.alpha) == (7, False, 2.0)
+    assert config.preference.lora.targets == ("to_q",)
 
 
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        (
-            "preference.omega_wim=1",
-            r"unknown key 'preference.omega_wim'; did you mean 'omega_win'\? valid keys here: .*beta",
-        ),
         ("preference.optimization.learning_rat=1", r"did you mean 'learning_rate'\? valid keys here: .*workers"),
         ("modle.family=sdxl", r"unknown key 'modle'; did you mean 'model'\?"),
         ("run.seed=-1", r"'run.seed' is -1: input should be greater than or equal to 0"),
         ("run.seed=many", r"'run.seed' is 'many': input should be a valid integer"),
         ("run.name=a/b", r"'run.name' is 'a/b'"),
-        ("preference.objective=dpo", r"'preference.objective' is 'dpo': input should be 'cpo' or 'cpo_s'"),
         ("preference.optimization.epochs=2", r"give exactly one of steps and epochs"),
         ("preference.optimization.offload_optimizer=true", r"offload_optimizer needs zero_stage 1, 2 or 3"),
         ("preference.optimization={steps=1, optimizer='adafactor', zero_stage=2}", r"optimizer 'adafactor' needs zero_stage 0"),
@@ -97,12 +92,15 @@ def test_a_resume_may_change_what_a_run_is_computed_with_and_not_what_comes_out(
         "expert.optimization.zero_stage=2",
         "targets.max_actors=7",
         "evaluation.actors=1",
+        'preference.baselines=["sft", { name = "cpo", beta = 3.0 }]',
     )
     assert changed(started, load(TOY, free)) == []
-    other = load(TOY, [*free, "preference.beta=7.0", "preference.optimization.optimizer=adafactor", "model.revision=abc"])
+    other = load(
+        TOY, [*free, "preference.objective.beta=7.0", "preference.optimization.optimizer=adafactor", "model.revision=abc"]
+    )
     assert changed(started, other) == [
         "model.revision = 'abc' (was None)",
-        "preference.beta = 7.0 (was 1000.0)",
+        "preference.objective.beta = 7.0 (was 1000.0)",
         "preference.optimization.optimizer = 'adafactor' (was 'adamw')",
     ]
 

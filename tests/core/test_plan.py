@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,14 @@ def test_questions_beyond_the_plan_are_refused() -> None:
             plan.rank_microbatches(0, rank, world_size, micro_batch)
     with pytest.raises(ValueError, match="shard_size is 0"):
         plan.shards(0)
+
+
+def test_another_order_trains_the_same_items_from_the_same_shards() -> None:
+    plan = Plan.of_steps(IDS, seed=7, global_batch=4, draws=2, steps=9)  # 36 items: three epochs and a part of the fourth
+    other, same = replace(plan, order=1), replace(plan, order=7)
+    assert [plan.step(k) for k in range(9)] == [same.step(k) for k in range(9)]
+    assert planned_items(other) != planned_items(plan)
+    for first in (0, 11, 22, 33):  # each epoch has its samples and draws, the last one those that `seed` chose for it
+        assert sorted(planned_items(other)[first : first + 11]) == sorted(planned_items(plan)[first : first + 11])
+    assert other.shards(4) == plan.shards(4) and other.fingerprint() != plan.fingerprint()
+    assert other == replace(plan, order=1) != replace(plan, order=2)

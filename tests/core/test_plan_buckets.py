@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -98,3 +99,15 @@ def test_short_groups_come_at_the_end_only() -> None:
 def test_a_group_must_divide_the_step() -> None:
     with pytest.raises(ValueError, match="bucket_batch is 3; it must divide global_batch, 4"):
         Plan.of_epochs(LETTERS, 7, 4, 2, epochs=1, bucket_batch=3)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_another_order_has_as_many_steps_and_the_same_items(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    buckets = {f"picture-{number}": int(generator.integers(4)) for number in range(50)}
+    plan = Plan.of_steps(buckets, seed, global_batch=12, draws=2, steps=17, bucket_batch=4)
+    other = replace(plan, order=100)
+    items, others = (Counter(i for k in range(each.steps) for i in each.step(k).planned) for each in (plan, other))
+    assert other.steps == plan.steps == 17 and items == others and other.shards(8) == plan.shards(8)
+    assert any(other.step(k) != plan.step(k) for k in range(17))
+    assert all(len({buckets[i.sample_id] for i in b.items}) == 1 for k in range(17) for b in other.rank_microbatches(k, 0, 1, 4))

@@ -146,7 +146,7 @@ def test_a_sweep_is_planned_with_all_its_trials() -> None:
 
 
 def test_time_follows_from_the_operations_and_the_rate() -> None:
-    config, base = toy("machine.teraflop_per_second=1"), local_base(toy().model)
+    config, base = toy("machine.teraflop_per_second=1", 'preference.baselines=["sft", "cpo"]'), local_base(toy().model)
     sentence = line(found(config), "at 1 TFLOP/s of a GPU, as stated").sentence
     assert "stage 1" in sentence and "baseline sft" in sentence and "evaluation" in sentence
     slow, fast = (stages(config, base, 1280, rate) for rate in (1e12, 2e12))
@@ -154,6 +154,9 @@ def test_time_follows_from_the_operations_and_the_rate() -> None:
     assert [stage.name for stage in slow] == ["stage 1", "stage 2", "baseline sft", "baseline cpo"]
     assert all(one.seconds == pytest.approx(2 * other.seconds) for one, other in zip(slow, fast, strict=True))
     assert slow[1].seconds == max(slow[1].targets, slow[1].training) and slow[3].targets == 0
+    # What is computed follows from what an objective needs: this run's main one calls no expert, the baseline does.
+    turned = stages(toy("preference.objective=sft", 'preference.baselines=["cpo"]'), base, 1280, 1e12)
+    assert [stage.targets for stage in turned[1:]] == [slow[2].targets, slow[1].targets]
     unknown = toy()
     unknown = unknown.model_copy(update={"machine": unknown.machine.model_copy(update={"teraflop_per_second": None})})
     assert line(found(unknown), "is not stated").verdict == "note"

@@ -11,6 +11,7 @@ from support.ranks import Ranks
 from support.tiny_training import make_spec, write_base, write_targets
 
 from cpo_ray.config import Config, Optimization, load
+from cpo_ray.objectives.sft import SupervisedSettings
 from cpo_ray.training.worker import Trainer, TrainSpec
 
 CONFIGS = [
@@ -27,14 +28,15 @@ def stages(config: Config, folder: Path) -> list[TrainSpec]:
     settings, model = config.preference, write_base(folder / "base", config.model.family)
     model = model.model_copy(update={"dtype": config.model.dtype, "flow": config.model.flow})
     specs = []
+    # β stays small: targets are random numbers here, far from the base's outputs, and the preset's would saturate the loss.
+    small_beta = settings.objective.model_copy(update={"beta": 1.0})
     for name, lora, optimization, objective in (
-        ("expert", config.expert.lora, config.expert.optimization, "sft"),
-        ("preference", settings.lora, settings.optimization, settings.objective),
+        ("expert", config.expert.lora, config.expert.optimization, SupervisedSettings(name="sft")),
+        ("preference", settings.lora, settings.optimization, small_beta),
     ):
         small = {"steps": 64, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1, "warmup_steps": 0}
         spec = make_spec(folder / name, model, optimization=optimization.model_dump() | small, steps=64, objective=objective)
-        # β stays small: targets are random numbers here, far from the base's outputs, and the preset's would saturate the loss.
-        specs.append(replace(spec, lora=lora, omega_win=settings.omega_win, omega_lose=settings.omega_lose))
+        specs.append(replace(spec, lora=lora))
     for spec in specs:
         write_targets(spec)
     return specs

@@ -12,6 +12,7 @@ from cpo_ray.config import Lora, Model, Optimization
 from cpo_ray.core.plan import Item, Plan
 from cpo_ray.core.randomness import counter_generator
 from cpo_ray.models.tiny import tiny_flux, tiny_sdxl
+from cpo_ray.objectives.preference import PreferenceSettings
 from cpo_ray.targets.store import TargetStore
 from cpo_ray.training.worker import TrainSpec
 
@@ -55,11 +56,10 @@ def make_spec(folder: Path, model: Model, *, optimization: dict[str, Any], steps
         "run_id": "tiny",
         "output": folder / "output",
         "lora": Lora(rank=4, alpha=8),
-        "objective": "cpo_s",
+        "objective": PreferenceSettings(name="cpo_s", beta=1.0),
         "targets": TargetStore(folder / "targets", "tiny"),
         "shard_size": SHARD_SIZE,
         "timeout_seconds": 60.0,
-        "beta": 1.0,
     }
     return TrainSpec(model=model, plan=plan, optimization=Optimization(**settings), **(defaults | changes))
 

@@ -104,7 +104,8 @@ def test_a_sweep_leaves_its_results_and_a_configuration_of_the_best(first: Path)
     assert page.count("data:image/png;base64,") == 3 * 6  # base and two trials, six prompts
     best = load(first / "best.toml")
     (chosen,) = [line for line in lines.values() if line["best"]]
-    assert best.preference.omega_win == best.preference.omega_lose == chosen["omega_win"]
+    told = best.preference.objective.model_dump()
+    assert told["omega_win"] == told["omega_lose"] == chosen["omega_win"]
     assert best.expert.adapter == first / "expert" / "adapter"
 
 

@@ -120,7 +120,8 @@ def test_the_best_is_a_configuration_for_the_main_job(tmp_path: Path) -> None:
     (row,) = rows_of(tmp_path, settings)
     (tmp_path / "best.toml").write_text(dump(best_config(settings, row, tmp_path / "expert")))
     best = load(tmp_path / "best.toml")
-    assert (best.preference.omega_win, best.preference.omega_lose) == (2.5, 2.5)
+    told = best.preference.objective.model_dump()
+    assert (told["omega_win"], told["omega_lose"]) == (2.5, 2.5)
     assert best.run.name == "toy-sweep-best" and best.sweep is None
     assert best.expert.adapter == tmp_path / "expert"
     assert best.run.seed == settings.run.seed and best.targets == settings.targets  # so its targets are there already

@@ -16,6 +16,8 @@ from torch import distributed
 from cpo_ray.config import Model, Optimization
 from cpo_ray.core.plan import Plan
 from cpo_ray.models import family
+from cpo_ray.objectives import ViewOutputs
+from cpo_ray.objectives.preference import PreferenceSettings
 from cpo_ray.training.engine.engine import Engine
 from cpo_ray.training.schedule import learning_rate_at
 from cpo_ray.training.worker import Trainer, TrainSpec
@@ -85,18 +87,13 @@ def _norm_by_torch(spec: TrainSpec) -> float:
     denoiser = trainer.family.load_denoiser(spec.model)
     trainer.family.add_lora(denoiser, spec.lora, spec.seed)
     targets = trainer.reader.batch(spec.plan.step(0))
-    expert = targets.expert
-    assert expert is not None
-    frozen = _frozen(expert.reference, expert.winning(spec.omega_win), expert.losing(spec.omega_lose))
+    expert, settings = targets.expert, spec.objective
+    assert expert is not None and isinstance(settings, PreferenceSettings)
     prediction = trainer.family.predict(denoiser, targets.x_t, targets.timestep, targets.conditioning)
-    trainer.objective(prediction, frozen, trainer.parameters)[0].mean().backward()
+    winning, losing = expert.winning(settings.omega_win), expert.losing(settings.omega_lose)
+    outputs = ViewOutputs(prediction, None, expert.reference, winning, losing)
+    trainer.objective((outputs,), settings)[0].mean().backward()
     return float(torch.stack([p.grad.norm() for p in denoiser.parameters() if p.grad is not None]).norm())
-
-
-def _frozen(reference: torch.Tensor, winning: torch.Tensor, losing: torch.Tensor) -> Any:
-    from cpo_ray.objectives import FrozenOutputs
-
-    return FrozenOutputs(reference=reference, winning=winning, losing=losing)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.plan import Plan
+from cpo_ray.objectives.preference import PreferenceSettings
 from cpo_ray.training.artifacts.ledger import LedgerEntry, check_ledger, drop_after, read_ledger, write_segment
 from cpo_ray.training.health import SETTLED, WINNER_JUDGED_FROM, HealthWatch, difference, winner_warning
 
@@ -116,11 +118,14 @@ def noisy(step: int) -> float:
 
 def test_a_winner_error_that_grows_for_long_is_warned_of_with_beta_and_omega() -> None:
     errors = [0.004 * step + noisy(step) for step in range(200)]
-    assert winner_warning(errors[: WINNER_JUDGED_FROM - 1], 5000, 2, 1.5) is None
-    warning = winner_warning(errors, 5000, 2, 1.5)
+    settings = PreferenceSettings(name="cpo", beta=5000, omega_win=2, omega_lose=1.5)
+    assert winner_warning(errors[: WINNER_JUDGED_FROM - 1], settings) is None
+    warning = winner_warning(errors, settings)
     assert warning is not None and warning.startswith("the winner error has grown for 64 steps, lately to 0.22")  # 0.004 x 56
-    assert "larger beta (now 5000)" in warning and "omega_lose (now 2 and 1.5)" in warning
-    assert winner_warning([*([0.02] * 64), *(0.02 + 1e-3 * step for step in range(200))], 1, 1, 1) is not None
+    advice = "a larger beta (now 5000), a smaller omega_win (now 2), a smaller omega_lose (now 1.5) or a smaller learning_rate"
+    assert warning.endswith(f"look at its pictures, and try {advice}")
+    other = winner_warning([*([0.02] * 64), *(0.02 + 1e-3 * step for step in range(200))], ObjectiveSettings(name="own"))
+    assert other is not None and other.endswith("try a smaller learning_rate"), "what an objective is not told is not advised"
 
 
 def test_a_winner_error_that_falls_hovers_or_levels_off_is_not() -> None:
@@ -130,4 +135,4 @@ def test_a_winner_error_that_falls_hovers_or_levels_off_is_not() -> None:
         lambda step: 0.04 * (1 - math.exp(-step / 20)) + noisy(step) / 5,
         lambda step: 0.002 * math.sqrt(step) + noisy(step) / 10,
     ):
-        assert winner_warning([error(step) for step in range(1000)], 5000, 2, 2) is None
+        assert winner_warning([error(step) for step in range(1000)], PreferenceSettings(name="cpo")) is None

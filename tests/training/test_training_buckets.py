@@ -13,6 +13,7 @@ from support.tiny_training import IDS, make_spec, write_base, write_targets
 
 from cpo_ray.core.plan import Batch, Plan
 from cpo_ray.models import family
+from cpo_ray.objectives.sft import SupervisedSettings
 from cpo_ray.targets.reader import TargetReader
 from cpo_ray.training.artifacts.ledger import check_ledger
 from cpo_ray.training.worker import Trainer, TrainSpec
@@ -25,7 +26,7 @@ SHAPES = {name: (6, 10) if int(name[-1]) % 4 == 0 else (8, 8) for name in IDS}  
 def tiny(folder: Path, family_name: Any) -> TrainSpec:
     """Two epochs in steps of 4, in groups of 2: ten groups in five steps, the last of each shape padded."""
     model = write_base(folder / "base", family_name, channels=(32,))
-    spec = make_spec(folder, model, optimization={"global_batch": 4}, objective="sft")
+    spec = make_spec(folder, model, optimization={"global_batch": 4}, objective=SupervisedSettings(name="sft"))
     nine = {name: SHAPES[name] for name in IDS[:9]}
     plan = Plan.of_epochs(nine, seed=1, global_batch=4, draws=2, epochs=2, bucket_batch=2)
     held_out = Plan.of_epochs(nine, seed=2, global_batch=6, draws=1, epochs=1)

@@ -19,6 +19,7 @@ from ray import cloudpickle
 from safetensors.torch import load_file
 from support.tiny_training import make_spec, write_base, write_targets
 
+from cpo_ray.objectives.sft import SupervisedSettings
 from cpo_ray.targets.store import TargetStore
 from cpo_ray.training.artifacts.ledger import check_ledger, read_ledger
 from cpo_ray.training.driver import TrainingError, train
@@ -92,8 +93,8 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
     shutil.copytree(spec.output, tmp_path / "widened")
     with pytest.raises(TrainingError, match="already holds a training"):
         train(spec)
-    with pytest.raises(TrainingError, match=r"started with omega_win = 2\.0"):
-        train(replace(spec, omega_win=3.0, resume=True))
+    with pytest.raises(TrainingError, match=r"started with objective\.omega_win = 2\.0"):
+        train(replace(spec, objective=spec.objective.model_copy(update={"omega_win": 3.0}), resume=True))
     resumed = train(replace(spec, resume=True))
     assert (resumed.steps, resumed.trained_steps, resumed.ledger_problem) == (STEPS, STEPS - 4, None)
     assert logged_steps(spec) == list(range(STEPS))
@@ -132,7 +133,13 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(tmp_path: Path) 
 
 def test_numbers_that_explode_end_a_training_at_once(tmp_path: Path) -> None:
     model = write_base(tmp_path / "base", channels=(32,))
-    spec = make_spec(tmp_path, model, optimization={"max_failures": 3}, objective="sft", targets=TargetStore(tmp_path, "t"))
+    spec = make_spec(
+        tmp_path,
+        model,
+        optimization={"max_failures": 3},
+        objective=SupervisedSettings(name="sft"),
+        targets=TargetStore(tmp_path, "t"),
+    )
     write_targets(spec)
     items = spec.plan.shards(spec.shard_size)[0]
     tensors = spec.targets.read(items)

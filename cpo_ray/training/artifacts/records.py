@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cpo_ray.core.files import Log, read_log, write_log
-from cpo_ray.objectives import get_objective
+from cpo_ray.objectives import objective_of
 from cpo_ray.training.artifacts.ledger import drop_after
 
 if TYPE_CHECKING:
@@ -59,11 +59,12 @@ def open_loggers(spec: TrainSpec, first: int, stack: ExitStack) -> list[StepLogg
 
 def model_card(spec: TrainSpec, metrics: Mapping[str, float]) -> dict[str, str]:
     """The lines of the model card."""
-    expert, optimization = "expert" in get_objective(spec.objective).needs, spec.optimization
+    optimization = spec.optimization
+    told = spec.objective.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     average = f"moving average of the trained ones, decay {optimization.ema_decay:g}"
     return {
-        "objective": spec.objective,
-        **({"omega_win": str(spec.omega_win), "omega_lose": str(spec.omega_lose), "beta": str(spec.beta)} if expert else {}),
+        "objective": objective_of(spec.objective).name,
+        **{name: str(value) for name, value in told.items()},
         "steps": str(spec.plan.steps),
         "samples per step": str(spec.plan.global_batch),
         "training pictures": str(len(spec.plan.sample_ids)),

@@ -1,0 +1,47 @@
+"""A comparison: a finished run is resumed with baselines, without Ray and with stages that only say what they are asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cpo_ray import pipeline, stages
+from cpo_ray.config import Config, changed, dump, load
+from cpo_ray.training.health import TrainingHealthError
+
+TOY = Path(__file__).parents[1] / "jobs" / "configs" / "toy.toml"
+BASELINES = 'preference.baselines=["sft", "cpo"]'
+
+
+def asked_for(config: Config, monkeypatch: pytest.MonkeyPatch, failing: str = "") -> list[str]:
+    """What `train_cpo` asks of the stages, in order, and what it says."""
+    found: list[str] = []
+
+    def align(run: Any, name: str) -> None:
+        found.append(name)
+        if name == failing:
+            raise TrainingHealthError("it diverged")
+
+    monkeypatch.setattr(pipeline, "open_run", lambda config, resume: SimpleNamespace(config=config, say=found.append))
+    monkeypatch.setattr(stages, "align", align)
+    for stage in ("train_expert", "check_obedience", "evaluate"):
+        monkeypatch.setattr(stages, stage, lambda run, stage=stage: found.append(stage))
+    pipeline.train_cpo(config, resume=True)
+    return found
+
+
+def test_the_demo_trains_one_objective_and_a_resume_adds_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    demo, compared = load(TOY), load(TOY, [BASELINES])
+    assert asked_for(demo, monkeypatch) == ["train_expert", "check_obedience", "cpo_s", "evaluate"]
+    assert changed(dump(demo), compared) == changed(dump(compared), demo) == []
+    assert asked_for(compared, monkeypatch) == ["train_expert", "check_obedience", "cpo_s", "sft", "cpo", "evaluate"]
+
+
+def test_a_baseline_that_diverges_is_left_out_and_the_objective_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked_for(load(TOY, [BASELINES]), monkeypatch, failing="sft")
+    assert found[3:] == ["sft", "sft: it diverged; it is left out of the comparison", "cpo", "evaluate"]
+    with pytest.raises(TrainingHealthError):
+        asked_for(load(TOY, [BASELINES]), monkeypatch, failing="cpo_s")
