@@ -155,11 +155,8 @@ class Plan:
 
     def _epoch(self, epoch: int) -> NDArray[np.int32]:
         """Return the numbers of one epoch's samples in the order of training."""
-        left = self.total_items - epoch * len(self.sample_ids)
-        chosen = _epoch_order(self.sample_ids, self.seed, epoch)[:left]
-        if self.order is None:
-            return chosen
-        ordered = _epoch_order(self.sample_ids, self.order, epoch)
+        chosen = _epoch_order(self.sample_ids, self.seed, epoch)[: self.total_items - epoch * len(self.sample_ids)]
+        ordered = chosen if self.order is None else _epoch_order(self.sample_ids, self.order, epoch)
         return ordered[np.isin(ordered, chosen)]
 
     @cached_property
