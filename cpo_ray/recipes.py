@@ -35,7 +35,8 @@ def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: 
     """The order of training; without `draws` every visit of a picture has noise of its own."""
     if not pictures:
         raise DataError(
-            f"{config.data.folder} has no picture for this training; add (large enough) pictures or raise data.proportion"
+            f"{config.data.folder} has no picture for this training; add (large enough) pictures, or raise data.proportion "
+            "or the objective's most_negatives"
         )
     batch, most = optimization.global_batch, config.data.pictures.together
     together = max(size for size in range(1, min(most, batch) + 1) if batch % size == 0)
