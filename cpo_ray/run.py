@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from cpo_ray.config import Config, ConfigError, changed, dump
@@ -10,7 +13,7 @@ from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.files import write_text
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.domains.toy.dataset import make_dataset
+from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.preflight.checks import check, told_of_pictures
 from cpo_ray.preflight.trials import Trials
@@ -44,6 +47,18 @@ class Run:
     def adapter(self) -> Path:
         """The expert's adapter: the configured one, or the one that stage 1 of this run leaves."""
         return self.config.expert.adapter or self.folder / "expert" / "adapter"
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """What the run's reports say of where their numbers come from."""
+        return {
+            "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+            "commit": git_commit(),
+            "data": self.dataset.fingerprint,
+            "hierarchy": f"{self.tree.name} {self.tree.version}, {self.tree.content_hash}",
+            "packages": ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "ray", "deepspeed", "peft")),
+            "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        }
 
     def alignment(self, objective: ObjectiveSettings) -> Training:
         """Stage 2 with an objective, on the training pictures that it takes."""
@@ -98,9 +113,9 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
 
 
 def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
-    """The annotated shards; the embedded domain draws its own when asked to."""
-    if config.data.toy_pictures:
-        return make_dataset(config.data.folder, config.data.toy_pictures, config.run.seed, tree)
+    """The annotated shards; a domain draws its own when asked to."""
+    if config.domain.pictures:
+        return open_domain(config).make_data(config.data.folder, config.domain.pictures, config.run.seed, tree)
     dataset = AnnotatedDataset.open(config.data.folder)
     dataset.check_hierarchy(tree)
     return dataset

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-from cpo_ray.config import ConfigError
+from PIL import Image
+
+from cpo_ray.config import ConfigError, dump
+from cpo_ray.core.files import write_json, write_text
 from cpo_ray.core.progress import ProgressLine
+from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.evaluation.gate import Obedience, measure_obedience
-from cpo_ray.evaluation.measure import EvaluationResult, card_section, table
+from cpo_ray.evaluation.generate import Picture, grid
+from cpo_ray.evaluation.measure import Comparison
+from cpo_ray.evaluation.models import BASE, EXPERT, compare_models, draw_models, short_name
+from cpo_ray.evaluation.report import RunReport, write_report
+from cpo_ray.evaluation.rounds import evaluation_round
 from cpo_ray.evaluation.samples import sample_watch
-from cpo_ray.evaluation.stage import domain_of, evaluate_run
+from cpo_ray.evaluation.tables import card_section, table
 from cpo_ray.models.base import base_source
+from cpo_ray.objectives import objective_of
 from cpo_ray.recipes import Training, expert_training
 from cpo_ray.run import Run
 from cpo_ray.targets.expert import target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce
 from cpo_ray.targets.store import Items, TargetStore
-from cpo_ray.tracking import RunTracker, git_commit, ui_command
+from cpo_ray.tracking import RunTracker, ui_command
 from cpo_ray.training.artifacts.card import add_evaluation
+from cpo_ray.training.artifacts.records import METRICS
 from cpo_ray.training.driver import TrainingError, TrainResult, train
 from cpo_ray.training.worker import SNAPSHOTS, TrainSpec
 
@@ -40,8 +47,8 @@ def train_expert(run: Run) -> None:
 
 def check_obedience(run: Run) -> None:
     """Table S6, before stage 2 spends anything: an expert that does not obey has nothing to teach."""
-    domain, settings = domain_of(run.config), run.config.expert
-    if domain is None:
+    domain, settings = open_domain(run.config), run.config.expert
+    if not domain.reads_labels:
         run.say("nothing here can read attributes from pictures; look at what the expert draws before you trust it")
         return
     file = run.folder / OBEDIENCE
@@ -167,44 +174,69 @@ def told(report: ProductionReport) -> str:
 
 def evaluate(run: Run) -> None:
     """Draw, measure and report; the last thing a user sees is the table and where everything lies."""
-    trainings = run.config.preference.trainings
-    adapters = {name: path for name in trainings if (path := run.folder / name / "adapter").exists()}
-    if not adapters:
+    config, folder = run.config, run.folder / "evaluation"
+    trained = {name: path for name in config.preference.trainings if (path := run.folder / name / "adapter").exists()}
+    if not trained:
         raise ConfigError(f"{run.folder} holds no trained model; run jobs/train_cpo.py first")
-    provenance = {
-        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": git_commit(),
-        "data": run.dataset.fingerprint,
-        "hierarchy": f"{run.tree.name} {run.tree.version}, {run.tree.content_hash}",
-        "packages": ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "ray", "deepspeed", "peft")),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
-    }
-    obeyed = Obedience.read(file) if (file := run.folder / OBEDIENCE).exists() else None
-    settings = run.config.evaluation
-    on_progress = ProgressLine("evaluation").counter("pictures", settings.actors * settings.batch)
-    result, report = evaluate_run(run.config, run.dataset, run.tree, run.adapter, adapters, provenance, obeyed, on_progress)
+    asked = evaluation_round(config, run.dataset)
+    on_progress = ProgressLine("evaluation").counter("pictures", config.evaluation.actors * config.evaluation.batch)
+    pictures = draw_models(config, run.tree, asked, {EXPERT: run.adapter, **trained}, on_progress)
+    for name, made in pictures.items():
+        file = folder / f"{short_name(name)}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grid(made[:64], 8)).save(file)
+        run.tracker.log_pictures(short_name(name), file, step=0)
+    found = compare_models(config, asked, pictures)
+    report = write_report(_report(run, asked.prompts, pictures, found), folder / "report.html")
     run.tracker.log_report(report)
-    for picture in sorted(report.parent.glob("*.png")):
-        run.tracker.log_pictures(picture.stem, picture, step=0)
-    if result is not None:
-        with run.tracker.start() as logger:
-            for name, model in result.models.items():
-                key = name.split(",")[0]
-                logger.log(0, {f"{key}/negatives": model.negatives.mean, f"{key}/content": model.content.mean,
-                               f"{key}/distance": model.distance})  # fmt: skip
-        _complete_cards(run, adapters, result)
+    if found is not None:
+        write_json(folder / "result.json", found.as_json())
+        write_text(folder / "table.txt", table(found) + "\n")
+        _publish(run, trained, found)
+        print("\n" + table(found) + "\n")
     run.tracker.finish()
-    if result is not None:
-        print("\n" + table(result) + "\n")
     print(f"report        {report}")
     print(f"MLflow store  {run.tracker.uri}")
     print(f"open it with  {ui_command(run.tracker.uri)}")
 
 
-def _complete_cards(run: Run, adapters: Mapping[str, Path], result: EvaluationResult) -> None:
-    """Say in each model card, here and in MLflow, what was measured."""
-    for name, folder in adapters.items():
-        add_evaluation(folder, card_section(result, name))
-        tracker = run.track(name, run.folder / name, resume=True)
-        tracker.log_card(folder, run.config.model.revision)
+def _report(run: Run, prompts: Sequence[str], pictures: Mapping[str, list[Picture]], found: Comparison | None) -> RunReport:
+    """Everything that the report of a run shows."""
+    trainings, obedience = run.config.preference.trainings, run.folder / OBEDIENCE
+    curves = {
+        name: path
+        for name in trainings
+        if not objective_of(trainings[name]).supervised and (path := run.folder / name / METRICS).exists()
+    }
+    featured = next(iter(trainings))
+    return RunReport(
+        title=f"CPO run {run.config.run.name}",
+        pictures=pictures,
+        prompts=prompts,
+        tree=run.tree,
+        featured=featured if featured in pictures else None,
+        result=found,
+        curves=curves,
+        settings=dump(run.config),
+        provenance=run.provenance,
+        obedience=Obedience.read(obedience) if obedience.exists() else None,
+    )
+
+
+def _publish(run: Run, trained: Mapping[str, Path], found: Comparison) -> None:
+    """Each training's own MLflow run gets its scores, all under the same names, and its model card says what was measured.
+
+    The base has no run of its own: its scores are on the run of the whole.
+    """
+    with run.tracker.start() as logger:
+        logger.log(0, {f"{BASE}.{name}": value for name, value in found.models[BASE].flat(".").items()})
+    for name, adapter in {EXPERT: run.adapter, **trained}.items():
+        if not (run.folder / short_name(name)).exists():
+            continue  # an expert that another run has trained
+        tracker = run.track(short_name(name), run.folder / short_name(name), resume=True)
+        with tracker.start() as logger:
+            logger.log(0, found.models[name].flat("."))
+        models = {BASE: found.models[BASE], name: found.models[name]}
+        add_evaluation(adapter, card_section(found.scorers, models, "test", run.config.evaluation.pictures))
+        tracker.log_card(adapter, run.config.model.revision)
         tracker.finish()

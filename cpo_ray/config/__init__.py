@@ -3,6 +3,7 @@ it.
 """
 
 from cpo_ray.config.data import Data, Pictures
+from cpo_ray.config.domain import DomainSettings
 from cpo_ray.config.evaluation import Evaluation
 from cpo_ray.config.expert import ConditionMixture, ExpertSettings
 from cpo_ray.config.load import Settings, changed, dump, load, load_as, override
@@ -20,6 +21,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Data",
+    "DomainSettings",
     "Evaluation",
     "ExpertSettings",
     "Flow",

@@ -31,8 +31,6 @@ class Pictures(Section):
 class Data(Section):
     folder: Path
     """Folder of annotated shards (Parquet). Training reads it, and the import writes it."""
-    toy_pictures: int = Field(default=0, ge=0)
-    """With a positive number the embedded domain draws that many annotated pictures into `folder` when it is empty."""
     hierarchy: Path
     """YAML file of the attribute tree that the annotations refer to."""
     proportion: float = Field(default=1.0, gt=0, le=1)

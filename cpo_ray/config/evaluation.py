@@ -8,6 +8,8 @@ from cpo_ray.config.section import Free, Section
 
 
 class Evaluation(Section):
+    scorers: tuple[str, ...] = ()
+    """What pictures are scored by: names, or your own as "module:Class". Without any, what the domain scores its pictures by."""
     pictures: PositiveInt = 240
     """Pictures per model, from the same prompts and noise for all models."""
     inference_steps: PositiveInt = 20

@@ -29,7 +29,8 @@ class Model(Section):
     family: Literal["sdxl", "flux"]
     """Architecture of the base model."""
     base: str
-    """Hub id or local folder of the base pipeline, or "toy" for the embedded one."""
+    """Hub id or local folder of the base pipeline, or "package:MODULE/FOLDER" for one that a Python package ships. It may be left
+    out with a domain that has a base of its own."""
     revision: str | None = None
     """Git revision of a hub id. Pin it, since it is part of the targets' address."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -59,5 +59,16 @@ BACK_ENDS = Registry(
         "endpoint": "cpo_ray.annotation.back_ends.endpoint:EndpointBackEnd",
         "local": "cpo_ray.annotation.back_ends.local:LocalBackEnd",
         "measuring": "cpo_ray.domains.toy.measuring:MeasuringBackEnd",
+DOMAINS = Registry(
+    "domain",
+    {
+        "none": "cpo_ray.evaluation.domain:NoDomain",
+        "toy": "cpo_ray.domains.toy.domain:ToyDomain",
+    },
+)
+SCORERS = Registry(
+    "scorer",
+    {
+        "negatives": "cpo_ray.evaluation.scorers.negatives:Negatives",
     },
 )

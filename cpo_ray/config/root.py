@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from pydantic import model_validator
 
 from cpo_ray.config.data import Data
+from cpo_ray.config.domain import DomainSettings
 from cpo_ray.config.evaluation import Evaluation
 from cpo_ray.config.expert import ExpertSettings
 from cpo_ray.config.model import Model
 from cpo_ray.config.preference import Preference
+from cpo_ray.config.registry import DOMAINS
 from cpo_ray.config.run import Machine, RunSettings, Tracking
 from cpo_ray.config.section import Section
 from cpo_ray.config.sweep import Sweep
@@ -21,6 +26,7 @@ class Config(Section):
     run: RunSettings
     model: Model
     data: Data
+    domain: DomainSettings = DomainSettings()
     expert: ExpertSettings
     targets: Targets
     preference: Preference
@@ -29,6 +35,16 @@ class Config(Section):
     machine: Machine = Machine()
     sweep: Sweep | None = None
     """What `tune/search_cpo.py` tries out; every other job leaves it alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _base_of_the_domain(cls, given: Any) -> Any:
+        """A domain may have a base model of its own, which is meant where none is named."""
+        if not isinstance(given, dict) or not isinstance(given.get("model"), dict) or given["model"].get("base") is not None:
+            return given
+        domain = given.get("domain")
+        base = DOMAINS.load(str(domain["use"])).base if isinstance(domain, dict) and "use" in domain else None
+        return {**given, "model": {**given["model"], "base": base}} if base else given
 
     @property
     def training_seed(self) -> int:

@@ -99,14 +99,16 @@ class Sweep(Section):
 
     space: Space
     search: Literal["grid", "random", "tpe", "multi_objective"] = "grid"
-    """How points are chosen. "grid": every combination. "random": random draws. "tpe": Optuna's TPE on #A_neg. "multi_objective":
-    TPE on #A_neg and distance together."""
+    """How points are chosen. "grid": every combination. "random": random draws. "tpe": Optuna's TPE on the first of `goals`.
+    "multi_objective": TPE on both together."""
+    goals: tuple[str, ...] = Field(default=("negatives", "distance"), min_length=1, max_length=2)
+    """The scorers that a sweep goes by: what it is to improve, and what must not get worse for it."""
     trials: PositiveInt | None = None
     """Number of trials, those of a resumed sweep included. A grid without it runs all its points."""
     minutes: PositiveFloat | None = None
     """Time for all trials of one call. Unfinished trials continue with --resume."""
     scheduler: Literal["none", "asha", "median"] = "none"
-    """What stops trials whose #A_neg falls behind: nothing, asynchronous successive halving, or the median of the others."""
+    """What stops trials that fall behind in the first goal: nothing, asynchronous successive halving, or the median of the others."""
     rungs: PositiveInt = 3
     """How often a trial is measured, evenly spaced over its training, the last time at its end."""
     grace_rungs: PositiveInt = 1
@@ -115,12 +117,12 @@ class Sweep(Section):
     """Pictures drawn and measured at a rung: the same validation prompts and noise for all trials, never those of the test."""
     held_out: PositiveInt = 64
     """Validation pictures for the losses on held-out targets, at most as many as exist."""
-    choice: Literal["bounded", "negatives", "distance", "knee"] = "bounded"
-    """How the best trial is chosen. "bounded": fewest negatives among those whose distance to good pictures exceeds the smallest
-    distance by at most `slack`. "negatives", "distance": the least of one. "knee": the point of the Pareto front nearest to the
-    ideal, both scaled to 0 … 1."""
+    choice: Literal["bounded", "first", "second", "knee"] = "bounded"
+    """How the best trial is chosen. "bounded": the best in the first goal among those that are behind the best in the second by at
+    most `slack`. "first", "second": the best in one. "knee": the point of the Pareto front nearest to the ideal, both scaled to
+    0 … 1."""
     slack: float = Field(default=0.1, ge=0)
-    """Share of the smallest distance that "bounded" allows beyond it."""
+    """Share of the best value of the second goal by which "bounded" lets a trial be behind."""
     max_concurrent: PositiveInt | None = None
     """Run fewer trials at once than would fit."""
     retries: int = Field(default=1, ge=0)

@@ -11,13 +11,11 @@ from cpo_ray.core.files import read_json, write_json
 from cpo_ray.core.prompts import Labels, condition_texts
 from cpo_ray.core.statistics import Interval, bootstrap_interval, intersection_over_union
 from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.evaluation.domain import Domain
 from cpo_ray.evaluation.generate import generate_many, generation_job
-from cpo_ray.evaluation.measure import Domain
+from cpo_ray.evaluation.rounds import gate_round
 from cpo_ray.hierarchy import Hierarchy
 
-#: Seeds of the gate's pictures. The evaluation's start at `evaluation.seed`.
-GATE_SEED = 50_000
-GATE_PICTURES = 48
 LONG = 10**9  # in generation the pipeline's own tokenizer cuts texts
 
 CONFIGURATIONS = {"A": "y + A_pos, A_neg as negative prompt", "B": "y + A_pos", "C": "y + A_pos + A_neg"}
@@ -57,9 +55,8 @@ class Obedience:
 
 def measure_obedience(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, adapter: Path, domain: Domain) -> Obedience:
     """Ask the expert for the labels of validation pictures in the three ways of Table S6, and measure what appears."""
-    ids = dataset.split("validation") or dataset.ids
-    requests = [dataset.labels(ids[i % len(ids)]) for i in range(min(GATE_PICTURES, config.evaluation.pictures))]
-    seeds = range(GATE_SEED, GATE_SEED + len(requests))
+    asked = gate_round(config, dataset)
+    requests, seeds = asked.requests, asked.seeds
     texts = [condition_texts(r, tree, lambda _: 0, LONG)[0] for r in requests]
     positive = [t.positive for t in texts]
     jobs = {
@@ -68,8 +65,7 @@ def measure_obedience(config: Config, dataset: AnnotatedDataset, tree: Hierarchy
         "C": generation_job(config, adapter, [t.all for t in texts], seeds),
     }
     pictures = generate_many(jobs, config.evaluation)
-    prompts = [r.prompt for r in requests]
-    found = {key: domain.annotate(made, prompts) for key, made in pictures.items()}
+    found = {key: domain.annotate(made, asked.prompts) for key, made in pictures.items()}
 
     def agreement(key: str, side: str) -> Interval:
         pairs: Sequence[tuple[Labels, object]] = list(zip(requests, found[key], strict=True))

@@ -1,172 +1,126 @@
-"""Measured quality of the pictures of several models, made from the same prompts and noise."""
+"""What the pictures of a model are worth: one way to measure them, for a run, for the trials of a sweep and for a comparison."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cpo_ray.core.statistics import (
-    Interval,
-    bootstrap_interval,
-    format_interval,
-    format_number,
-    frechet_distance,
-    mean_by_attribute,
-    mean_by_root,
-    paired_difference,
-)
-from cpo_ray.hierarchy import Hierarchy
-
-Pictures = Sequence[NDArray[np.uint8]]
+from cpo_ray.core.prompts import Labels
+from cpo_ray.core.statistics import Interval, bootstrap_interval, paired_difference
+from cpo_ray.evaluation.domain import Domain, Picture
+from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer, Scorer, SetScorer
 
 
-class Labelled(Protocol):
-    """Whatever an annotator returns for one picture: attribute ids, without sign."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one model: by scorer a number per picture, or an interval for all of them.
 
-    @property
-    def positive_ids(self) -> tuple[str, ...]: ...
-
-    @property
-    def negative_ids(self) -> tuple[str, ...]: ...
-
-
-class Domain(Protocol):
-    """All that measuring needs to know of a domain.
-
-    The three belong together: a count of negatives falls for noise as well as for good pictures, and only content and distance
-    tell the two apart.  A domain that has not all of them gets a report with pictures and without numbers.
+    `labels` are what the domain has read from each picture; None where nobody reads labels, or where they were not kept.
     """
 
-    def annotate(self, pictures: Pictures, prompts: Sequence[str]) -> Sequence[Labelled]:
-        """The attributes found in each picture, read from the picture; the prompt tells which ones apply."""
+    values: dict[str, tuple[float, ...]]
+    sets: dict[str, Interval]
+    labels: tuple[Labels, ...] | None = None
 
-    def content_hits(self, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.bool_]:
-        """(N,): does the picture show everything that its prompt names?"""
+    @property
+    def means(self) -> dict[str, float]:
+        """One number per scorer."""
+        means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        return means | {name: interval.mean for name, interval in self.sets.items()}
 
-    def features(self, pictures: Pictures) -> NDArray[np.float64]:
-        """(N, D) for the Fréchet distance."""
+    def without_labels(self) -> Measured:
+        """The numbers alone."""
+        return replace(self, labels=None)
 
-    def good_features(self, prompts: Sequence[str]) -> NDArray[np.float64]:
-        """(M, D) of pictures of these prompts as they ought to be."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The attributes found in one picture."""
-
-    positive_ids: tuple[str, ...]
-    negative_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """One model, measured; `negatives` is #A_neg, the mean number of negative attributes in a picture."""
-
-    negatives: Interval
-    change: Interval | None
-    """Paired difference of #A_neg to the base; None for the base itself."""
-    content: Interval
-    """Share of pictures that show all their prompt names."""
-    distance: float
-    """Squared Fréchet distance to good pictures."""
-    by_attribute: dict[str, float]
-    by_root: dict[str, float]
-    labels: tuple[Labels, ...]
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Measured:
+        """What `dataclasses.asdict` made of one, after a way through JSON."""
+        sets = {name: Interval(**interval) for name, interval in values["sets"].items()}
+        return cls({name: tuple(numbers) for name, numbers in values["values"].items()}, sets)
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
-    """All models of one evaluation, by name in the order given, and the name that changes are counted from."""
+class Scores:
+    """A model's numbers with 95 % intervals over its pictures; `changes` against the base, picture by picture, where both have one."""
+
+    intervals: dict[str, Interval]
+    changes: dict[str, Interval]
+
+    def flat(self, separator: str) -> dict[str, float]:
+        """Every number under a key, as MLflow and tables of numbers take them: "content", "content.low", "content.high" …
+
+        A change is called after its scorer, such as "negatives.change".
+        """
+        found = self.intervals | {f"{name}{separator}change": change for name, change in self.changes.items()}
+        ends = (("", "mean"), (f"{separator}low", "low"), (f"{separator}high", "high"))
+        return {f"{name}{suffix}": getattr(interval, end) for name, interval in found.items() for suffix, end in ends}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The models of one evaluation, by name in the order given, and the one that changes are counted from."""
 
     base: str
-    models: dict[str, ModelResult]
+    scorers: tuple[Scorer, ...]
+    models: dict[str, Scores]
+    labels: dict[str, tuple[Labels, ...]]
+    """By model; empty where nobody reads labels."""
 
-    def as_json(self) -> str:
-        """The result as JSON, one object with the fields of the dataclasses."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+    def as_json(self) -> dict[str, Any]:
+        """By model its intervals and changes under the scorers' names, and the attributes found in each picture."""
+        return {
+            "base": self.base,
+            "models": {
+                name: {
+                    **{key: vars(interval) for key, interval in found.intervals.items()},
+                    "changes": {key: vars(change) for key, change in found.changes.items()},
+                    "labels": [
+                        {"positive_ids": one.positive_ids, "negative_ids": one.negative_ids} for one in self.labels.get(name, ())
+                    ],
+                }
+                for name, found in self.models.items()
+            },
+        }
 
 
-def evaluate_models(
-    pictures: Mapping[str, Pictures],
-    prompts: Sequence[str],
-    domain: Domain,
-    tree: Hierarchy,
-    *,
-    base: str = "base",
-    seed: int = 0,
-) -> EvaluationResult:
-    """Measure every model's pictures; picture i of each was made from `prompts[i]`, the content alone, and the same noise.
+def measure(pictures: Sequence[Picture], prompts: Sequence[str], domain: Domain, scorers: Sequence[Scorer]) -> Measured:
+    """Measure the pictures of one model; picture i was asked for by `prompts[i]`, the content alone.
 
-    `seed` is that of the bootstrap.  Raises ValueError where the base is missing or a model has another number of pictures than
-    there are prompts.
+    Raises ValueError where there is not one prompt per picture, or a scorer gives not one number per picture.
     """
-    if base not in pictures:
-        raise ValueError(f"there are no pictures of the base {base!r} among {sorted(pictures)}; changes are counted from it")
-    for name, made in pictures.items():
-        if len(made) != len(prompts):
-            raise ValueError(f"model {name!r} has {len(made)} pictures for {len(prompts)} prompts; there must be one for each")
-    good = domain.good_features(prompts)
-    found = {name: _labels(domain.annotate(made, prompts)) for name, made in pictures.items()}
-    counts = {name: [len(label.negative_ids) for label in labels] for name, labels in found.items()}
-    models = {}
-    for name, made in pictures.items():
-        negatives = [label.negative_ids for label in found[name]]
-        models[name] = ModelResult(
-            negatives=bootstrap_interval(counts[name], seed),
-            change=None if name == base else paired_difference(counts[name], counts[base], seed),
-            content=bootstrap_interval(domain.content_hits(made, prompts), seed),
-            distance=frechet_distance(domain.features(made), good),
-            by_attribute=mean_by_attribute(negatives, tree),
-            by_root=mean_by_root(negatives, tree),
-            labels=found[name],
-        )
-    return EvaluationResult(base, models)
+    if len(pictures) != len(prompts):
+        raise ValueError(f"there are {len(pictures)} pictures for {len(prompts)} prompts; give one prompt per picture")
+    labels = tuple(domain.annotate(pictures, prompts)) if domain.reads_labels else None
+    drawn = Drawn(pictures, prompts, labels)
+    values, sets = {}, {}
+    for scorer in scorers:
+        if isinstance(scorer, PictureScorer):
+            numbers = scorer.score(drawn)
+            if numbers.shape != (len(pictures),):
+                raise ValueError(f"scorer {scorer.name!r} gave numbers of shape {numbers.shape} for {len(pictures)} pictures")
+            values[scorer.name] = tuple(float(number) for number in numbers)
+        elif isinstance(scorer, SetScorer):
+            sets[scorer.name] = scorer.distance(drawn)
+    return Measured(values, sets, labels)
 
 
-def table(result: EvaluationResult) -> str:
-    """The result as aligned plain text, one model to a line."""
-    heads, rows = _cells(result)
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    head, *body = ("  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in (heads, *rows))
-    return "\n".join([head, "  ".join("─" * width for width in widths), *body])
+def scores(measured: Measured, base: Measured | None) -> Scores:
+    """Intervals of what was measured; without `base` these are the base's own."""
+    intervals = {name: bootstrap_interval(values, seed=0) for name, values in measured.values.items()} | measured.sets
+    if base is None:
+        return Scores(intervals, {})
+    both = measured.values.keys() & base.values.keys()
+    changes = {
+        name: paired_difference(values, base.values[name], seed=0) for name, values in measured.values.items() if name in both
+    }
+    return Scores(intervals, changes)
 
 
-def card_section(result: EvaluationResult, name: str) -> str:
-    """What a model card says of the model `name` beside the base: Markdown."""
-    heads, rows = _cells(result)
-    return evaluation_section("test", len(result.models[name].labels), heads, [r for r in rows if r[0] in (result.base, name)])
-
-
-def evaluation_section(split: str, pictures: int, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A model card's section of two models, measured on so many pictures of that split's prompts: Markdown."""
-    return (
-        "## Evaluation\n\n"
-        f"{pictures} pictures, of the same {split} prompts and noise for both models. "
-        "#A_neg: the mean number of negative attributes found in a picture, with its 95 % bootstrap interval; content: the share "
-        "of pictures that show what was asked for; distance: squared Fréchet distance to good pictures.\n\n"
-        + "".join(f"| {' | '.join(line)} |\n" for line in (heads, ("---",) * len(heads), *rows))
-    )
-
-
-def _cells(result: EvaluationResult) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The heads of the columns, and a row for each model."""
-    heads = ("model", "#A_neg [95 %]", f"change vs {result.base} [95 %]", "content", "distance")
-    return heads, [
-        (
-            name,
-            format_interval(model.negatives),
-            format_interval(model.change, signed=True) if model.change else "",
-            f"{model.content.mean:.3f}",
-            format_number(model.distance),
-        )
-        for name, model in result.models.items()
-    ]
-
-
-def _labels(annotations: Iterable[Labelled]) -> tuple[Labels, ...]:
-    return tuple(Labels(tuple(a.positive_ids), tuple(a.negative_ids)) for a in annotations)
+def compare(measured: Mapping[str, Measured], scorers: Sequence[Scorer], base: str = "base") -> Comparison:
+    """The models of one evaluation beside each other. Raises ValueError where the base is missing."""
+    if base not in measured:
+        raise ValueError(f"there are no pictures of the base {base!r} among {sorted(measured)}; changes are counted from it")
+    found = {name: scores(one, None if name == base else measured[base]) for name, one in measured.items()}
+    labels = {name: one.labels for name, one in measured.items() if one.labels is not None}
+    return Comparison(base, tuple(scorers), found, labels)

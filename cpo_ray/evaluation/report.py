@@ -14,8 +14,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from cpo_ray.core.files import write_text
+from cpo_ray.core.statistics import mean_by_attribute, mean_by_root
 from cpo_ray.evaluation.gate import CONFIGURATIONS, Obedience
-from cpo_ray.evaluation.measure import EvaluationResult, ModelResult
+from cpo_ray.evaluation.measure import Comparison
+from cpo_ray.evaluation.tables import cells, heads
 from cpo_ray.hierarchy import Hierarchy
 from cpo_ray.reports import charts, page
 
@@ -35,7 +37,7 @@ class RunReport:
     base: str = "base"
     featured: str | None = None
     """The model that the headline is about; without it, the last one."""
-    result: EvaluationResult | None = None
+    result: Comparison | None = None
     curves: Mapping[str, Path] = field(default_factory=dict)
     """By objective, its metrics.jsonl: one object per optimizer step with step, win, lose and distance_to_reference."""
     obedience: Obedience | None = None
@@ -74,12 +76,13 @@ def render(report: RunReport) -> str:
         featured=featured,
         colors=colors,
         headline=_headline(report.result, featured),
-        rows=_table_rows(report.result),
+        table=_table(report.result),
         grid=_grid(report),
         curves=[_curve_charts(name, read_curves(path)) for name, path in report.curves.items()],
         bars=_bars(report, colors),
         configurations=CONFIGURATIONS,
         attributes=[a for a in report.tree.attributes.values() if a.negative is not None],
+        by_attribute={name: mean_by_attribute(ids, report.tree) for name, ids in _negatives(report).items()},
     )
 
 
@@ -105,19 +108,45 @@ def read_curves(file: Path) -> dict[str, list[float]]:
     return dict(zip(("step", *CURVES), map(list, columns), strict=False))
 
 
-def _headline(result: EvaluationResult | None, featured: str) -> dict[str, ModelResult] | None:
-    if result is None or featured not in result.models or featured == result.base:
-        return None
-    return {"before": result.models[result.base], "after": result.models[featured]}
-
-
-def _table_rows(result: EvaluationResult | None) -> list[tuple[str, ModelResult, Markup]]:
-    if result is None:
+def _headline(found: Comparison | None, featured: str) -> list[dict[str, Any]]:
+    """A card per scorer: the base's number, the featured model's, and whether they differ for sure."""
+    if found is None or featured not in found.models or featured == found.base:
         return []
-    ends = [end for m in result.models.values() for end in (m.negatives.low, m.negatives.high)]
-    reference = result.models[result.base].negatives.mean
-    marks = {n: charts.interval_mark(m.negatives, min(ends), max(ends), reference) for n, m in result.models.items()}
-    return [(name, model, marks[name]) for name, model in result.models.items()]
+    before, after = found.models[found.base], found.models[featured]
+    cards = []
+    for scorer in found.scorers:
+        change, interval = after.changes.get(scorer.name), after.intervals[scorer.name]
+        cards.append(
+            {
+                "title": scorer.title,
+                "meaning": scorer.meaning,
+                "before": scorer.text(before.intervals[scorer.name].mean),
+                "after": scorer.text(interval.mean),
+                "change": None if change is None else scorer.interval_text(change, signed=True),
+                "uncertain": change is not None and change.low <= 0 <= change.high,
+                "interval": scorer.interval_text(interval),
+                "better": scorer.better,
+            }
+        )
+    return cards
+
+
+def _table(found: Comparison | None) -> dict[str, Any] | None:
+    """The one table, with a mark that shows the first scorer's interval beside the base's."""
+    if found is None:
+        return None
+    first = found.scorers[0].name
+    intervals = {name: model.intervals[first] for name, model in found.models.items()}
+    ends = [end for interval in intervals.values() for end in (interval.low, interval.high)]
+    reference = intervals[found.base].mean
+    return {
+        "heads": heads(found.scorers, found.base),
+        "rows": [
+            (name, charts.interval_mark(intervals[name], min(ends), max(ends), reference), cells(found.scorers, model))
+            for name, model in found.models.items()
+        ],
+        "meanings": [(scorer.title, scorer.meaning, scorer.better) for scorer in found.scorers],
+    }
 
 
 def _grid(report: RunReport) -> list[dict[str, Any]]:
@@ -140,8 +169,8 @@ def _cell(report: RunReport, name: str, index: int) -> dict[str, Any]:
         "bad": [],
         "measured": False,
     }
-    if report.result is not None and name in report.result.models:
-        labels = report.result.models[name].labels[index]
+    if report.result is not None and name in report.result.labels:
+        labels = report.result.labels[name][index]
         cell["good"] = [report.tree.phrase(f"+{i}") for i in labels.positive_ids]
         cell["bad"] = [report.tree.phrase(f"-{i}") for i in labels.negative_ids]
         cell["measured"] = True
@@ -162,11 +191,18 @@ def _curve_charts(name: str, columns: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
+def _negatives(report: RunReport) -> dict[str, list[tuple[str, ...]]]:
+    """By model the negative attributes of each picture, where somebody has read them."""
+    found = report.result.labels if report.result else {}
+    return {name: [one.negative_ids for one in labels] for name, labels in found.items()}
+
+
 def _bars(report: RunReport, colors: dict[str, str]) -> Markup | None:
-    if report.result is None:
+    negatives = _negatives(report)
+    if not negatives:
         return None
-    models = report.result.models
-    groups = {root.label: {name: model.by_root[root.id] for name, model in models.items()} for root in report.tree.roots}
+    by_root = {name: mean_by_root(ids, report.tree) for name, ids in negatives.items()}
+    groups = {root.label: {name: means[root.id] for name, means in by_root.items()} for root in report.tree.roots}
     return charts.bar_chart(
         groups, colors, "Mean negatives per picture below each root, a bar per model; the table below has the numbers"
     )

@@ -24,11 +24,10 @@ from cpo_ray.core.prompts import condition_texts
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.evaluation.gate import LONG
 from cpo_ray.evaluation.generate import GenerationJob, Picture, PictureActor, generation_job, grid
+from cpo_ray.evaluation.rounds import samples_round
 from cpo_ray.hierarchy import Hierarchy
 from cpo_ray.tracking import RunTracker
 
-#: Seeds of noise that neither the gate nor the evaluation uses.
-SAMPLE_SEED = 60_000
 LOOK_EVERY_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
@@ -84,13 +83,13 @@ def sample_watch(
     With `attributes` the prompts name the pictures' good and bad attributes, as the expert is trained for. Does nothing if
     `evaluation.samples` is 0.
     """
-    if not (count := config.evaluation.samples):
+    if not config.evaluation.samples:
         yield
         return
-    ids = dataset.split("validation") or dataset.ids
-    labels = [dataset.labels(ids[i % len(ids)]) for i in range(count)]
-    prompts = [condition_texts(label, tree, lambda _: 0, LONG)[0].all if attributes else label.prompt for label in labels]
-    job = generation_job(config, None, prompts, range(SAMPLE_SEED, SAMPLE_SEED + count))
+    asked = samples_round(config, dataset)
+    texts = [condition_texts(request, tree, lambda _: 0, LONG)[0] for request in asked.requests]
+    prompts = [text.all for text in texts] if attributes else asked.prompts
+    job = generation_job(config, None, prompts, asked.seeds)
     with SampleWatch(snapshots, snapshots.with_name("samples"), job, config.evaluation, tracker):
         yield
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cpo_ray.config import Lora, Model
+from cpo_ray.config import ConfigError, Lora, Model
 
 if TYPE_CHECKING:
     from cpo_ray.core.diffusion import DiffusionProcess
@@ -20,14 +21,27 @@ if TYPE_CHECKING:
 #: Named conditioning tensors, with the batch as first dimension. The family chooses the names.
 Conditioning = dict[str, Tensor]
 
-TOY_BASE = Path(__file__).parents[1] / "domains" / "toy" / "assets" / "base"
+#: Begins the address of a base that a Python package ships; it means the same on every machine.
+PACKAGE = "package:"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def base_source(model: Model) -> str:
-    """Where the base is loaded from: the embedded folder, a local folder or a hub id."""
-    return str(TOY_BASE) if model.base == "toy" else model.base
+    """Where the base is loaded from: a local folder, one in a Python package, or a hub id.
+
+    Raises ConfigError for a package that is not installed or has no such folder.
+    """
+    if not model.base.startswith(PACKAGE):
+        return model.base
+    module, _, folder = model.base.removeprefix(PACKAGE).partition("/")
+    try:
+        found = Path(str(files(module))) / folder
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"model.base is {model.base!r}, and {module!r} cannot be imported: {error}") from None
+    if not found.is_dir():
+        raise ConfigError(f"model.base is {model.base!r}, and the package {module} has no folder {folder!r}")
+    return str(found)
 
 
 def local_base(model: Model) -> Path | None:

@@ -136,9 +136,10 @@ def _hierarchy(config: Config) -> Iterator[Finding]:
 
 def _data(config: Config) -> tuple[int, list[Finding]]:
     """Return the number of training pictures and the findings about them."""
-    folder, toy = config.data.folder, config.data.toy_pictures
-    if toy and not any(folder.glob("*.parquet")):
-        return round(0.8 * toy * config.data.proportion), [Finding("ok", f"data: {toy} toy pictures will be drawn into {folder}")]
+    folder, own = config.data.folder, config.domain.pictures
+    if own and not any(folder.glob("*.parquet")):
+        drawn = f"data: the domain {config.domain.use!r} will draw {own} pictures into {folder}"
+        return round(0.8 * own * config.data.proportion), [Finding("ok", drawn)]
     try:
         dataset = AnnotatedDataset.open(folder)
         tree = _tree(config)
@@ -179,7 +180,7 @@ def _model(config: Config) -> Iterator[Finding]:
     elif HUB_ID.fullmatch(base):
         yield Finding("note", f"model: {base} is not on this machine and will be downloaded from the hub by every node")
     else:
-        yield Finding("missing", f"model: there is no folder {base}; give a folder saved by diffusers, a hub id, or toy")
+        yield Finding("missing", f"model: there is no folder {base}; give a folder saved by diffusers or a hub id")
     adapter = config.expert.adapter
     if adapter is not None and not adapter.exists():
         yield Finding("missing", f"expert.adapter: there is nothing at {adapter}; leave it out to train an expert")

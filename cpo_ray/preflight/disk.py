@@ -140,10 +140,10 @@ def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
     try:
         return usable_pictures(config, AnnotatedDataset.open(config.data.folder)), True
     except DataError:
-        if not config.data.toy_pictures:
+        if not config.domain.pictures:
             raise
         square = Bucket(*[config.model.resolution] * 3)
-        return {f"{number:09d}": square for number in range(config.data.toy_pictures)}, False
+        return {f"{number:09d}": square for number in range(config.domain.pictures)}, False
 
 
 def free_bytes(folder: Path) -> int:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from cpo_ray.config import dump
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.files import write_text
 from cpo_ray.evaluation.generate import Picture
+from cpo_ray.evaluation.measure import Scores, scores
+from cpo_ray.evaluation.rounds import validation_round
+from cpo_ray.evaluation.scorers.base import Scorer
+from cpo_ray.evaluation.tables import card_section
 from cpo_ray.run import Run
-from cpo_ray.sweep.measure import read_pictures, shown_indices, validation_prompts
+from cpo_ray.sweep.goals import goals, scorers_of
+from cpo_ray.sweep.measure import read_pictures, shown_indices
 from cpo_ray.sweep.records import read_rungs, read_trials, rung_file
 from cpo_ray.sweep.report import SweepReport, write_sweep_report
-from cpo_ray.sweep.results import Scores, TrialRow, best_config, card_section, make_rows, rule, scores, table, write_parquet
+from cpo_ray.sweep.results import TrialRow, best_config, make_rows, rule, trials_table, write_parquet
 from cpo_ray.targets.producer import ProductionReport
-from cpo_ray.tracking import git_commit, ui_command
+from cpo_ray.tracking import ui_command
 from cpo_ray.training.artifacts.card import add_evaluation
 
 #: Folder of what was measured of the base, in the form of a trial's.
@@ -34,8 +36,10 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     """Read what the trials left, choose, write results.parquet, report.html and best.toml, and tell MLflow and the user."""
     measured = rungs[0].measured if (rungs := read_rungs(run.folder / BASE)) else None
     base = None if measured is None else scores(measured, None)
+    scorers = scorers_of(run.config)
+    aims = goals(sweep, scorers)
     trials = [(trial, read_rungs(trial.folder(run.folder))) for trial in read_trials(run.folder)]
-    rows = make_rows(run.config, trials, measured)
+    rows = make_rows(run.config, trials, measured, aims)
     for trial, _ in trials:
         if trial.status in ("finished", "stopped"):  # one that diverged names its last good checkpoint
             trial.remove_checkpoints(run.folder)
@@ -50,9 +54,9 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     for file in files:
         run.tracker.log_report(file)
     if base is not None:
-        _complete_cards(run, rows, base, sweep.pictures)
+        _complete_cards(run, rows, base, scorers)
     _tell_mlflow(run, rows, best)
-    print(f"\n{table(rows, base)}\n")
+    print(f"\n{trials_table(rows, base, scorers)}\n")
     left = sum(row.trial.status in ("running", "failed") for row in rows)
     if left:
         print(f"{left} trials did not come to their end; --resume goes on with them")
@@ -61,48 +65,50 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     )
     print(f"results       {files[0]}\nreport        {files[1]}")
     if best is not None:
-        print(f"best          {best.label} ({rule(sweep)})\n              jobs/train_cpo.py --config {files[2]}")
+        print(f"best          {best.label} ({rule(sweep, aims)})\n              jobs/train_cpo.py --config {files[2]}")
     print(f"MLflow store  {run.tracker.uri}\nopen it with  {ui_command(run.tracker.uri)}")
 
 
-def _complete_cards(run: Run, rows: Sequence[TrialRow], base: Scores, pictures: int) -> None:
+def _complete_cards(run: Run, rows: Sequence[TrialRow], base: Scores, scorers: Sequence[Scorer]) -> None:
     """Say in the card of each adapter, here and in MLflow, what was measured with it."""
     for row in rows:
         if row.trial.status == "finished" and row.scores is not None:
             adapter = row.trial.folder(run.folder) / "adapter"
-            add_evaluation(adapter, card_section(row, base, pictures))
+            assert run.config.sweep is not None
+            models = {"base": base, row.label: row.scores}
+            add_evaluation(adapter, card_section(scorers, models, "validation", run.config.sweep.pictures))
             replace(run.tracker, run_id=row.trial.mlflow_run_id).log_card(adapter, run.config.model.revision)
 
 
 def _tell_mlflow(run: Run, rows: Sequence[TrialRow], best: TrialRow | None) -> None:
     for row in rows:
-        replace(run.tracker, run_id=row.trial.mlflow_run_id).tag("best", str(row.best).lower())
+        tracker = replace(run.tracker, run_id=row.trial.mlflow_run_id)
+        tracker.tag("best", str(row.best).lower())
+        if row.scores is not None:
+            with tracker.start() as logger:
+                logger.log(row.step, row.scores.flat("."))
     if best is not None:
         replace(run.tracker, run_id=best.trial.mlflow_run_id).register(f"{run.config.run.name}-adapter", ALIAS)
         if best.scores is not None:
             with run.tracker.start() as logger:
-                found = {name: getattr(best.scores, name).mean for name in ("negatives", "content", "distance")}
-                logger.log(0, {f"best/{name}": value for name, value in found.items()})
+                logger.log(0, {f"best.{name}": value for name, value in best.scores.flat(".").items()})
     run.tracker.finish()
 
 
 def _report(run: Run, sweep: Sweep, rows: Sequence[TrialRow], base: Scores | None, targets: ProductionReport) -> SweepReport:
-    prompts = validation_prompts(run.config, run.dataset, sweep.pictures)
-    facts = {
-        "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        "commit": git_commit(),
-        "data": run.dataset.fingerprint,
-        "hierarchy": f"{run.tree.name} {run.tree.version}, {run.tree.content_hash}",
+    prompts = validation_round(run.config, run.dataset, sweep.pictures).prompts
+    scorers = scorers_of(run.config)
+    facts = run.provenance | {
         "expert forwards": f"{targets.expert_forwards} in the last call; {targets.already_there} target shards were there before",
-        "packages": ", ".join(f"{p} {version(p)}" for p in ("torch", "diffusers", "ray", "deepspeed", "optuna")),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
     }
     return SweepReport(
         title=f"Sweep {run.config.run.name}",
         rows=rows,
         base=base,
         space=sweep.space,
-        rule=rule(sweep),
+        rule=rule(sweep, goals(sweep, scorers)),
+        scorers=scorers,
+        goals=goals(sweep, scorers),
         prompts=[prompts[i] for i in shown_indices(len(prompts))],
         pictures=_pictures(run.folder, rows),
         facts=facts,

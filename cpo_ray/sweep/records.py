@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cpo_ray.core.files import read_json, write_json
-from cpo_ray.core.statistics import Interval
+from cpo_ray.evaluation.measure import Measured
 from cpo_ray.sweep.space import Point, trial_id
 
 #: A killed trial stays "running". A "stopped" trial fell behind, and a "diverged" one was ended by its own numbers:
@@ -24,27 +24,6 @@ SETTLED: tuple[Status, ...] = ("finished", "stopped", "diverged")
 TRIALS = "trials"
 _RECORD = "trial.json"
 _RUNGS = "rungs"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The validation pictures of one model: for each its number of negatives and whether its content is right.
-
-    distance: squared Fréchet distance of all of them to good pictures, with the interval over pictures.
-    """
-
-    negatives: tuple[int, ...]
-    content: tuple[bool, ...]
-    distance: Interval
-
-    @property
-    def mean_negatives(self) -> float:
-        """#A_neg."""
-        return sum(self.negatives) / len(self.negatives)
-
-    @property
-    def mean_content(self) -> float:
-        return sum(self.content) / len(self.content)
 
 
 @dataclass(frozen=True)
@@ -61,13 +40,7 @@ class Rung:
     def metrics(self) -> dict[str, float]:
         """The measurements by name, as MLflow and the search see them."""
         found = {f"held_out/{name}": value for name, value in self.held_out.items()}
-        if self.measured is not None:
-            found |= {
-                "negatives": self.measured.mean_negatives,
-                "content": self.measured.mean_content,
-                "distance": self.measured.distance.mean,
-            }
-        return found
+        return found if self.measured is None else found | self.measured.means
 
 
 @dataclass(frozen=True)
@@ -130,6 +103,4 @@ def read_rungs(trial: Path) -> list[Rung]:
 
 def _rung(values: dict[str, Any]) -> Rung:
     measured = values["measured"]
-    if measured is not None:
-        measured = Measured(tuple(measured["negatives"]), tuple(measured["content"]), Interval(**measured["distance"]))
-    return Rung(values["step"], values["held_out"], measured)
+    return Rung(values["step"], values["held_out"], None if measured is None else Measured.from_json(measured))

@@ -13,11 +13,13 @@ from cpo_ray.config.sweep import Axis, Space
 from cpo_ray.core.files import write_text
 from cpo_ray.core.statistics import Interval
 from cpo_ray.evaluation.generate import Picture
+from cpo_ray.evaluation.measure import Scores
+from cpo_ray.evaluation.scorers.base import Scorer
+from cpo_ray.evaluation.tables import cells, heads
 from cpo_ray.reports import page
 from cpo_ray.sweep.charts import Dot, curve_chart, front_chart, parallel_chart
-from cpo_ray.sweep.results import Scores, TrialRow
+from cpo_ray.sweep.results import TrialRow
 
-MEASURES = {"negatives": "#A_neg", "distance": "distance to good pictures", "content": "content right"}
 NAMES = {
     "omega": "ω_w = ω_l",
     "omega_win": "ω_w",
@@ -37,6 +39,9 @@ class SweepReport:
     base: Scores | None
     space: Space
     rule: str
+    scorers: Sequence[Scorer]
+    goals: Sequence[Scorer]
+    """The scorers that the sweep goes by, one or two."""
     prompts: Sequence[str]
     """Prompts of the pictures that are shown."""
     pictures: Mapping[str, Sequence[Picture]]
@@ -54,8 +59,11 @@ def write_sweep_report(report: SweepReport, file: Path) -> Path:
         measured=measured,
         best=next((row for row in report.rows if row.best), None),
         curves=_curves(measured, report) if measured else [],
-        front=_front(measured, report.base) if measured else None,
-        parallel=_parallel(measured, report.space) if len(measured) > 1 else None,
+        front=_front(measured, report) if measured and len(report.goals) > 1 else None,
+        parallel=_parallel(measured, report) if len(measured) > 1 else None,
+        heads=heads(report.scorers, "base"),
+        cells={row.trial.id: cells(report.scorers, row.scores) for row in report.rows},
+        base_cells=cells(report.scorers, report.base),
         grid=_grid(report),
     )
     write_text(file, text)
@@ -67,27 +75,30 @@ def _curves(rows: Sequence[TrialRow], report: SweepReport) -> list[tuple[str, li
     found = []
     for name, axis in report.space.axes.items():
         charts = []
-        for measure, heading in MEASURES.items():
-            dots = [_dot(row, _value(row, name), _score(row.scores, measure)) for row in rows]
-            base = None if report.base is None else _score(report.base, measure)
-            names = (NAMES[name], heading)
+        for scorer in report.scorers:
+            dots = [_dot(row, _value(row, name), _score(row.scores, scorer)) for row in rows]
+            base = None if report.base is None else _score(report.base, scorer)
+            names = (NAMES[name], scorer.title)
             charts.append(curve_chart(dots, base, names, joined=bool(axis.values), log=_by_magnitude(axis)))
         found.append((NAMES[name], charts))
     return found
 
 
-def _front(rows: Sequence[TrialRow], base: Scores | None) -> Markup:
-    dots = [_dot(row, _score(row.scores, "distance"), _score(row.scores, "negatives")) for row in rows]
-    start = None if base is None else Dot("base", base.distance, base.negatives)
-    return front_chart(dots, start, (MEASURES["distance"], MEASURES["negatives"]))
+def _front(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
+    """The two goals against each other, the first upright."""
+    first, second = report.goals
+    dots = [_dot(row, _score(row.scores, second), _score(row.scores, first)) for row in rows]
+    start = None if report.base is None else Dot("base", _score(report.base, second), _score(report.base, first))
+    return front_chart(dots, start, (second.title, first.title))
 
 
-def _parallel(rows: Sequence[TrialRow], space: Space) -> Markup:
+def _parallel(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
+    space = report.space
     lines = {NAMES[name]: [_value(row, name).mean for row in rows] for name in space.axes}
     if space.objective:
         objectives = [str(name) for name in space.objective]
         lines[" / ".join(objectives)] = [float(objectives.index(str(row.trial.point["objective"]))) for row in rows]
-    lines |= {MEASURES[measure]: [_score(row.scores, measure).mean for row in rows] for measure in MEASURES}
+    lines |= {scorer.title: [_score(row.scores, scorer).mean for row in rows] for scorer in report.scorers}
     log = {NAMES[name] for name, axis in space.axes.items() if _by_magnitude(axis)}
     return parallel_chart(lines, [_kind(row) for row in rows], [row.label for row in rows], log)
 
@@ -124,7 +135,6 @@ def _value(row: TrialRow, name: str) -> Interval:
     return Interval(value, value, value)
 
 
-def _score(scores: Scores | None, measure: str) -> Interval:
-    assert scores is not None
-    found: Interval = getattr(scores, measure)
-    return found
+def _score(found: Scores | None, scorer: Scorer) -> Interval:
+    assert found is not None
+    return found.intervals[scorer.name]

@@ -18,7 +18,8 @@ from cpo_ray.config import Config, ConfigError
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.progress import ProgressLine
 from cpo_ray.evaluation.generate import Picture
-from cpo_ray.evaluation.stage import domain_of
+from cpo_ray.evaluation.measure import Measured
+from cpo_ray.evaluation.rounds import validation_round
 from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.checks import check
 from cpo_ray.preflight.findings import Finding
@@ -28,11 +29,12 @@ from cpo_ray.recipes import expert_spec
 from cpo_ray.run import Run, open_run
 from cpo_ray.session import connect
 from cpo_ray.stages import check_obedience, told, train_expert
+from cpo_ray.sweep.goals import goals, scorers_of
 from cpo_ray.sweep.items import sweep_items
-from cpo_ray.sweep.measure import Measurer, save_pictures, validation_prompts
+from cpo_ray.sweep.measure import Measurer, save_pictures
 from cpo_ray.sweep.outcome import BASE, conclude
 from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
-from cpo_ray.sweep.records import Measured, Rung, read_rungs, rung_file, save_rung
+from cpo_ray.sweep.records import Rung, read_rungs, rung_file, save_rung
 from cpo_ray.sweep.space import listed_points
 from cpo_ray.sweep.trial import Bench
 from cpo_ray.sweep.tuner import run_trials
@@ -116,10 +118,11 @@ def _section(config: Config) -> Sweep:
             "choose another preference.objective"
         )
     measured = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
-    if measured and domain_of(config) is None:
+    if measured and not goals(sweep, scorers_of(config)):
         raise ConfigError(
-            f"search {sweep.search!r} with scheduler {sweep.scheduler!r} goes by measured pictures, and nothing here can measure "
-            f'those of {config.model.base!r}; use search = "grid" or "random" with scheduler = "none" and look at the pictures'
+            f"search {sweep.search!r} with scheduler {sweep.scheduler!r} goes by scores of pictures, and nothing here scores them "
+            f"(domain.use = {config.domain.use!r}, sweep.goals = {list(sweep.goals)}); name a domain or evaluation.scorers, "
+            'or use search = "grid" or "random" with scheduler = "none" and look at the pictures'
         )
     return sweep
 
@@ -149,11 +152,11 @@ def _everywhere(run: Run) -> Run:
 def _measurers(run: Run, sweep: Sweep) -> tuple[Any, ...]:
     """The actors that draw and measure, placed before any trial takes the room; a restarted one loads what it needs again."""
     evaluation = run.config.evaluation
-    prompts = validation_prompts(run.config, run.dataset, sweep.pictures)
+    asked = validation_round(run.config, run.dataset, sweep.pictures)
     remote = ray.remote(Measurer).options(
         num_cpus=evaluation.cpus_per_actor, num_gpus=evaluation.gpus_per_actor, max_restarts=2, max_task_retries=2
     )
-    return tuple(remote.remote(run.config, prompts) for _ in range(evaluation.actors))
+    return tuple(remote.remote(run.config, asked) for _ in range(evaluation.actors))
 
 
 def _save_base(run: Run, measured: Measured | None, pictures: list[Picture]) -> None:

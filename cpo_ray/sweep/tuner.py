@@ -18,17 +18,19 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 from ray.tune.search.optuna import OptunaSearch
 
 from cpo_ray.config.sweep import Axis, Space, Sweep
-from cpo_ray.core.statistics import format_number
+from cpo_ray.evaluation.scorers.base import Scorer
 from cpo_ray.run import Run
 from cpo_ray.session import release_reserved
+from cpo_ray.sweep.goals import goals, scorers_of
 from cpo_ray.sweep.placement import DRIVER_CPUS
 from cpo_ray.sweep.records import SETTLED, Trial, read_rungs, read_trial, read_trials
 from cpo_ray.sweep.space import Point, label, listed_points, trial_id
 from cpo_ray.sweep.trial import Bench, run_trial
 from cpo_ray.tracking import Status as RunStatus
 
-#: The objectives of a search, both to be minimised. A scheduler and a search for one objective use the first.
-OBJECTIVES = ("negatives", "distance")
+#: Which way a scorer is better → what Tune and Optuna call it.
+_MODES = {"lower": "min", "higher": "max"}
+_DIRECTIONS = {"lower": "minimize", "higher": "maximize"}
 #: Optuna's own default: before this many results TPE draws at random.
 _RANDOM_STARTS = 10
 _STUDY = "sweep"
@@ -41,7 +43,8 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
     """
     run = bench.run
     settled = [trial for trial in read_trials(run.folder) if trial.status in SETTLED]
-    space, searcher, left = _points_left(run, sweep, settled)
+    aims = goals(sweep, scorers_of(run.config))
+    space, searcher, left = _points_left(run, sweep, settled, aims)
     run.say(f"{left} trials to run, {min(at_once, left)} at once; {len(settled)} are known already")
     if left <= 0:
         return
@@ -56,7 +59,7 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
         tune_config=tune.TuneConfig(
             num_samples=left if searcher else 1,
             search_alg=searcher,
-            scheduler=scheduler(sweep),
+            scheduler=scheduler(sweep, aims),
             max_concurrent_trials=at_once,
             time_budget_s=None if sweep.minutes is None else 60 * sweep.minutes,
             # Reusing a process saves its imports. A process whose trial was stopped cannot be reused.
@@ -76,7 +79,9 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
         release_reserved()  # reserved by trials that ran out of time before their workers started
 
 
-def _points_left(run: Run, sweep: Sweep, settled: Sequence[Trial]) -> tuple[dict[str, Any], OptunaSearch | None, int]:
+def _points_left(
+    run: Run, sweep: Sweep, settled: Sequence[Trial], aims: Sequence[Scorer]
+) -> tuple[dict[str, Any], OptunaSearch | None, int]:
     """Return (the points in Tune's order or the search that suggests them, the number of trials left)."""
     seed = run.config.run.seed
     if sweep.search in ("grid", "random"):
@@ -84,17 +89,17 @@ def _points_left(run: Run, sweep: Sweep, settled: Sequence[Trial]) -> tuple[dict
         points = [point for point in listed_points(sweep, seed) if trial_id(point) not in known]
         return {"point": tune.grid_search(points)}, None, len(points)
     assert sweep.trials is not None
-    told = [(trial.point, values) for trial in settled if (values := _values(run, trial))]
-    return {}, optuna_search(sweep, seed, told), sweep.trials - len(settled)
+    told = [(trial.point, values) for trial in settled if (values := _values(run, trial, aims))]
+    return {}, optuna_search(sweep, seed, told, aims), sweep.trials - len(settled)
 
 
-def scheduler(sweep: Sweep) -> TrialScheduler:
-    """Return the scheduler that stops trials, by the number of the rung they have reached."""
+def scheduler(sweep: Sweep, aims: Sequence[Scorer]) -> TrialScheduler:
+    """Return the scheduler that stops trials by the first goal, at the rungs that they have reached."""
     if sweep.scheduler == "asha":
         return ASHAScheduler(
             time_attr="rung",
-            metric=OBJECTIVES[0],
-            mode="min",
+            metric=aims[0].name,
+            mode=_MODES[aims[0].better],
             max_t=sweep.rungs + 1,  # a trial that reaches this rung ends by itself
             grace_period=sweep.grace_rungs,
             reduction_factor=2,
@@ -102,27 +107,28 @@ def scheduler(sweep: Sweep) -> TrialScheduler:
     if sweep.scheduler == "median":
         return MedianStoppingRule(
             time_attr="rung",
-            metric=OBJECTIVES[0],
-            mode="min",
+            metric=aims[0].name,
+            mode=_MODES[aims[0].better],
             grace_period=sweep.grace_rungs,
             min_time_slice=sys.maxsize,  # otherwise it would pause a trial to let others catch up, at the cost of another start
         )
     return FIFOScheduler()
 
 
-def optuna_search(sweep: Sweep, seed: int, told: Sequence[tuple[Point, Sequence[float]]]) -> OptunaSearch:
-    """Return a TPE search that knows (negatives, distance) of earlier trials; both count in a search for two objectives."""
-    several = sweep.search == "multi_objective"
-    directions = ["minimize"] * (len(OBJECTIVES) if several else 1)
+def optuna_search(sweep: Sweep, seed: int, told: Sequence[tuple[Point, Sequence[float]]], aims: Sequence[Scorer]) -> OptunaSearch:
+    """Return a TPE search that knows the goals' values of earlier trials; both count in a search for two objectives."""
+    counted = aims if sweep.search == "multi_objective" else aims[:1]
     space, storage = distributions(sweep.space), optuna.storages.InMemoryStorage()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions = [_DIRECTIONS[aim.better] for aim in counted]
     study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
     for point, values in told:
-        study.add_trial(optuna.trial.create_trial(params=point, distributions=space, values=list(values)[: len(directions)]))
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=space, values=list(values)[: len(counted)]))
     # With the seed alone a resumed sweep would draw its first points again.
     starts = min(_RANDOM_STARTS, max(2, (sweep.trials or 0) // 3))
     sampler = optuna.samplers.TPESampler(seed=seed + len(told), n_startup_trials=starts)
-    metric, mode = (list(OBJECTIVES), ["min"] * len(OBJECTIVES)) if several else (OBJECTIVES[0], "min")
+    metrics, modes = [aim.name for aim in counted], [_MODES[aim.better] for aim in counted]
+    metric, mode = (metrics, modes) if len(counted) > 1 else (metrics[0], modes[0])
     return OptunaSearch(space, metric=metric, mode=mode, sampler=sampler, study_name=_STUDY, storage=storage)
 
 
@@ -138,11 +144,11 @@ def _distribution(axis: Axis) -> BaseDistribution:
     return FloatDistribution(axis.least, axis.largest, log=axis.log)
 
 
-def _values(run: Run, trial: Trial) -> tuple[float, float] | None:
-    """Return a trial's objectives as far as known; None for one that diverged before it was measured."""
+def _values(run: Run, trial: Trial, aims: Sequence[Scorer]) -> tuple[float, ...] | None:
+    """Return a trial's goals as far as known; None for one that diverged before it was measured."""
     rungs = read_rungs(trial.folder(run.folder))
     measured = rungs[-1].measured if rungs else None
-    return None if measured is None or trial.status == "diverged" else (measured.mean_negatives, measured.distance.mean)
+    return None if measured is None or trial.status == "diverged" else tuple(measured.means[aim.name] for aim in aims)
 
 
 class _Witness(tune.Callback):
@@ -150,11 +156,13 @@ class _Witness(tune.Callback):
 
     def __init__(self, run: Run, deadline: float | None) -> None:
         self._run, self._deadline = run, deadline
+        self._scorers = scorers_of(run.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Mapping[str, Any], **_: Any
     ) -> None:
-        measured = ", ".join(f"{name} {format_number(result[name])}" for name in (*OBJECTIVES, "content") if name in result)
+        known = (scorer for scorer in self._scorers if scorer.name in result)
+        measured = ", ".join(f"{scorer.name} {scorer.text(result[scorer.name])}" for scorer in known)
         self._run.say(f"{label(_point(trial))}: step {result['step']}{': ' if measured else ''}{measured}")
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **_: Any) -> None:

@@ -1,62 +1,42 @@
-"""The embedded domain as evaluation sees it: the measuring agent for attributes, the judge for content and features."""
+"""The embedded domain behind the door that every domain comes through."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
+from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels
-from cpo_ray.domains.toy.agent import Measurement, MeasuringAgent
-from cpo_ray.domains.toy.judge import Judge, content_hits, load_judge, to_tensor
-from cpo_ray.domains.toy.render import BY_PROMPT, Image, Scene, contents_of, render
+from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.domains.toy.agent import MeasuringAgent
+from cpo_ray.domains.toy.dataset import draw_pictures, make_dataset
+from cpo_ray.domains.toy.render import Image, Scene, contents_of
+from cpo_ray.evaluation.domain import Domain
+from cpo_ray.hierarchy import Hierarchy
 
-REFERENCE_SEED = 5_000_000
-BLOCK = 256
+SCORERS = "cpo_ray.domains.toy.scorers"
 
 
-class ToyDomain:
-    """`cpo_ray.evaluation.measure.Domain` of the embedded pictures; without a judge, the shipped one."""
+class ToyDomain(Domain):
+    """Pictures that a program draws. A measuring agent reads their attributes, and a judge their content."""
 
-    def __init__(self, judge: Judge | None = None, reference_pictures: int = 2_400) -> None:
-        self.judge = load_judge() if judge is None else judge
-        self.reference_pictures = reference_pictures
+    base = "package:cpo_ray.domains.toy/assets/base"
+    scorers = ("negatives", f"{SCORERS}:Content", f"{SCORERS}:Distance")
 
-    def annotate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[Measurement]:
-        return MeasuringAgent().annotate(pictures, prompts)
-
-    def content_hits(self, pictures: Sequence[Image], prompts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return (N,) booleans: are shape, color and ground all recognised as the prompt asks?"""
-        parts = [content_hits(self.judge, list(pictures[b]), list(prompts[b])).all(1) for b in _blocks(len(pictures))]
-        return np.concatenate(parts)
-
-    @torch.no_grad()
-    def features(self, pictures: Sequence[Image]) -> NDArray[np.float64]:
-        """Return (N, 64), the judge's last hidden layer."""
-        parts = [self.judge.features(to_tensor(list(pictures[b]))).double().numpy() for b in _blocks(len(pictures))]
-        return np.concatenate(parts)
-
-    def good_features(self, prompts: Sequence[str]) -> NDArray[np.float64]:
-        """Return the features of renders without a fault that show the same contents in the same shares, so that the distance is
-        about quality alone.
-        """
-        return self.features(good_pictures(prompts, REFERENCE_SEED, self.reference_pictures))
-
-    @staticmethod
-    def requests(split: str) -> list[Labels]:
-        """Return every content of a split with everything that is good about it, placed in the centre."""
+    def requests(self, split: Split, dataset: AnnotatedDataset) -> list[Labels]:
+        """Every content of a split with all that would be good about it, placed in the centre."""
         scenes = (Scene(content, frozenset(), thirds=False, seed=0) for content in contents_of(split))
         return [Labels(scene.content.prompt, scene.positive_ids, ()) for scene in scenes]
 
+    def annotate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[Labels]:
+        """What the measuring agent reads from the pixels."""
+        found = MeasuringAgent().annotate(pictures, prompts)
+        return [Labels(prompt, seen.positive_ids, seen.negative_ids) for prompt, seen in zip(prompts, found, strict=True)]
 
-def good_pictures(prompts: Sequence[str], seed: int, count: int) -> list[Image]:
-    """`count` renders without any negative attribute, the prompts in turn, central and thirds placement alike often."""
-    rounds = (divmod(i, len(prompts)) for i in range(count))
-    contents = ((BY_PROMPT[prompts[place]], bool(turn % 2)) for turn, place in rounds)
-    return [render(Scene(content, frozenset(), thirds, seed + i)) for i, (content, thirds) in enumerate(contents)]
+    def make_data(self, folder: Path, count: int, seed: int, tree: Hierarchy) -> AnnotatedDataset:
+        """Renders of the training contents, labelled by the measuring agent."""
+        return make_dataset(folder, count, seed, tree)
 
-
-def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))
+    def draw_pictures(self, folder: Path, count: int, seed: int) -> None:
+        """The same renders as PNG files with a metadata.jsonl."""
+        draw_pictures(folder, count, seed)

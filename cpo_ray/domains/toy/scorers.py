@@ -1,0 +1,80 @@
+"""What the embedded domain's judge says of pictures: whether they show what was asked for, and how far they are from good ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cpo_ray.core.statistics import Interval, frechet_interval
+from cpo_ray.domains.toy.judge import Judge, content_hits, load_judge, to_tensor
+from cpo_ray.domains.toy.render import BY_PROMPT, Image, Scene, render
+from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer, SetScorer
+
+REFERENCE_SEED = 5_000_000
+REFERENCE_PICTURES = 2_400
+BLOCK = 256
+
+
+class Content(PictureScorer):
+    """1 where shape, colour and ground are all recognised as the prompt asks."""
+
+    name = "content"
+    title = "content"
+    better = "higher"
+    meaning = "the share of pictures that show what was asked for"
+    decimals = 3
+    with_interval = False
+
+    def score(self, drawn: Drawn) -> NDArray[np.float64]:
+        """(N,) 0 or 1."""
+        judge = _judge()
+        parts = [
+            content_hits(judge, list(drawn.pictures[b]), list(drawn.prompts[b])).all(1) for b in _blocks(len(drawn.pictures))
+        ]
+        return np.concatenate(parts).astype(np.float64)
+
+
+class Distance(SetScorer):
+    """Squared Fréchet distance to renders without a fault that show the same contents in the same shares."""
+
+    name = "distance"
+    title = "distance"
+    better = "lower"
+    meaning = "squared Fréchet distance to good pictures"
+
+    def distance(self, drawn: Drawn) -> Interval:
+        """The distance in the judge's last hidden layer: it is about quality alone, since the contents are the same."""
+        return frechet_interval(features(_judge(), drawn.pictures), _good_features(tuple(drawn.prompts)))
+
+
+@torch.no_grad()
+def features(judge: Judge, pictures: Sequence[Image]) -> NDArray[np.float64]:
+    """(N, 64), the judge's last hidden layer."""
+    parts = [judge.features(to_tensor(list(pictures[b]))).double().numpy() for b in _blocks(len(pictures))]
+    return np.concatenate(parts)
+
+
+def good_pictures(prompts: Sequence[str], seed: int, count: int) -> list[Image]:
+    """`count` renders without any negative attribute, the prompts in turn, central and thirds placement alike often."""
+    rounds = (divmod(i, len(prompts)) for i in range(count))
+    contents = ((BY_PROMPT[prompts[place]], bool(turn % 2)) for turn, place in rounds)
+    return [render(Scene(content, frozenset(), thirds, seed + i)) for i, (content, thirds) in enumerate(contents)]
+
+
+@lru_cache(maxsize=1)
+def _judge() -> Judge:
+    return load_judge()
+
+
+@lru_cache(maxsize=4)
+def _good_features(prompts: tuple[str, ...]) -> NDArray[np.float64]:
+    """Of the same good pictures for all models that were asked for these prompts."""
+    return features(_judge(), good_pictures(prompts, REFERENCE_SEED, REFERENCE_PICTURES))
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    return (slice(start, start + BLOCK) for start in range(0, count, BLOCK))

@@ -1,0 +1,70 @@
+"""Who draws how many pictures of which prompts from which seeds: one table, so that nothing is tuned on what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from cpo_ray.config import Config
+from cpo_ray.core.plan import Split
+from cpo_ray.core.prompts import Labels
+from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.evaluation.domain import Domain, open_domain
+
+Purpose = Literal["gate", "samples", "validation", "evaluation"]
+
+#: Purpose → the split that prompts come from, and the seed of the first picture's noise. Those of the evaluation, which counts,
+#: start at `evaluation.seed`; no other purpose comes near any of its numbers.
+TABLE: dict[Purpose, tuple[Split, int | None]] = {
+    "gate": ("validation", 50_000),
+    "samples": ("validation", 60_000),
+    "validation": ("validation", 70_000),
+    "evaluation": ("test", None),
+}
+#: The most pictures that the gate looks at, per configuration of Table S6.
+GATE_PICTURES = 48
+
+
+@dataclass(frozen=True)
+class Round:
+    """Pictures to be drawn: what is asked for in each, and the seed of its noise."""
+
+    requests: tuple[Labels, ...]
+    first_seed: int
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The content prompts y."""
+        return tuple(request.prompt for request in self.requests)
+
+    @property
+    def seeds(self) -> range:
+        """One seed per picture."""
+        return range(self.first_seed, self.first_seed + len(self.requests))
+
+
+def gate_round(config: Config, dataset: AnnotatedDataset) -> Round:
+    """The gate asks for the labels of pictures that the expert has not seen, good and bad."""
+    return _round(config, "gate", min(GATE_PICTURES, config.evaluation.pictures), Domain().requests(TABLE["gate"][0], dataset))
+
+
+def samples_round(config: Config, dataset: AnnotatedDataset) -> Round:
+    """Samples beside a training ask for the same kind of pictures."""
+    return _round(config, "samples", config.evaluation.samples, Domain().requests(TABLE["samples"][0], dataset))
+
+
+def validation_round(config: Config, dataset: AnnotatedDataset, count: int) -> Round:
+    """A sweep chooses by prompts of the domain that are neither trained on nor counted in the end."""
+    return _round(config, "validation", count, open_domain(config).requests(TABLE["validation"][0], dataset))
+
+
+def evaluation_round(config: Config, dataset: AnnotatedDataset) -> Round:
+    """The evaluation counts prompts of the domain that nothing was trained or tuned on."""
+    return _round(config, "evaluation", config.evaluation.pictures, open_domain(config).requests(TABLE["evaluation"][0], dataset))
+
+
+def _round(config: Config, purpose: Purpose, count: int, requests: Sequence[Labels]) -> Round:
+    _, seed = TABLE[purpose]
+    first = config.evaluation.seed if seed is None else seed
+    return Round(tuple(requests[i % len(requests)] for i in range(count)), first)

@@ -1,0 +1,1 @@
+"""What pictures are scored by: a file for each scorer, behind one Protocol."""

@@ -1,0 +1,95 @@
+"""The door to a scorer: what it is called, which way is better, and a number for each picture or one for all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpo_ray.config import Config, ConfigError
+from cpo_ray.config.registry import SCORERS
+from cpo_ray.core.prompts import Labels
+from cpo_ray.core.statistics import Interval, format_number
+from cpo_ray.evaluation.domain import Domain, Picture
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The pictures of one model: picture i was asked for by prompts[i]. `labels` are what the domain reads from them, if it can."""
+
+    pictures: Sequence[Picture]
+    prompts: Sequence[str]
+    labels: tuple[Labels, ...] | None
+
+
+class Scorer(ABC):
+    """One column of every table. Its name is also the key in files, in MLflow and in `evaluation.scorers`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    """Heads its column."""
+    better: ClassVar[Literal["lower", "higher"]]
+    meaning: ClassVar[str]
+    """What the number is, for reports and model cards: half a sentence."""
+    needs_labels: ClassVar[bool] = False
+    """Whether it can only be had where the domain reads labels."""
+    decimals: ClassVar[int | None] = None
+    """Digits behind the point; None for three significant digits."""
+    with_interval: ClassVar[bool] = True
+    """Whether tables show its interval."""
+    with_change: ClassVar[bool] = False
+    """Whether tables show its paired change against the base."""
+
+    @classmethod
+    def text(cls, value: float, *, signed: bool = False) -> str:
+        """A number as tables show it, with a true minus sign."""
+        if cls.decimals is None:
+            return ("+" if signed and value >= 0 else "") + format_number(value)
+        return f"{value:{'+' if signed else ''}.{cls.decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+    @classmethod
+    def interval_text(cls, interval: Interval, *, signed: bool = False) -> str:
+        """An interval as tables show it, such as "2.77 [2.61, 2.93]"."""
+        mean, low, high = (cls.text(value, signed=signed) for value in (interval.mean, interval.low, interval.high))
+        return f"{mean} [{low}, {high}]"
+
+
+class PictureScorer(Scorer):
+    """A number for each picture; tables have their mean, with a bootstrap interval over pictures."""
+
+    @abstractmethod
+    def score(self, drawn: Drawn) -> NDArray[np.float64]:
+        """(N,) numbers."""
+
+
+class SetScorer(Scorer):
+    """A number for all pictures together."""
+
+    @abstractmethod
+    def distance(self, drawn: Drawn) -> Interval:
+        """The number with its 95 % interval over pictures."""
+
+
+def open_scorers(config: Config, domain: Domain) -> tuple[Scorer, ...]:
+    """The scorers that the configuration names, or else the domain's.
+
+    Raises ConfigError for an unknown one, for two of one name, and for one that needs labels where nobody can read them.
+    """
+    found: dict[str, Scorer] = {}
+    for name in config.evaluation.scorers or domain.scorers:
+        kind = SCORERS.load(name)
+        if not (isinstance(kind, type) and issubclass(kind, PictureScorer | SetScorer)):
+            raise ConfigError(f"scorer {name!r} is no subclass of PictureScorer or SetScorer of cpo_ray.evaluation.scorers.base")
+        if kind.needs_labels and not domain.reads_labels:
+            raise ConfigError(
+                f"evaluation.scorers names {name!r}, which needs labels, and nothing here can read them from pictures "
+                f"(domain.use = {config.domain.use!r}); choose a domain that can, or leave the scorer out"
+            )
+        if kind.name in found:
+            raise ConfigError(f"evaluation.scorers has two scorers of the name {kind.name!r}; name each once")
+        found[kind.name] = kind()
+    return tuple(found.values())

@@ -1,0 +1,25 @@
+"""#A_neg, the paper's main number (CPO, 6.2)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer
+
+
+class Negatives(PictureScorer):
+    """How many negative attributes are found in a picture."""
+
+    name = "negatives"
+    title = "#A_neg"
+    better = "lower"
+    meaning = "the mean number of negative attributes found in a picture"
+    needs_labels = True
+    decimals = 2
+    with_change = True
+
+    def score(self, drawn: Drawn) -> NDArray[np.float64]:
+        """(N,) counts."""
+        assert drawn.labels is not None, "open_scorers refuses it where nobody reads labels"
+        return np.array([len(labels.negative_ids) for labels in drawn.labels], dtype=np.float64)

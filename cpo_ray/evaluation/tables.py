@@ -1,0 +1,64 @@
+"""The one table of scores: as aligned text for the terminal, and as Markdown for model cards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cpo_ray.evaluation.measure import Comparison, Scores
+from cpo_ray.evaluation.scorers.base import Scorer
+
+
+def heads(scorers: Sequence[Scorer], base: str) -> list[str]:
+    """The columns of the scores; a scorer may have a second one for its paired change."""
+    columns = []
+    for scorer in scorers:
+        columns.append(f"{scorer.title} [95 %]" if scorer.with_interval else scorer.title)
+        if scorer.with_change:
+            columns.append(f"change vs {base} [95 %]")
+    return columns
+
+
+def cells(scorers: Sequence[Scorer], found: Scores | None) -> list[str]:
+    """What stands in these columns for one model; nothing where nothing was measured."""
+    row = []
+    for scorer in scorers:
+        interval = found.intervals.get(scorer.name) if found else None
+        change = found.changes.get(scorer.name) if found else None
+        text = scorer.interval_text if scorer.with_interval else lambda one, kind=scorer: kind.text(one.mean)
+        row.append("" if interval is None else text(interval))
+        if scorer.with_change:
+            row.append("" if change is None else scorer.interval_text(change, signed=True))
+    return row
+
+
+def table(found: Comparison) -> str:
+    """All models, one to a line."""
+    head = ["model", *heads(found.scorers, found.base)]
+    return aligned(head, [[name, *cells(found.scorers, model)] for name, model in found.models.items()])
+
+
+def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Plain text with a rule below the heads. The first `left` columns, and the last where it has no head, begin at the left."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    at_left = [number < left or (number == len(head) - 1 and not head[-1]) for number in range(len(head))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if flush else cell.rjust(width) for cell, width, flush in zip(row, widths, at_left, strict=True)
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join([lines[0], "  ".join("─" * width for width in widths).rstrip(), *lines[1:]])
+
+
+def card_section(scorers: Sequence[Scorer], models: dict[str, Scores | None], split: str, pictures: int) -> str:
+    """What a model card says of a model beside the base, the first of `models`: Markdown that ends with a line feed."""
+    base = next(iter(models))
+    head = ["model", *heads(scorers, base)]
+    rows = [[name, *cells(scorers, found)] for name, found in models.items()]
+    meanings = "; ".join(f"{scorer.title}: {scorer.meaning} ({scorer.better} is better)" for scorer in scorers)
+    return (
+        "## Evaluation\n\n"
+        f"{pictures} pictures, of the same {split} prompts and noise for both models. {meanings}. "
+        "Brackets hold 95 % intervals over pictures.\n\n"
+        + "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))
+    )
