@@ -43,7 +43,7 @@ def main() -> None:
                     f"run.output={folder}",
                     f"run.name={name}",
                     f"data.folder={folder / 'data'}",
-                    "data.toy_pictures=400",
+                    "domain.pictures=400",
                     f"targets.folder={folder / targets}",
                     "targets.min_actors=1",
                     "targets.max_actors=1",

@@ -25,6 +25,7 @@ from cpo_ray.config import Model
 from cpo_ray.core.plan import Item
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.dataset import make_dataset
+from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.objectives import ExpertDifferences, direction_cosine
@@ -37,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, required=True)
     parser.add_argument("--family", choices=["sdxl", "flux"], default="sdxl")
-    parser.add_argument("--base", default="toy")
+    parser.add_argument("--base", default=ToyDomain.base)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--hierarchy", type=Path, default=TREE)

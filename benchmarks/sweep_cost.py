@@ -32,7 +32,7 @@ from statistics import mean
 import psutil
 
 from cpo_ray.config import Config, load
-from cpo_ray.models.base import TOY_BASE
+from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.pipeline import train_sft
 from cpo_ray.run import open_run
 from cpo_ray.stages import align
@@ -132,11 +132,11 @@ def compare(folder: Path, steps: int, counts: list[int]) -> dict[str, dict[str, 
 
 def settings(folder: Path, name: str, steps: int, *more: str) -> Config:
     """A run or a sweep with targets of its own, as little else as can be."""
-    few = ["data.toy_pictures=700", "evaluation.inference_steps=1", "sweep.pictures=2", "sweep.rungs=1", "sweep.held_out=16"]
+    few = ["domain.pictures=700", "evaluation.inference_steps=1", "sweep.pictures=2", "sweep.rungs=1", "sweep.held_out=16"]
     places = [f"run.output={folder}", f"data.folder={folder / 'data'}", f"targets.folder={folder / f'targets-{name}'}"]
     base = [
         f"run.name={name}",
-        f"model.base={TOY_BASE}",
+        f"model.base={ToyDomain.base}",
         f"preference.optimization.steps={steps}",
         "preference.optimization.learning_rate=1e-5",  # at which no ω diverges; what a step costs is the same
     ]

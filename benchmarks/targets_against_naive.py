@@ -29,6 +29,7 @@ from cpo_ray.core.randomness import counter_generator
 from cpo_ray.data.picture import decode, fit
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.dataset import make_dataset
+from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.objectives import ExpertDifferences
@@ -38,7 +39,7 @@ from cpo_ray.targets.expert import Expert, ExpertSpec, target_store
 from cpo_ray.targets.reader import TargetReader
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
-MODEL = Model(family="sdxl", base="toy", resolution=64)
+MODEL = Model(family="sdxl", base=str(ToyDomain.base), resolution=64)
 SETTINGS = PreferenceSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=1000.0)
 
 

@@ -94,7 +94,7 @@ def test_check_says_that_the_embedded_domain_can_start(tmp_path: Path) -> None:
 
 
 def test_check_says_what_is_missing(job_here: Job) -> None:
-    answer = job_here("jobs/train_cpo.py", "--check", "data.toy_pictures=0", "data.folder=nowhere", "targets.min_actors=1000000")
+    answer = job_here("jobs/train_cpo.py", "--check", "domain.pictures=0", "data.folder=nowhere", "targets.min_actors=1000000")
     assert answer.returncode == 1
     lines = answer.stdout.splitlines()
     assert [line for line in lines if line.startswith("missing") and "no folder nowhere" in line]

@@ -31,7 +31,7 @@ from cpo_ray.annotation.sources.listing import Listing, PictureEntry, list_pictu
 from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.picture import PictureError
-from cpo_ray.domains.toy.dataset import draw_pictures
+from cpo_ray.evaluation.domain import domain_named
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 
 Result = TypeVar("Result")
@@ -97,10 +97,10 @@ def annotate(
 
 
 def listed(config: AnnotationConfig, limit: int | None) -> Listing:
-    """The pictures to annotate; the embedded domain draws its own where there are none."""
+    """The pictures to annotate; a domain draws its own where there are none."""
     pictures = config.pictures
-    if pictures.toy_pictures and not (pictures.path / "metadata.jsonl").exists():
-        draw_pictures(pictures.path, pictures.toy_pictures, seed=0)
+    if pictures.drawn and not (pictures.path / "metadata.jsonl").exists():
+        domain_named(pictures.domain).draw_pictures(pictures.path, pictures.drawn, seed=0)
     listing = list_pictures(pictures)
     listing.entries = listing.entries[:limit]
     return listing

@@ -44,8 +44,10 @@ class PictureSource(Section):
     path: Path
     """A folder, searched with everything below it, or one file. It may hold pictures, Parquet files and WebDataset tars, alone or
     mixed."""
-    toy_pictures: int = Field(default=0, ge=0)
-    """With a positive number the embedded domain draws that many pictures into `path` when there is nothing."""
+    domain: str = "none"
+    """A domain that can draw pictures of its own, by name or as "module:Class"."""
+    drawn: int = Field(default=0, ge=0)
+    """With a positive number that domain draws that many pictures into `path` when it holds no metadata.jsonl."""
     image_column: str = "image"
     """Column of Parquet files with the encoded images, as bytes or as a struct with a field `bytes`."""
     id_column: str = "id"

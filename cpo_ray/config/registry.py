@@ -59,6 +59,8 @@ BACK_ENDS = Registry(
         "endpoint": "cpo_ray.annotation.back_ends.endpoint:EndpointBackEnd",
         "local": "cpo_ray.annotation.back_ends.local:LocalBackEnd",
         "measuring": "cpo_ray.domains.toy.measuring:MeasuringBackEnd",
+    },
+)
 DOMAINS = Registry(
     "domain",
     {

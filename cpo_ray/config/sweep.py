@@ -108,7 +108,7 @@ class Sweep(Section):
     minutes: PositiveFloat | None = None
     """Time for all trials of one call. Unfinished trials continue with --resume."""
     scheduler: Literal["none", "asha", "median"] = "none"
-    """What stops trials that fall behind in the first goal: nothing, asynchronous successive halving, or the median of the others."""
+    """What stops trials that fall behind in the first goal: nothing, successive halving, or the median of the others."""
     rungs: PositiveInt = 3
     """How often a trial is measured, evenly spaced over its training, the last time at its end."""
     grace_rungs: PositiveInt = 1
@@ -118,9 +118,9 @@ class Sweep(Section):
     held_out: PositiveInt = 64
     """Validation pictures for the losses on held-out targets, at most as many as exist."""
     choice: Literal["bounded", "first", "second", "knee"] = "bounded"
-    """How the best trial is chosen. "bounded": the best in the first goal among those that are behind the best in the second by at
-    most `slack`. "first", "second": the best in one. "knee": the point of the Pareto front nearest to the ideal, both scaled to
-    0 … 1."""
+    """How the best trial is chosen. "bounded": the best in the first goal among those that are behind the best in the second by
+    at most `slack`. "first", "second": the best in one. "knee": the point of the Pareto front nearest to the ideal, both scaled
+    to 0 … 1."""
     slack: float = Field(default=0.1, ge=0)
     """Share of the best value of the second goal by which "bounded" lets a trial be behind."""
     max_concurrent: PositiveInt | None = None

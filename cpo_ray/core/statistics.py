@@ -78,6 +78,8 @@ def frechet_interval(features: ArrayLike, good: ArrayLike, groups: int = 20) -> 
     here: pictures drawn twice push the distance up. Raises ValueError as `frechet_distance` does.
     """
     sample = np.asarray(features, dtype=np.float64)
+    if len(sample) < 3:
+        raise ValueError(f"a distance with its interval takes three pictures at least, and there are {len(sample)}; draw more")
     distance, parts = frechet_distance(sample, good), min(groups, len(sample))
     members = np.arange(len(sample)) % parts
     without = np.array([frechet_distance(sample[members != part], good) for part in range(parts)])

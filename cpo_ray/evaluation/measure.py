@@ -42,7 +42,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's numbers with 95 % intervals over its pictures; `changes` against the base, picture by picture, where both have one."""
+    """A model's numbers with 95 % intervals over its pictures, and their paired changes against the base's."""
 
     intervals: dict[str, Interval]
     changes: dict[str, Interval]

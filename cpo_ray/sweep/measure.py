@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cpo_ray.config import Config
+from cpo_ray.config import Config, ConfigError
+from cpo_ray.config.sweep import Sweep
 from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.evaluation.generate import Picture, PictureActor, generation_job
-from cpo_ray.evaluation.measure import Measured, measure
+from cpo_ray.evaluation.measure import Measured, Scores, measure
 from cpo_ray.evaluation.rounds import Round
-from cpo_ray.evaluation.scorers.base import open_scorers
+from cpo_ray.evaluation.scorers.base import Scorer, open_scorers
 
 #: Pictures of each trial that the report shows, evenly spaced over all of them.
 SHOWN = 8
@@ -61,3 +63,28 @@ def read_pictures(folder: Path) -> list[Picture]:
     """What `save_pictures` wrote."""
     files = sorted(folder.glob("*.png"), key=lambda file: int(file.stem))
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
+
+
+def scorers_of(config: Config) -> tuple[Scorer, ...]:
+    """What the validation pictures of a sweep are scored by. Raises ConfigError as `open_scorers` does."""
+    return open_scorers(config, open_domain(config))
+
+
+def goals(sweep: Sweep, scorers: Sequence[Scorer]) -> tuple[Scorer, ...]:
+    """The scorers that `sweep.goals` names; of its default those that there are.
+
+    Raises ConfigError for a name that no scorer has.
+    """
+    known = {scorer.name: scorer for scorer in scorers}
+    missing = [name for name in sweep.goals if name not in known]
+    if missing and "goals" in sweep.model_fields_set:
+        raise ConfigError(
+            f"sweep.goals names {missing[0]!r}, by which nothing is scored here; "
+            f"choose among {', '.join(known) or 'none (name evaluation.scorers or a domain)'}"
+        )
+    return tuple(known[name] for name in sweep.goals if name in known)
+
+
+def costs(found: Scores, aims: Sequence[Scorer]) -> tuple[float, ...]:
+    """A model's numbers for these scorers, each turned so that less is better."""
+    return tuple(found.intervals[aim.name].mean * (1 if aim.better == "lower" else -1) for aim in aims)

@@ -15,8 +15,7 @@ from cpo_ray.evaluation.rounds import validation_round
 from cpo_ray.evaluation.scorers.base import Scorer
 from cpo_ray.evaluation.tables import card_section
 from cpo_ray.run import Run
-from cpo_ray.sweep.goals import goals, scorers_of
-from cpo_ray.sweep.measure import read_pictures, shown_indices
+from cpo_ray.sweep.measure import goals, read_pictures, scorers_of, shown_indices
 from cpo_ray.sweep.records import read_rungs, read_trials, rung_file
 from cpo_ray.sweep.report import SweepReport, write_sweep_report
 from cpo_ray.sweep.results import TrialRow, best_config, make_rows, rule, trials_table, write_parquet

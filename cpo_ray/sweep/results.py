@@ -16,7 +16,7 @@ from cpo_ray.core.files import written
 from cpo_ray.evaluation.measure import Measured, Scores, scores
 from cpo_ray.evaluation.scorers.base import Scorer
 from cpo_ray.evaluation.tables import aligned, cells, heads
-from cpo_ray.sweep.goals import costs
+from cpo_ray.sweep.measure import costs
 from cpo_ray.sweep.records import Rung, Trial
 from cpo_ray.sweep.space import Point, label, parameters, point_config
 

@@ -29,9 +29,8 @@ from cpo_ray.recipes import expert_spec
 from cpo_ray.run import Run, open_run
 from cpo_ray.session import connect
 from cpo_ray.stages import check_obedience, told, train_expert
-from cpo_ray.sweep.goals import goals, scorers_of
 from cpo_ray.sweep.items import sweep_items
-from cpo_ray.sweep.measure import Measurer, save_pictures
+from cpo_ray.sweep.measure import Measurer, goals, save_pictures, scorers_of
 from cpo_ray.sweep.outcome import BASE, conclude
 from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
 from cpo_ray.sweep.records import Rung, read_rungs, rung_file, save_rung
@@ -120,7 +119,7 @@ def _section(config: Config) -> Sweep:
     measured = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
     if measured and not goals(sweep, scorers_of(config)):
         raise ConfigError(
-            f"search {sweep.search!r} with scheduler {sweep.scheduler!r} goes by scores of pictures, and nothing here scores them "
+            f"search {sweep.search!r} with scheduler {sweep.scheduler!r} goes by scores, and nothing scores pictures here "
             f"(domain.use = {config.domain.use!r}, sweep.goals = {list(sweep.goals)}); name a domain or evaluation.scorers, "
             'or use search = "grid" or "random" with scheduler = "none" and look at the pictures'
         )

@@ -21,7 +21,7 @@ from cpo_ray.config.sweep import Axis, Space, Sweep
 from cpo_ray.evaluation.scorers.base import Scorer
 from cpo_ray.run import Run
 from cpo_ray.session import release_reserved
-from cpo_ray.sweep.goals import goals, scorers_of
+from cpo_ray.sweep.measure import goals, scorers_of
 from cpo_ray.sweep.placement import DRIVER_CPUS
 from cpo_ray.sweep.records import SETTLED, Trial, read_rungs, read_trial, read_trials
 from cpo_ray.sweep.space import Point, label, listed_points, trial_id

@@ -1,8 +1,7 @@
+"""The numbers of an evaluation against closed forms and by simulation."""
+
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from cpo_ray.core.statistics import (
     mean_by_root,
     paired_difference,
 )
-from cpo_ray.evaluation.measure import Labels, Pictures, evaluate_models, table
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 
 TREE = Path(__file__).parents[2] / "hierarchy" / "painting_toy.yaml"
@@ -103,56 +101,3 @@ def test_negatives_per_root_add_up_to_the_mean_number_of_negatives(tree: Hierarc
     assert sum(roots.values()) == sum(attributes.values()) == 5 / 4
     assert attributes["brush.ground"] == 0.5
     assert "composition.thirds" not in attributes  # it has no negative side
-
-
-@dataclass
-class OnePixelDomain:
-    """A picture is one pixel: red says how many negatives it has, green whether its content is right."""
-
-    ids = ("edge.clarity", "brush.ground", "light.modelling")
-
-    def annotate(self, pictures: Pictures, prompts: Sequence[str]) -> list[Labels]:
-        counts = [int(p[0, 0, 0]) for p in pictures]
-        return [Labels(self.ids[n:], self.ids[:n]) for n in counts]
-
-    def content_hits(self, pictures: Pictures, prompts: Sequence[str]) -> NDArray[np.bool_]:
-        return np.array([p[0, 0, 1] > 0 for p in pictures])
-
-    def features(self, pictures: Pictures) -> NDArray[np.float64]:
-        return np.array([p[0, 0] for p in pictures], dtype=float)
-
-    def good_features(self, prompts: Sequence[str]) -> NDArray[np.float64]:
-        return np.array([[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
-
-
-def pixels(*values: tuple[int, int]) -> list[NDArray[np.uint8]]:
-    return [np.array([[[red, green, 0]]], dtype=np.uint8) for red, green in values]
-
-
-def test_an_evaluation_has_every_number_of_every_model(tree: Hierarchy) -> None:
-    pictures = {"base": pixels((3, 1), (2, 1), (3, 1), (2, 0)), "after": pixels((1, 1), (0, 1), (1, 1), (0, 1))}
-    result = evaluate_models(pictures, ["p"] * 4, OnePixelDomain(), tree)
-    base, after = result.models["base"], result.models["after"]
-    assert base.negatives.mean == 2.5
-    assert base.change is None
-    assert after.change is not None and (after.change.mean, after.change.low, after.change.high) == (-2, -2, -2)
-    assert (base.content.mean, after.content.mean) == (0.75, 1.0)
-    # Mean 0.5 away, variance 1/3 against none.
-    assert after.distance == pytest.approx(0.25 + 1 / 3)
-    assert after.by_root["edge"] == 0.5
-    assert json.loads(result.as_json())["models"]["after"]["labels"][0]["negative_ids"] == ["edge.clarity"]
-
-
-def test_the_table_stands_in_columns_and_never_shows_negatives_alone(tree: Hierarchy) -> None:
-    pictures = {"base": pixels((3, 1), (2, 1)), "a long name": pixels((1, 1), (0, 0))}
-    lines = table(evaluate_models(pictures, ["p", "q"], OnePixelDomain(), tree)).splitlines()
-    assert len({len(line) for line in lines}) == 1
-    assert lines[0].split() == ["model", "#A_neg", "[95", "%]", "change", "vs", "base", "[95", "%]", "content", "distance"]
-    assert lines[3].split() == ["a", "long", "name", "0.50", "[0.00,", "1.00]", "−2.00", "[−2.00,", "−2.00]", "0.500", "1.50"]
-
-
-def test_an_evaluation_refuses_pictures_that_do_not_match_the_prompts(tree: Hierarchy) -> None:
-    with pytest.raises(ValueError, match="no pictures of the base 'base'"):
-        evaluate_models({"after": pixels((1, 1))}, ["p"], OnePixelDomain(), tree)
-    with pytest.raises(ValueError, match="'base' has 1 pictures for 2 prompts"):
-        evaluate_models({"base": pixels((1, 1))}, ["p", "q"], OnePixelDomain(), tree)

@@ -1,3 +1,5 @@
+"""The report of a run: what stands in it, and that it needs nothing beside itself."""
+
 from __future__ import annotations
 
 import base64
@@ -10,16 +12,17 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from support.elements import Elements
+from support.outside.scorer import Brightness
 
-from cpo_ray.domains.toy.domain import ToyDomain, good_pictures
-from cpo_ray.domains.toy.judge import Judge
+from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.domains.toy.render import CONTENTS, Scene
 from cpo_ray.domains.toy.render import render as draw
-from cpo_ray.evaluation.measure import evaluate_models
+from cpo_ray.domains.toy.scorers import good_pictures
+from cpo_ray.evaluation.measure import compare, measure
 from cpo_ray.evaluation.report import RunReport, read_curves, render, write_report
+from cpo_ray.evaluation.scorers.negatives import Negatives
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.reports.charts import smoothed, ticks
 from cpo_ray.reports.page import data_uri
@@ -29,14 +32,13 @@ TREE = Path(__file__).parents[2] / "hierarchy" / "painting_toy.yaml"
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
-    """Six renders with blurred edges as the base, good ones as the model's; an untrained judge gives features all the same."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
+    """Six renders with blurred edges as the base, good ones as the model's."""
     tree = load_hierarchy(TREE)
     prompts = [c.prompt for c in CONTENTS[:6]]
     blurred = [draw(Scene(c, frozenset({"edge.clarity"}), False, seed)) for seed, c in enumerate(CONTENTS[:6])]
     pictures = {"base": blurred, "CPO <stabilised>": good_pictures(prompts, seed=0, count=6)}
-    domain = ToyDomain(Judge(), reference_pictures=40)
+    scorers = (Negatives(), Brightness())
+    measured = {name: measure(made, prompts, ToyDomain(), scorers) for name, made in pictures.items()}
     file = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     steps = ({"step": s, "win": -0.01 * s, "lose": 0.02 * s, "distance_to_reference": s} for s in range(9))
     file.write_text("".join(json.dumps(step) + "\n" for step in steps))
@@ -45,7 +47,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
         pictures=pictures,
         prompts=prompts,
         tree=tree,
-        result=evaluate_models(pictures, prompts, domain, tree),
+        result=compare(measured, scorers),
         curves={"cpo_s": file},
         settings='[run]\nname = "x"',
         provenance={"adapter": "0f3c"},
@@ -76,6 +78,7 @@ def test_every_picture_says_what_it_shows_and_what_was_found(report: RunReport) 
     assert images[5]["alt"] == f"CPO <stabilised>: {report.prompts[5]}"
     assert "<li>✕ blurred edges</li>" in text and "<li>✓ clear edges</li>" in text
     assert "1.00 →" in text  # the base has one negative in each picture
+    assert "mean brightness of a picture" in text  # a scorer from outside is a column like any other
 
 
 def test_pictures_are_embedded_unchanged_and_large_ones_smaller() -> None:

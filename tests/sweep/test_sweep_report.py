@@ -11,10 +11,15 @@ import pytest
 
 from cpo_ray.config.sweep import Space
 from cpo_ray.core.statistics import Interval
+from cpo_ray.domains.toy.scorers import DistanceToGood, ShowsContent
+from cpo_ray.evaluation.measure import Scores
+from cpo_ray.evaluation.scorers.negatives import Negatives
 from cpo_ray.sweep.charts import Dot, Scale, curve_chart, front_chart, parallel_chart
 from cpo_ray.sweep.records import Trial
 from cpo_ray.sweep.report import SweepReport, write_sweep_report
-from cpo_ray.sweep.results import Scores, TrialRow
+from cpo_ray.sweep.results import TrialRow
+
+SCORERS = (Negatives(), ShowsContent(), DistanceToGood())
 
 
 def point(value: float, width: float = 0.0) -> Interval:
@@ -22,7 +27,10 @@ def point(value: float, width: float = 0.0) -> Interval:
 
 
 def row(omega: float, beta: float, negatives: float, distance: float, *, best: bool = False) -> TrialRow:
-    scores = Scores(point(negatives, 0.2), point(negatives - 4, 0.1), point(0.75, 0.05), point(distance, 3))
+    scores = Scores(
+        {"negatives": point(negatives, 0.2), "content": point(0.75, 0.05), "distance": point(distance, 3)},
+        {"negatives": point(negatives - 4, 0.1)},
+    )
     parameters = {"omega_win": omega, "omega_lose": omega, "beta": beta}
     return TrialRow(Trial({"omega": omega, "beta": beta}, "finished"), parameters, 120, scores, {}, best, best)
 
@@ -72,9 +80,11 @@ def report() -> SweepReport:
     return SweepReport(
         title="Sweep <toy>",
         rows=[row(1.0, 100.0, 3.1, 45.0), row(2.0, 100.0, 2.2, 40.0, best=True), row(2.0, 10_000.0, 2.5, 48.0)],
-        base=Scores(point(4.0, 0.2), None, point(0.7, 0.05), point(50.0, 3)),
+        base=Scores({"negatives": point(4.0, 0.2), "content": point(0.7, 0.05), "distance": point(50.0, 3)}, {}),
         space=Space.model_validate({"omega": [1.0, 2.0], "beta": [100.0, 10_000.0]}),
         rule="fewest negatives",
+        scorers=SCORERS,
+        goals=(SCORERS[0], SCORERS[2]),
         prompts=["red circle over sea", "blue square on grey wall"],
         pictures={"base": pictures, "ω 2, β 100": pictures},
         facts={"commit": "abc"},

@@ -10,6 +10,8 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
 from cpo_ray.config import load
 from cpo_ray.config.sweep import Space, Sweep
+from cpo_ray.domains.toy.scorers import DistanceToGood
+from cpo_ray.evaluation.scorers.negatives import Negatives
 from cpo_ray.sweep.space import Point
 from cpo_ray.sweep.tuner import distributions, optuna_search, scheduler
 
@@ -17,6 +19,8 @@ SPACE = {"omega": {"low": 1.0, "high": 3.0}, "beta": {"low": 1.0, "high": 1e4, "
 TOLD: list[tuple[Point, tuple[float, float]]] = [
     ({"omega": 1.0 + i / 10, "beta": 10.0**i, "objective": "cpo_s"}, (3.0 - i / 10, 40.0 + i)) for i in range(4)
 ]
+
+AIMS = (Negatives(), DistanceToGood())
 
 
 def sweep(search: str = "tpe", **changes: object) -> Sweep:
@@ -35,11 +39,11 @@ def test_the_space_is_the_same_for_optuna() -> None:
 
 @pytest.mark.parametrize("search", ["tpe", "multi_objective"])
 def test_a_resumed_search_knows_what_was_measured_and_does_not_begin_anew(search: str) -> None:
-    fresh, resumed = optuna_search(sweep(search), 0, []), optuna_search(sweep(search), 0, TOLD)
+    fresh, resumed = optuna_search(sweep(search), 0, [], AIMS), optuna_search(sweep(search), 0, TOLD, AIMS)
     first, next_ = fresh.suggest("a"), resumed.suggest("a")
     assert set(first) == set(next_) == {"omega", "beta", "objective"} and first != next_
     assert 1 <= next_["omega"] <= 3 and 1 <= next_["beta"] <= 1e4
-    assert optuna_search(sweep(search), 0, []).suggest("a") == first  # the seed decides
+    assert optuna_search(sweep(search), 0, [], AIMS).suggest("a") == first  # the seed decides
 
     resumed.on_trial_complete("a", {"negatives": 2.5, "distance": 41.0})
     values = [trial.values for trial in resumed._ot_study.trials]
@@ -48,21 +52,21 @@ def test_a_resumed_search_knows_what_was_measured_and_does_not_begin_anew(search
 
 
 def test_a_trial_that_failed_tells_optuna_nothing() -> None:
-    search = optuna_search(sweep(), 0, TOLD)
+    search = optuna_search(sweep(), 0, TOLD, AIMS)
     search.suggest("a")
     search.on_trial_complete("a", error=True)
     assert [trial.state.name for trial in search._ot_study.trials] == ["COMPLETE"] * 4 + ["FAIL"]
 
 
 def test_schedulers_go_by_rungs() -> None:
-    assert type(scheduler(sweep())) is FIFOScheduler
-    asha = scheduler(sweep(scheduler="asha", rungs=4, grace_rungs=2))
+    assert type(scheduler(sweep(), AIMS)) is FIFOScheduler
+    asha = scheduler(sweep(scheduler="asha", rungs=4, grace_rungs=2), AIMS)
     assert isinstance(asha, ASHAScheduler) and asha._time_attr == "rung"
     # It compares trials at rung 2, and at rung 4 where they have ended by themselves.
     assert [rung for bracket in asha._brackets for rung, _ in bracket._rungs] == [4, 2]
-    assert isinstance(scheduler(sweep(scheduler="median")), MedianStoppingRule)
+    assert isinstance(scheduler(sweep(scheduler="median"), AIMS), MedianStoppingRule)
 
 
 def test_shipped_settings_have_one_search() -> None:
     found = load(Path(__file__).parents[2] / "jobs" / "configs" / "toy_sweep.toml").sweep
-    assert found is not None and found.search == "grid" and type(scheduler(found)) is FIFOScheduler
+    assert found is not None and found.search == "grid" and type(scheduler(found, AIMS)) is FIFOScheduler

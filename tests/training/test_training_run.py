@@ -20,7 +20,7 @@ from cpo_ray.training.worker import TrainSpec
 
 
 def spec_in(folder: Path, **optimization: Any) -> TrainSpec:
-    return make_spec(folder, Model(family="sdxl", base="toy"), optimization=optimization, resume=True)
+    return make_spec(folder, Model(family="sdxl", base="base"), optimization=optimization, resume=True)
 
 
 def test_a_resume_may_have_other_workers_and_no_other_training(tmp_path: Path) -> None:

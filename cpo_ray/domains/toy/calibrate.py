@@ -7,6 +7,7 @@ import torch
 
 from cpo_ray.config import Model
 from cpo_ray.domains.toy.agent import LIMITS, measure
+from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.domains.toy.judge import to_tensor
 from cpo_ray.domains.toy.render import ATTRIBUTES, SIZE, THIRDS, Image, render, sample_scene
 from cpo_ray.domains.toy.segmentation import Array
@@ -16,7 +17,7 @@ from cpo_ray.models import family
 @torch.no_grad()
 def round_trip(pictures: list[Image]) -> list[Image]:
     """Return pictures after a pass through the shipped autoencoder."""
-    model = Model(family="sdxl", base="toy", resolution=SIZE)
+    model = Model(family="sdxl", base=str(ToyDomain.base), resolution=SIZE)
     vae = family(model).load_pipeline(model).vae
     decoded = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in to_tensor(pictures).split(64)]
     values = (torch.cat(decoded).clamp(-1, 1) + 1) * 127.5

@@ -21,7 +21,7 @@ class ToyDomain(Domain):
     """Pictures that a program draws. A measuring agent reads their attributes, and a judge their content."""
 
     base = "package:cpo_ray.domains.toy/assets/base"
-    scorers = ("negatives", f"{SCORERS}:Content", f"{SCORERS}:Distance")
+    scorers = ("negatives", f"{SCORERS}:ShowsContent", f"{SCORERS}:DistanceToGood")
 
     def requests(self, split: Split, dataset: AnnotatedDataset) -> list[Labels]:
         """Every content of a split with all that would be good about it, placed in the centre."""

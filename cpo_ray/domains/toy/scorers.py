@@ -1,4 +1,4 @@
-"""What the embedded domain's judge says of pictures: whether they show what was asked for, and how far they are from good ones."""
+"""What the embedded domain's judge says of pictures: do they show what was asked for, and how far are they from good ones?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE_PICTURES = 2_400
 BLOCK = 256
 
 
-class Content(PictureScorer):
+class ShowsContent(PictureScorer):
     """1 where shape, colour and ground are all recognised as the prompt asks."""
 
     name = "content"
@@ -38,7 +38,7 @@ class Content(PictureScorer):
         return np.concatenate(parts).astype(np.float64)
 
 
-class Distance(SetScorer):
+class DistanceToGood(SetScorer):
     """Squared Fréchet distance to renders without a fault that show the same contents in the same shares."""
 
     name = "distance"

@@ -19,7 +19,7 @@ from cpo_ray.evaluation.domain import Domain, Picture
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """The pictures of one model: picture i was asked for by prompts[i]. `labels` are what the domain reads from them, if it can."""
+    """The pictures of one model: picture i was asked for by prompts[i]. `labels` are what the domain reads, if it can."""
 
     pictures: Sequence[Picture]
     prompts: Sequence[str]

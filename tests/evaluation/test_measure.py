@@ -1,0 +1,204 @@
+"""One way to measure for everybody: scorers of pictures and of sets, intervals, paired changes, the one table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from cpo_ray.config import Config, ConfigError, load
+from cpo_ray.core.prompts import Labels
+from cpo_ray.core.statistics import Interval, frechet_interval
+from cpo_ray.evaluation.domain import Domain, NoDomain, Picture, domain_named, open_domain
+from cpo_ray.evaluation.measure import Comparison, Measured, compare, measure, scores
+from cpo_ray.evaluation.models import compare_models
+from cpo_ray.evaluation.rounds import TABLE, Round, evaluation_round, gate_round, samples_round, validation_round
+from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer, SetScorer, open_scorers
+from cpo_ray.evaluation.scorers.negatives import Negatives
+from cpo_ray.evaluation.tables import card_section, table
+
+TOY = Path(__file__).parents[2] / "jobs" / "configs" / "toy.toml"
+
+
+class OnePixel(Domain):
+    """A picture is one pixel: red says how many negatives it has, green whether its content is right."""
+
+    ids = ("edge.clarity", "brush.ground", "light.modelling")
+
+    def annotate(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Labels]:
+        counts = [int(picture[0, 0, 0]) for picture in pictures]
+        return [Labels(prompt, self.ids[n:], self.ids[:n]) for n, prompt in zip(counts, prompts, strict=True)]
+
+
+class Right(PictureScorer):
+    name, title, better, meaning = "right", "right", "higher", "the share of pictures with some green"
+    decimals, with_interval = 3, False
+
+    def score(self, drawn: Drawn) -> NDArray[np.float64]:
+        return np.array([float(picture[0, 0, 1] > 0) for picture in drawn.pictures])
+
+
+class Away(SetScorer):
+    name, title, better, meaning = "away", "away", "lower", "how far the pixels are from green"
+
+    def distance(self, drawn: Drawn) -> Interval:
+        pixels = np.array([picture[0, 0] for picture in drawn.pictures], dtype=float)
+        return frechet_interval(pixels, [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+
+
+SCORERS = (Negatives(), Right(), Away())
+
+
+def pixels(*values: tuple[int, int]) -> list[Picture]:
+    return [np.array([[[red, green, 0]]], dtype=np.uint8) for red, green in values]
+
+
+def compared(**pictures: list[Picture]) -> Comparison:
+    return compare({name: measure(made, ["p"] * len(made), OnePixel(), SCORERS) for name, made in pictures.items()}, SCORERS)
+
+
+def test_every_scorer_has_a_number_of_every_model() -> None:
+    found = compared(base=pixels((3, 1), (2, 1), (3, 1), (2, 0)), after=pixels((1, 1), (0, 1), (1, 1), (0, 1)))
+    base, after = found.models["base"], found.models["after"]
+    assert base.intervals["negatives"].mean == 2.5 and base.changes == {}
+    assert after.changes["negatives"] == Interval(-2, -2, -2)
+    assert (base.intervals["right"].mean, after.intervals["right"].mean) == (0.75, 1.0)
+    # Mean 0.5 away, variance 1/3 against none.
+    assert after.intervals["away"].mean == pytest.approx(0.25 + 1 / 3)
+    written = json.loads(json.dumps(found.as_json()))["models"]["after"]
+    assert written["labels"][0]["negative_ids"] == ["edge.clarity"]
+    assert written["negatives"]["mean"] == 0.5 and written["changes"]["negatives"]["high"] == -2
+
+
+def test_scores_lie_flat_under_the_same_keys_for_everybody() -> None:
+    found = compared(base=pixels((3, 1), (2, 1), (3, 1)), after=pixels((1, 1), (0, 1), (0, 1))).models["after"].flat(".")
+    ends = ("", ".low", ".high")
+    assert set(found) == {
+        f"{name}{end}" for name in ("negatives", "right", "away", "negatives.change", "right.change") for end in ends
+    }
+
+
+def test_the_table_stands_in_columns_and_shows_what_each_scorer_says() -> None:
+    models = {"base": pixels((3, 1), (2, 1), (3, 1), (2, 1)), "a long name": pixels((1, 1), (0, 0), (1, 1), (0, 0))}
+    lines = table(compared(**models)).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["model", "#A_neg", "[95", "%]", "change", "vs", "base", "[95", "%]", "right", "away", "[95", "%]"]
+    assert lines[3].split()[3:9] == ["0.50", "[0.00,", "1.00]", "−2.00", "[−2.00,", "−2.00]"]
+    assert lines[3].split()[9] == "0.500"
+
+
+def test_a_card_tells_what_every_column_means() -> None:
+    found = compared(base=pixels((3, 1), (2, 1), (3, 1), (2, 1)), after=pixels((1, 1), (0, 1), (1, 1), (0, 1)))
+    text = card_section(SCORERS, {name: found.models[name] for name in ("base", "after")}, "test", 4)
+    assert "4 pictures, of the same test prompts and noise" in text
+    assert "right: the share of pictures with some green (higher is better)" in text
+    assert "| after | 0.50 [0.00, 1.00] | −2.00 [−2.00, −2.00] | 1.000 |" in text
+
+
+def test_what_does_not_match_is_refused() -> None:
+    with pytest.raises(ValueError, match="no pictures of the base 'base'"):
+        compared(after=pixels((1, 1), (1, 1), (1, 1)))
+    with pytest.raises(ValueError, match="1 pictures for 2 prompts"):
+        measure(pixels((1, 1)), ["p", "q"], OnePixel(), SCORERS)
+
+    class Short(Right):
+        def score(self, drawn: Drawn) -> NDArray[np.float64]:
+            return np.zeros(1)
+
+    with pytest.raises(ValueError, match=r"'right' gave numbers of shape \(1,\) for 2 pictures"):
+        measure(pixels((1, 1), (1, 1)), ["p", "q"], OnePixel(), [Short()])
+
+
+def test_what_was_measured_survives_json() -> None:
+    measured = Measured({"negatives": (1.0, 2.0)}, {"distance": Interval(1, 0, 2)})
+    written = json.loads(json.dumps({"values": measured.values, "sets": {"distance": vars(measured.sets["distance"])}}))
+    assert Measured.from_json(written) == measured
+    assert measured.means == {"negatives": 1.5, "distance": 1}
+    assert scores(measured, None).intervals["negatives"].mean == 1.5
+
+
+def config(*overrides: str) -> Config:
+    return load(TOY, overrides)
+
+
+def test_scorers_are_the_domains_or_those_named() -> None:
+    toy = open_domain(config())
+    assert [scorer.name for scorer in open_scorers(config(), toy)] == ["negatives", "content", "distance"]
+    named = config('evaluation.scorers=["negatives", "support.outside.scorer:Brightness"]')
+    assert [scorer.name for scorer in open_scorers(named, toy)] == ["negatives", "brightness"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (['evaluation.scorers=["negativ"]'], "there is no scorer 'negativ'; choose one of negatives"),
+        (['evaluation.scorers=["negatives", "negatives"]'], "two scorers of the name 'negatives'"),
+        (['evaluation.scorers=["support.outside.domain:Photographs"]'], "is no subclass of PictureScorer or SetScorer"),
+        (
+            ['domain.use="none"', "model.base=x", 'evaluation.scorers=["negatives"]'],
+            "needs labels, and nothing here can read them",
+        ),
+    ],
+)
+def test_scorers_that_cannot_be_are_refused_in_a_sentence(overrides: list[str], sentence: str) -> None:
+    settings = config(*overrides)
+    with pytest.raises(ConfigError, match=sentence):
+        open_scorers(settings, open_domain(settings))
+
+
+def test_a_run_without_a_domain_is_scored_by_what_needs_none() -> None:
+    plain = ('domain.use="none"', "domain.pictures=0", "model.base=x")
+    asked = Round((Labels("p", (), ()), Labels("q", (), ())), 1)
+    pictures = {"base": pixels((0, 0), (0, 0)), "after": pixels((30, 30), (60, 60))}
+    assert compare_models(config(*plain), asked, pictures) is None
+    found = compare_models(config(*plain, 'evaluation.scorers=["support.outside.scorer:Brightness"]'), asked, pictures)
+    assert found is not None and found.models["after"].intervals["brightness"].mean == pytest.approx((20 + 40) / 255 / 2)
+    assert found.labels == {}
+
+
+def test_a_domain_comes_by_name_or_by_import_path() -> None:
+    assert isinstance(open_domain(config('domain.use="none"', "model.base=x")), NoDomain)
+    assert type(domain_named("support.outside.domain:Photographs")).__name__ == "Photographs"
+    with pytest.raises(ConfigError, match="there is no domain 'tow'; choose one of none, toy, or give your own as module:name"):
+        domain_named("tow")
+    with pytest.raises(ConfigError, match=r"is no subclass of .*Domain"):
+        domain_named("support.outside.scorer:Brightness")
+
+
+def test_a_base_comes_with_the_domain_or_must_be_named() -> None:
+    assert config().model.base == "package:cpo_ray.domains.toy/assets/base"
+    assert config("model.base=mine").model.base == "mine"
+    with pytest.raises(ConfigError, match="base' is missing"):
+        config('domain.use="none"')
+
+
+def test_nobody_tunes_on_what_counts() -> None:
+    """The seeds of all rounds lie apart, for as many pictures as are ever drawn."""
+    firsts = sorted(seed if seed is not None else config().evaluation.seed for _, seed in TABLE.values())
+    assert firsts == [50_000, 60_000, 70_000, 90_000]
+
+
+class Twelve:
+    """A data set of twelve pictures, all of the validation split but one."""
+
+    ids = tuple(f"picture-{number}" for number in range(12))
+
+    def split(self, name: str) -> tuple[str, ...]:
+        return {"validation": self.ids[:11], "test": self.ids[11:]}[name]
+
+    def labels(self, name: str) -> Labels:
+        return Labels(f"prompt of {name}", ("edge.clarity",), ())
+
+
+def test_rounds_ask_for_the_domains_prompts_or_the_data_sets() -> None:
+    dataset, settings = Twelve(), config('domain.use="none"', "model.base=x", "evaluation.pictures=3", "evaluation.samples=2")
+    evaluation = evaluation_round(settings, dataset)  # type: ignore[arg-type]
+    assert evaluation.prompts == ("prompt of picture-11",) * 3 and list(evaluation.seeds) == [90_000, 90_001, 90_002]
+    assert gate_round(settings, dataset).prompts[:2] == ("prompt of picture-0", "prompt of picture-1")  # type: ignore[arg-type]
+    assert samples_round(settings, dataset).seeds == range(60_000, 60_002)  # type: ignore[arg-type]
+    own = validation_round(config(), dataset, 200)  # type: ignore[arg-type]
+    assert len(own.prompts) == 200 and not any(prompt.startswith("prompt of") for prompt in own.prompts)
