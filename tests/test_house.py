@@ -26,11 +26,8 @@ KNOWN = {
     "cpo_ray/domains/toy/pretrain.py: train_denoiser takes 8 arguments",
     "cpo_ray/domains/toy/pretrain.py: train_vae takes 7 arguments",
     "cpo_ray/evaluation/generate.py: generate_batch takes 7 arguments",
-    "cpo_ray/evaluation/stage.py: evaluate_run takes 8 arguments",
     "cpo_ray/models/tiny.py: tiny_flux takes 9 arguments",
     "cpo_ray/models/tiny.py: tiny_sdxl takes 8 arguments",
-    "cpo_ray/stages.py: _train takes 7 arguments",
-    "cpo_ray/stages.py: training_spec takes 8 arguments",
     "cpo_ray/training/artifacts/export.py: export_adapter takes 8 arguments",
 }
 
