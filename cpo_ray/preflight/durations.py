@@ -48,7 +48,7 @@ class Work:
 
 
 def work(optimization: Optimization, pictures: int, draws: int | None) -> Work:
-    """Of a training on so many pictures; without `draws` every visit of a picture has noise of its own."""
+    """Return the work of a training on `pictures` pictures; without `draws` every visit of a picture has its own noise."""
     if optimization.steps is not None:
         trained = optimization.steps * optimization.global_batch
     else:

@@ -140,7 +140,7 @@ def _followed(spec: TrainSpec, on_progress: Tell | None, on_warning: Callable[[s
 
 
 def _winner_warning(spec: TrainSpec) -> str | None:
-    """Of the steps logged so far; objectives without a winner have nothing to warn of."""
+    """Return the warning about the steps logged so far; None for objectives without a winner."""
     steps = read_log(spec.output / METRICS, skip_damaged=True)
     errors = [metrics["win"] for metrics in steps if "win" in metrics]
     return winner_warning(errors, spec.objective)

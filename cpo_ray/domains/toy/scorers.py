@@ -72,7 +72,7 @@ def _judge() -> Judge:
 
 @lru_cache(maxsize=4)
 def _good_features(prompts: tuple[str, ...]) -> NDArray[np.float64]:
-    """Of the same good pictures for all models that were asked for these prompts."""
+    """Return the features of good pictures; they are the same for all models with these prompts."""
     return features(_judge(), good_pictures(prompts, REFERENCE_SEED, REFERENCE_PICTURES))
 
 
