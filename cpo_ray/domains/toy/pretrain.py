@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,61 +22,13 @@ from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from cpo_ray.core.files import write_bytes, write_json
+from cpo_ray.domains.toy.corpus import RENDER_SEED, batches, caption, corpus_texts, render_corpus
 from cpo_ray.domains.toy.judge import HEADS, Judge, content_targets
-from cpo_ray.domains.toy.render import CONTENTS, SIZE, Scene, render, sample_scene
+from cpo_ray.domains.toy.render import SIZE, Scene
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.models.tiny import tiny_sdxl
 
 TREE = Path(__file__).parents[3] / "hierarchy" / "painting_toy.yaml"
-# Seeds of the pretraining renders; the demonstration's data sets use other ones.
-RENDER_SEED = 7_000_000
-
-
-def _render_block(block: int, count: int) -> tuple[np.ndarray, list[Scene]]:
-    generator = np.random.default_rng(RENDER_SEED + block)
-    scenes = [sample_scene(generator, generator.uniform(0.2, 0.8)) for _ in range(count)]
-    return np.stack([render(s) for s in scenes]), scenes
-
-
-def render_corpus(count: int, workers: int = 2) -> tuple[Tensor, list[Scene]]:
-    """Draw `count` mixed pictures: (N, 3, 64, 64) uint8 and their scenes, a pure function of the count."""
-    blocks = count // 1000
-    with ProcessPoolExecutor(workers) as pool:
-        parts = list(pool.map(_render_block, range(blocks), [1000] * blocks))
-    pictures = torch.from_numpy(np.concatenate([p for p, _ in parts])).permute(0, 3, 1, 2).contiguous()
-    return pictures, [s for _, scenes in parts for s in scenes]
-
-
-def caption(scene: Scene, tree: Hierarchy, generator: np.random.Generator) -> str:
-    """A web-like caption: nothing (10 %), the content (50 %), the content with some attributes (35 %), attributes alone (5 %)."""
-    kind = generator.random()
-    if kind < 0.10:
-        return ""
-    if kind < 0.60:
-        return scene.content.prompt
-    named = [tree.phrase("+" + a) for a in scene.positive_ids] + [tree.phrase("-" + a) for a in scene.negative_ids]
-    kept = [p for p in named if generator.random() < 0.6]
-    generator.shuffle(kept)
-    return ", ".join(kept if kind > 0.95 and kept else [scene.content.prompt, *kept])
-
-
-def corpus_texts(tree: Hierarchy) -> list[str]:
-    """Every word of the domain, for the tokenizer."""
-    poles = [p.phrase for a in tree.attributes.values() for p in (a.positive, a.negative) if p is not None]
-    return [c.prompt for c in CONTENTS] + [", ".join(poles)]
-
-
-def batches(total: int, size: int, steps: int, seed: int) -> list[Tensor]:
-    """Index batches of `steps` steps, epoch after epoch, each epoch shuffled by its own seed."""
-    per_epoch = total // size
-    orders: dict[int, Tensor] = {}
-    out = []
-    for step in range(steps):
-        epoch, place = divmod(step, per_epoch)
-        if epoch not in orders:
-            orders[epoch] = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(total))
-        out.append(orders[epoch][place * size : (place + 1) * size])
-    return out
 
 
 def train_judge(pictures: Tensor, scenes: list[Scene], output: Path, steps: int = 1500) -> None:
@@ -106,12 +57,13 @@ def train_judge(pictures: Tensor, scenes: list[Scene], output: Path, steps: int 
     save_file({k: v.half() for k, v in judge.state_dict().items()}, output / "judge.safetensors")
 
 
-def train_vae(rank: int, world: int, port: int, pictures: Tensor, output: Path, steps: int, decoder_only: bool) -> None:
+def train_vae(rank: int, options: argparse.Namespace, pictures: Tensor, decoder_only: bool) -> None:
     """Fit the VAE: L1, squared error of the image and of its gradients, a faint KL; then set the scale of its latents.
 
     `decoder_only` goes on with a frozen encoder, so that whatever was trained on its latents stays valid: pictures get crisper.
     """
-    join(rank, world, port)
+    output, world = options.output, join(rank, options)
+    steps = options.decoder_steps if decoder_only else options.vae_steps
     pipeline = build_pipeline(load_hierarchy(TREE), output)
     vae = pipeline.vae.train().to(memory_format=torch.channels_last)
     if decoder_only:
@@ -160,10 +112,12 @@ def encode_text(pipeline: StableDiffusionXLPipeline, texts: list[str]) -> tuple[
     return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
 
 
-def join(rank: int, world: int, port: int) -> None:
-    """Become one of `world` data-parallel processes; two of one thread each beat one of two threads."""
+def join(rank: int, options: argparse.Namespace) -> int:
+    """Become one of the data-parallel processes, of one thread each, and return how many there are."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    world: int = options.processes
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{options.port}", rank=rank, world_size=world)
+    return world
 
 
 def average_gradients(model: nn.Module, world: int) -> None:
@@ -192,11 +146,9 @@ class Trained(nn.Module):
         self.unet, self.text_encoder, self.text_encoder_2 = pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2
 
 
-def train_denoiser(
-    rank: int, world: int, port: int, latents: Tensor, scenes: list[Scene], output: Path, steps: int, batch: int
-) -> None:
+def train_denoiser(rank: int, options: argparse.Namespace, latents: Tensor, scenes: list[Scene]) -> None:
     """v-prediction with EMA and a cosine learning rate, data parallel; saves and resumes from `denoiser_state.safetensors`."""
-    join(rank, world, port)
+    world, output, steps, batch = join(rank, options), options.output, options.steps, options.batch
     tree = load_hierarchy(TREE)
     pipeline = build_pipeline(tree, output)
     model = Trained(pipeline).train()
@@ -306,13 +258,11 @@ def main() -> None:
     if not (output / "judge.safetensors").exists():
         train_judge(pictures, scenes, output)
     if not (output / "vae" / "config.json").exists():
-        work = (options.processes, options.port, pictures.share_memory_(), output, options.vae_steps, False)
-        mp.spawn(train_vae, work, nprocs=options.processes)
+        mp.spawn(train_vae, (options, pictures.share_memory_(), False), nprocs=options.processes)
     pipeline = build_pipeline(load_hierarchy(TREE), output)
     latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half().share_memory_()
-    group = (options.processes, options.port)
-    mp.spawn(train_denoiser, (*group, latents, scenes, output, options.steps, options.batch), nprocs=options.processes)
-    mp.spawn(train_vae, (*group, pictures.share_memory_(), output, options.decoder_steps, True), nprocs=options.processes)
+    mp.spawn(train_denoiser, (options, latents, scenes), nprocs=options.processes)
+    mp.spawn(train_vae, (options, pictures.share_memory_(), True), nprocs=options.processes)
     crisp = type(pipeline.vae).from_pretrained(output / "vae_final")
     crisp.register_to_config(_name_or_path="")  # the folder it was trained in is nobody's business
     crisp.to(dtype=torch.float16).save_pretrained(output / "base" / "vae")
