@@ -1,3 +1,3 @@
-"""Controllable preference optimisation (CPO) of image generators on Ray and DeepSpeed."""
+"""Complex Preference Optimization (CPO) of image generators on Ray and DeepSpeed."""
 
 __version__ = "0.1.0"

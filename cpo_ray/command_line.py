@@ -1,7 +1,7 @@
-"""What the command lines share: parse first, import what is heavy only when there is work to do.
+"""The frame of every command line: parse first, and import heavy libraries only when there is work to do.
 
-Exit codes: 0 done, 1 the run could not go on or --check found something missing, 2 the command or the configuration
-is wrong. A mistake of the user's is answered with a sentence, a mistake of ours with a traceback.
+Exit codes: 0 done, 1 the run could not continue or --check found something missing, 2 the command or the configuration is wrong.
+A user's mistake gets a sentence, a mistake of ours a traceback.
 """
 
 from __future__ import annotations
@@ -31,17 +31,21 @@ def parser(
     config: Path = CONFIGS / "toy.toml",
     actions: Sequence[str] = (),
 ) -> argparse.ArgumentParser:
-    """The arguments that every job takes; a job may add its own, and `actions` of which the first argument names one."""
+    """Return a parser with the arguments of every job. A job may add its own; `actions` are the choices of its first argument."""
     line = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if actions:
         line.add_argument("action", choices=actions)
-    line.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace values of the file, such as run.seed=1")
-    line.add_argument("--config", type=Path, default=config, metavar="FILE", help="default: the embedded domain")
+    line.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="replace values of the configuration, such as run.seed=1"
+    )
+    line.add_argument(
+        "--config", type=Path, default=config, metavar="FILE", help="configuration in TOML (default: the embedded domain)"
+    )
     line.set_defaults(check=False)
     if checkable:
-        line.add_argument("--check", action="store_true", help="say what is missing for this configuration, and stop")
+        line.add_argument("--check", action="store_true", help="say what is missing and what the run will take, and stop")
     if resumable:
-        line.add_argument("--resume", action="store_true", help="go on with the run of this name where it stopped")
+        line.add_argument("--resume", action="store_true", help="continue the run of this name where it stopped")
     return line
 
 
@@ -51,10 +55,10 @@ def run(
     check: str | Callable[..., Sequence[Finding]] = "cpo_ray.preflight.checks:check",
     schema: type[Section] = Config,
 ) -> int:
-    """Parse and validate, then do the job, or with --check print what it lacks. Returns the exit code.
+    """Parse and validate, then do the job, or with --check print what it lacks. Return the exit code.
 
-    The job is called with the configuration and, by name, with the options that are its own. Job and check are functions, or the
-    "module:name" of functions, which are imported once the command and the configuration are found right.
+    The job is called with the configuration and, by name, with its own options. Job and check are functions, or "module:name" of
+    functions, which are imported once the command and the configuration are valid.
     """
     given = vars(line.parse_intermixed_args())
     file, overrides, only_check = (given.pop(name) for name in ("config", "overrides", "check"))
@@ -66,7 +70,7 @@ def run(
     except ConfigError as error:
         return _say(error, 2)
     except (ValueError, RuntimeError) as error:
-        # A plain ValueError may come from anywhere and be a mistake of ours; our own classes are sentences for the user.
+        # A plain ValueError may be a mistake of ours. Our own classes are sentences for the user.
         if not type(error).__module__.startswith(OURS):
             raise
         return _say(error, 1)
@@ -79,7 +83,7 @@ def run(
 
 
 def function(given: str | Callable[..., Any]) -> Callable[..., Any]:
-    """A function, or the one at its "module:name"."""
+    """Return the function, or import the one at its "module:name"."""
     if not isinstance(given, str):
         return given
     module, _, name = given.partition(":")
@@ -88,7 +92,7 @@ def function(given: str | Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _print(findings: Sequence[Finding]) -> int:
-    """Print findings; returns the exit code."""
+    """Print findings and return the exit code."""
     for finding in findings:
         print(f"{finding.verdict:8}{finding.sentence}")
     return 1 if any(finding.verdict == "missing" for finding in findings) else 0

@@ -1,8 +1,8 @@
-"""The method, stage by stage, as the paper's algorithm reads. Each public function is one job.
+"""The method, stage by stage, in the order of the paper's algorithm. Each public function is one job.
 
     annotated pictures ─► stage 1: expert θ1 ─► targets: frozen outputs of θ1 and the reference ─► stage 2: CPO ─► evaluation
 
-Every stage leaves its result in the run's folder and is skipped when it is there: to resume is to call the same function again.
+Every stage leaves its result in the run's folder and is skipped if it exists, so calling the same function again resumes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cpo_ray.training.health import TrainingHealthError
 
 
 def train_cpo(config: Config, resume: bool = False) -> None:
-    """The whole method: expert, targets beside training, CPO, the baselines asked for, evaluation and report."""
+    """Run the whole method: expert, targets beside training, CPO, the configured baselines, evaluation and report."""
     run = open_run(config, resume)
     stages.train_expert(run)
     stages.check_obedience(run)
@@ -28,13 +28,13 @@ def train_cpo(config: Config, resume: bool = False) -> None:
     for baseline in baselines:
         try:
             stages.align(run, baseline)
-        except TrainingHealthError as error:  # what a baseline is there to show, and no reason to lose the rest
+        except TrainingHealthError as error:  # a baseline may show just this, and the rest of the run stays valid
             run.say(f"{baseline}: {error}; it is left out of the comparison")
     stages.evaluate(run)
 
 
 def train_sft(config: Config, resume: bool = False) -> None:
-    """Stage 1 alone: the expert θ1, and whether it obeys its attributes (Table S6)."""
+    """Run stage 1 alone: train the expert θ1 and test whether it obeys its attributes (Table S6)."""
     run = open_run(config, resume)
     stages.train_expert(run)
     stages.check_obedience(run)
@@ -42,17 +42,17 @@ def train_sft(config: Config, resume: bool = False) -> None:
 
 
 def precompute_targets(config: Config) -> ProductionReport:
-    """Compute every target shard that stage 2 of this configuration will read."""
+    """Compute every target shard that stage 2 of this configuration reads."""
     return stages.precompute_targets(open_run(config, resume=True))
 
 
 def evaluate(config: Config) -> None:
-    """Generate, measure and report whatever the run has trained."""
+    """Draw, measure and report everything that the run has trained."""
     stages.evaluate(open_run(config, resume=True))
 
 
 def import_data(config: Config, images: Path) -> ImportReport:
-    """A folder of pictures with metadata.jsonl → annotated shards in `data.folder`."""
+    """Import a folder of pictures into annotated shards in `data.folder`."""
     report = import_folder(images, config.data.folder, load_hierarchy(config.data.hierarchy))
     print(report.summary())
     return report

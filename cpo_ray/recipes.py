@@ -1,4 +1,4 @@
-"""From a configuration to what its trainings are made of: which pictures, in which order, and what the frozen models compute."""
+"""Turn a configuration into its trainings: which pictures, in which order, and what the frozen models compute."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from cpo_ray.targets.store import Kind
 
 
 def usable_pictures(config: Config, dataset: AnnotatedDataset) -> dict[str, Bucket]:
-    """The ids of a data set with their buckets, without the pictures that are too small for any."""
+    """Return the ids of a data set with their buckets, without pictures that are too small for any bucket."""
     sizes = {name: dataset.size(name) for name in dataset.ids}
     return assign(sizes, config.model.resolution, config.data.pictures)
 
 
 def training_pictures(config: Config, pictures: Mapping[str, Bucket]) -> dict[str, Bucket]:
-    """The training split; a smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
+    """Return the training split. A smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
     return {name: bucket for name, bucket in pictures.items() if in_training(name, config.data.proportion)}
 
 
 def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: Optimization, draws: int | None = None) -> Plan:
-    """The order of training; without `draws` every visit of a picture has noise of its own."""
+    """Return the order of training. Without `draws` every visit of a picture has its own noise."""
     if not pictures:
         raise DataError(
             f"{config.data.folder} has no picture for this training; add (large enough) pictures, or raise data.proportion "
@@ -50,10 +50,7 @@ def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: 
 
 @dataclass(frozen=True)
 class Training:
-    """One training: what it is called, what it learns by and how, in which order, from which targets.
-
-    `seed` decides the first weights of its adapter.
-    """
+    """One training: its name, objective, optimization, order and targets. `seed` decides the first weights of its adapter."""
 
     name: str
     objective: ObjectiveSettings
@@ -65,7 +62,7 @@ class Training:
 
 
 def expert_training(config: Config, pictures: Mapping[str, Bucket]) -> Training:
-    """Stage 1 (paper, 5.1): the denoising loss on pictures whose text names their attributes, good and bad."""
+    """Return stage 1 (paper, 5.1): the denoising loss on pictures whose text names their attributes, good and bad."""
     settings = config.expert
     plan = training_plan(config, pictures, settings.optimization)
     objective, frozen = SupervisedSettings(name="sft", most_negatives=None), supervised_spec(config, settings.conditions)
@@ -73,7 +70,7 @@ def expert_training(config: Config, pictures: Mapping[str, Bucket]) -> Training:
 
 
 def alignment(config: Config, objective: ObjectiveSettings, pictures: Mapping[str, Bucket], adapter: Path) -> Training:
-    """Stage 2 (paper, 5.2) or a baseline: the objective on y alone; `adapter` is the expert's.
+    """Return stage 2 (paper, 5.2) or a baseline: the objective, told y alone; `adapter` is the expert's.
 
     Raises TargetStoreError for an objective with views that target shards do not hold.
     """
@@ -85,19 +82,21 @@ def alignment(config: Config, objective: ObjectiveSettings, pictures: Mapping[st
 
 
 def alignment_plan(config: Config, objective: ObjectiveSettings, pictures: Mapping[str, Bucket]) -> Plan:
-    """The order of a training of stage 2. Noise of its own at each visit costs nothing where no frozen model is called."""
+    """Return the order of a training of stage 2. If no frozen model is called, each visit of a picture may have its own noise for
+    free.
+    """
     draws = None if objective_of(objective).supervised else config.targets.draws
     plan = training_plan(config, pictures, config.preference.optimization, draws)
     return plan if config.training_seed == config.run.seed else replace(plan, order=config.training_seed)
 
 
 def supervised_spec(config: Config, mixture: ConditionMixture | None = None) -> ExpertSpec:
-    """Targets of the denoising loss: stage 1 with its mixture of conditions, the supervised baseline on y alone."""
+    """Return the targets of the denoising loss: with a mixture of conditions for stage 1, or told y alone for a baseline."""
     return _frozen_spec(config, "supervised", mixture=mixture)
 
 
 def expert_spec(config: Config, adapter: Path) -> ExpertSpec:
-    """Targets of stage 2: the outputs of θ1, which the adapter makes of the base, and of the reference."""
+    """Return the targets of stage 2: the outputs of θ1, which is the base with `adapter`, and of the reference."""
     return _frozen_spec(config, "expert", adapter=adapter, compile=config.targets.compile, float8=config.targets.float8)
 
 

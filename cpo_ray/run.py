@@ -1,4 +1,4 @@
-"""What a run is: its settings, its tree, its data, its folder and who keeps track of it; opening one, and claiming its folder."""
+"""A run: its settings, tree, data, folder and tracker; opening one, and claiming its folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cpo_ray.tracking import RunDescription, RunTracker, git_commit, open_experi
 
 @dataclass(frozen=True)
 class Run:
-    """What every stage shares: the settings, the expert knowledge, the data, where results go and who keeps track."""
+    """What all stages share: the settings, the tree of attributes, the data, the folder and the tracker."""
 
     config: Config
     tree: Hierarchy
@@ -35,12 +35,12 @@ class Run:
 
     @property
     def pictures(self) -> dict[str, Bucket]:
-        """The ids of the data set with the sizes that they are taken at; those that are too small are not among them."""
+        """The ids of the data set with their training sizes, without pictures that are too small."""
         return usable_pictures(self.config, self.dataset)
 
     @property
     def training_pictures(self) -> dict[str, Bucket]:
-        """What stage 1 and stage 2 learn from."""
+        """The pictures that stage 1 and stage 2 learn from."""
         return training_pictures(self.config, self.pictures)
 
     @property
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What the run's reports say of where their numbers come from."""
+        """What the run's reports say about the origin of their numbers."""
         return {
             "made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             "commit": git_commit(),
@@ -61,7 +61,7 @@ class Run:
         }
 
     def alignment(self, objective: ObjectiveSettings) -> Training:
-        """Stage 2 with an objective, on the training pictures that it takes."""
+        """Return stage 2 with an objective, on the training pictures that it takes."""
         pictures, most = self.training_pictures, objective.most_negatives
         if most is not None:
             few = (name for name in pictures if len(self.dataset.labels(name).negative_ids) <= most)
@@ -69,7 +69,7 @@ class Run:
         return alignment(self.config, objective, pictures, self.adapter)
 
     def track(self, name: str, folder: Path, resume: bool) -> RunTracker:
-        """An MLflow run for a training in `folder`, below the one of the whole; with `resume` the one that it had before."""
+        """Begin an MLflow run for a training in `folder`, below the whole run's; with `resume` continue the one that it had."""
         description = _description(self.config, self.dataset, self.tree)
         return start_run(self.tracker.experiment, name, folder, description, self.tracker.run_id, resume)
 
@@ -78,10 +78,10 @@ class Run:
 
 
 def open_run(config: Config, resume: bool = False, trials: Trials | None = None) -> Run:
-    """Load and check what every stage needs, claim the run's folder, connect to Ray and to MLflow; with `trials` for a sweep.
+    """Check everything, claim the run's folder, and connect to Ray and MLflow; with `trials` for a sweep.
 
-    Raises ConfigError when the folder holds another run: to resume, the configuration must be the one it was started with, except
-    for what it is computed with.
+    Raises ConfigError if the folder holds another run. A resumed run needs the configuration it was started with, except for
+    settings of how it is computed.
     """
     folder = config.folder.absolute()
     record = folder / "config.toml"
@@ -113,7 +113,7 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
 
 
 def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
-    """The annotated shards; a domain draws its own when asked to."""
+    """Return the annotated shards; a domain draws its own if configured."""
     if config.domain.pictures:
         return open_domain(config).make_data(config.data.folder, config.domain.pictures, config.run.seed, tree)
     dataset = AnnotatedDataset.open(config.data.folder)
@@ -122,6 +122,6 @@ def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
 
 
 def _description(config: Config, dataset: AnnotatedDataset, tree: Hierarchy) -> RunDescription:
-    """What MLflow shows of a run and of each of its trainings."""
+    """Return what MLflow shows about a run and each of its trainings."""
     tags = {"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()}
     return RunDescription(dump(config), config.model_dump(mode="json"), tags)

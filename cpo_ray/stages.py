@@ -1,4 +1,4 @@
-"""What each stage of the method does. Every stage leaves its result in the run's folder and is skipped when it is there."""
+"""What each stage of the method does. Every stage leaves its result in the run's folder and is skipped if it exists."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OBEDIENCE = Path("expert", "obedience.json")
 
 
 def train_expert(run: Run) -> None:
-    """Stage 1 (paper, 5.1): the denoising loss on pictures whose text names the attributes, good and bad."""
+    """Train the expert in stage 1 (paper, 5.1): the denoising loss on pictures whose text names the attributes, good and bad."""
     settings = run.config.expert
     if settings.adapter is not None:
         if not settings.adapter.exists():
@@ -46,7 +46,7 @@ def train_expert(run: Run) -> None:
 
 
 def check_obedience(run: Run) -> None:
-    """Table S6, before stage 2 spends anything: an expert that does not obey has nothing to teach."""
+    """Test the expert as in Table S6 before stage 2 spends anything: an expert that does not obey has nothing to teach."""
     domain, settings = open_domain(run.config), run.config.expert
     if not domain.reads_labels:
         run.say("nothing here can read attributes from pictures; look at what the expert draws before you trust it")
@@ -66,7 +66,9 @@ def check_obedience(run: Run) -> None:
 
 
 def align(run: Run, name: str) -> None:
-    """Stage 2 (paper, 5.2) or a baseline, by the objective's name: the model learns from y alone, on frozen outputs."""
+    """Train stage 2 (paper, 5.2) or a baseline, by the objective's name: the model is told y alone and learns from frozen
+    outputs.
+    """
     _train(run, run.alignment(run.config.preference.trainings[name]))
 
 
@@ -104,7 +106,7 @@ def _train(run: Run, training: Training) -> None:
 
 
 def training_spec(run: Run, training: Training, targets: TargetStore, tracker: RunTracker) -> TrainSpec:
-    """A training of this run, in a folder of its own below the run's; a trial of a sweep is made from the same lines."""
+    """Return a training of this run, in its own folder below the run's. Trials of a sweep are built here, too."""
     config = run.config
     return TrainSpec(
         run_id=f"{config.run.name}-{training.name}",
@@ -131,10 +133,10 @@ def training_spec(run: Run, training: Training, targets: TargetStore, tracker: R
 def _produce_and_train(
     run: Run, training: Training, spec: TrainSpec, shards: Sequence[Items], tracker: RunTracker
 ) -> tuple[TrainResult, ProductionReport]:
-    """At the same time, or one after the other where `targets.overlap` is off.
+    """Produce and train at the same time, or one after the other with `targets.overlap = false`.
 
-    Shards are computed in the order of the run's seed. A training in another order may need the last of them in its first step,
-    so it always comes after.
+    Shards are computed in the order of the run's seed. A training with another seed may need the last of them in its first step,
+    so it always comes after them.
     """
     line, targets, frozen = ProgressLine(training.name), run.config.targets, training.frozen
 
@@ -151,13 +153,13 @@ def _produce_and_train(
             result = train(spec, line.counter("steps"), warn)
         except TrainingError:
             producer.stop()
-            producer.join()  # where the targets failed, training only waited for them: its sentence is the cause
+            producer.join()  # if the targets failed, training only waited for them, and join() raises the cause
             raise
         return result, producer.join()
 
 
 def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> None:
-    """Say how a training ended and keep its adapter in MLflow."""
+    """Say how a training ended, and keep its adapter in MLflow."""
     run.say(f"{name}: {result.sentence}")
     if result.ledger_problem:
         run.say(f"{name}: WARNING: {result.ledger_problem}")
@@ -173,7 +175,7 @@ def told(report: ProductionReport) -> str:
 
 
 def evaluate(run: Run) -> None:
-    """Draw, measure and report; the last thing a user sees is the table and where everything lies."""
+    """Draw, measure and report. The last lines for the user are the table and the places of everything."""
     config, folder = run.config, run.folder / "evaluation"
     trained = {name: path for name in config.preference.trainings if (path := run.folder / name / "adapter").exists()}
     if not trained:
@@ -201,7 +203,7 @@ def evaluate(run: Run) -> None:
 
 
 def _report(run: Run, prompts: Sequence[str], pictures: Mapping[str, list[Picture]], found: Comparison | None) -> RunReport:
-    """Everything that the report of a run shows."""
+    """Return everything that the report of a run shows."""
     trainings, obedience = run.config.preference.trainings, run.folder / OBEDIENCE
     curves = {
         name: path
@@ -224,15 +226,15 @@ def _report(run: Run, prompts: Sequence[str], pictures: Mapping[str, list[Pictur
 
 
 def _publish(run: Run, trained: Mapping[str, Path], found: Comparison) -> None:
-    """Each training's own MLflow run gets its scores, all under the same names, and its model card says what was measured.
+    """Log each training's scores on its own MLflow run under the same names, and complete its model card.
 
-    The base has no run of its own: its scores are on the run of the whole.
+    The base has no run of its own, so its scores are on the run of the whole.
     """
     with run.tracker.start() as logger:
         logger.log(0, {f"{BASE}.{name}": value for name, value in found.models[BASE].flat(".").items()})
     for name, adapter in {EXPERT: run.adapter, **trained}.items():
         if not (run.folder / short_name(name)).exists():
-            continue  # an expert that another run has trained
+            continue  # another run has trained this expert
         tracker = run.track(short_name(name), run.folder / short_name(name), resume=True)
         with tracker.start() as logger:
             logger.log(0, found.models[name].flat("."))

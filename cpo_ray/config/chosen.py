@@ -1,4 +1,4 @@
-"""A section whose form is chosen by a name in it: one of a registry, or one's own as "module:name"."""
+"""Sections whose fields depend on a name in them: a registered name, or "module:name"."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from cpo_ray.config.section import ConfigError, Section
 class Chosen:
     """Marks such a section, as in `objective: Annotated[SerializeAsAny[ObjectiveSettings], Chosen(OBJECTIVES, "cpo_s")]`.
 
-    The name stands under `key`. What the registry holds under that name has an attribute `settings`, the class that the section
-    is read with; it is imported when a configuration is read. A bare name stands for its defaults, and a section without a name
-    is read as the `default`'s.
+    The name stands under `key`. The registered value has an attribute `settings`, the class that reads the section; it is
+    imported when a configuration is read. A bare name stands for its defaults, and a section without a name takes the `default`.
     """
 
     registry: Registry
@@ -26,7 +25,7 @@ class Chosen:
     key: str = "name"
 
     def table(self, given: Any) -> dict[str, Any]:
-        """The section as a table with its name. Raises ConfigError for what is neither a name nor a table."""
+        """Return the section as a table with its name. Raises ConfigError if it is neither a name nor a table."""
         if isinstance(given, str):
             return {self.key: given}
         if isinstance(given, dict):
@@ -34,7 +33,7 @@ class Chosen:
         raise ConfigError(f"expected a name, such as {self.default!r}, or a section with {self.key} = {self.default!r}")
 
     def form(self, given: Any) -> type[Section]:
-        """The class that reads the section. Raises ConfigError for a name that leads to nothing that can be chosen."""
+        """Return the class that reads the section. Raises ConfigError for a name that cannot be chosen here."""
         name = self.table(given)[self.key]
         if not isinstance(name, str):
             raise ConfigError(f"{self.key} is {name!r}; choose one of {', '.join(self.registry.names)}")

@@ -1,4 +1,4 @@
-"""Where pictures come from, and who reads labels from them."""
+"""The domain: where pictures come from and how labels are read from them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cpo_ray.config.section import Section
 
 class DomainSettings(Section):
     use: str = "none"
-    """A domain that can read labels from pictures and score them, by name, or your own as "module:Class". With "none" pictures
-    are shown and not measured."""
+    """A domain that reads labels from pictures and scores them, by name, or your own as "module:Class". With "none" pictures are
+    shown, and nothing reads labels from them."""
     pictures: int = Field(default=0, ge=0)
-    """With a positive number the domain draws that many annotated pictures of its own into data.folder when it is empty."""
+    """If positive, the domain draws this many annotated pictures of its own into an empty data.folder."""

@@ -1,4 +1,4 @@
-"""Stage 2: what the model learns, and how."""
+"""Stage 2: the objective and its training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cpo_ray.config.section import Free, Section
 
 
 def _as_given(settings: ObjectiveSettings) -> Any:
-    """A baseline without what it takes from the main objective: its name alone, where nothing else was given."""
+    """Write a baseline as it was given, without what it takes from the main objective."""
     given = settings.model_dump(mode="json", exclude_unset=True)
     return settings.name if set(given) == {"name"} else given
 
@@ -26,20 +26,22 @@ class Preference(Section):
     """Stage 2: the objective (paper, Eq. 10 to 14) and how it is trained."""
 
     objective: ChosenObjective = Field(default="cpo_s", validate_default=True)
-    """On the command line `preference.objective=cpo` replaces the whole section by cpo's defaults, and
-    `preference.objective.name=cpo` the name alone, so that β and ω stay as the file has them."""
+    """What the model learns. On the command line `preference.objective=cpo` takes cpo with its defaults, and
+    `preference.objective.name=cpo` changes the name alone, so that β and ω stay as in the file."""
     seed: int | None = Field(default=None, ge=0)
-    """Decides the order of training and the first weights; without it run.seed does. Targets do not depend on it, so trainings
-    with different seeds read the same ones."""
+    """Decides the order of training and the first weights; by default run.seed. Targets do not depend on it, so trainings with
+    different seeds share them."""
     lora: Lora = Lora()
     optimization: Optimization
     baselines: Free[tuple[Baseline, ...]] = ()
-    """Objectives that are trained on the same data for comparison; a resumed run may add some. A setting that a baseline is not
-    given has the main objective's value where that one has it too, such as β and ω, and its own default otherwise."""
+    """Objectives trained on the same data for comparison. A resumed run may add some. A baseline takes missing settings, such as
+    β and ω, from the main objective if that one has them, and its own defaults otherwise."""
 
     @property
     def trainings(self) -> dict[str, ObjectiveSettings]:
-        """What stage 2 trains, by the names of the objectives: the main one first, then the baselines, each complete."""
+        """The trainings of stage 2 by the objectives' names: the main one first, then the baselines, each
+        with complete settings.
+        """
         found = {OBJECTIVES.load(self.objective.name).name: self.objective}
         for baseline in self.baselines:
             settings = baseline.completed(self.objective)

@@ -20,7 +20,7 @@ class Section(BaseModel):
 
 
 class FreeOnResume:
-    """Marks a setting that a resumed run may change: it says how something is computed, and not what comes out."""
+    """Marks a setting that a resumed run may change: it says how something is computed, not what comes out."""
 
 
 #: The type of such a setting, as in `workers: Free[PositiveInt] = 1`.
@@ -28,6 +28,6 @@ Free = Annotated[Value, FreeOnResume()]
 
 
 def free_on_resume(section: type[Section]) -> frozenset[str]:
-    """The names of a section's settings that a resumed run may change."""
+    """Return the names of a section's settings that a resumed run may change."""
     fields = section.model_fields.items()
     return frozenset(name for name, field in fields if any(isinstance(mark, FreeOnResume) for mark in field.metadata))

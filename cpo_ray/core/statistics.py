@@ -15,7 +15,7 @@ from cpo_ray.hierarchy import Hierarchy
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with the ends of its bootstrap interval."""
+    """A mean with the ends of its interval."""
 
     mean: float
     low: float

@@ -12,7 +12,7 @@ from cpo_ray.objectives.expert_targets import ExpertDifferences, direction_cosin
 
 
 def objective_of(settings: ObjectiveSettings) -> Objective[Any]:
-    """The objective that is told these settings. Raises ConfigError where their name leads to none that takes them."""
+    """Return the objective of these settings. Raises ConfigError if their name leads to none that accepts them."""
     found = OBJECTIVES.load(settings.name)
     if not isinstance(found, Objective) or not isinstance(settings, found.settings):
         raise ConfigError(f"{settings.name!r} is no objective that takes {type(settings).__name__}; it is {found!r}")

@@ -1,4 +1,4 @@
-"""The types that every objective speaks."""
+"""The types that every objective uses."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ FrozenName = Literal["target", "reference", "winning", "losing"]
 LossAndMetrics = tuple[Tensor, dict[str, Tensor]]
 Settings = TypeVar("Settings", bound=ObjectiveSettings)
 
-#: The setting that each of the expert's two outputs is made with (CPO, Eq. 10 and 11).
+#: Frozen output → the setting that it is made with (CPO, Eq. 10 and 11).
 _OMEGAS: dict[FrozenName, str] = {"winning": "omega_win", "losing": "omega_lose"}
-#: A training lies in a folder with its objective's name; these folders and rows of tables are there already.
+#: A training's folder has its objective's name, and these names are taken by other folders and rows of tables.
 _TAKEN = ("base", "expert", "evaluation")
 
 
 class View(NamedTuple):
-    """One prediction of a sample: which of its pictures the model sees with noise, and which of its texts it is told."""
+    """One prediction of a sample: the picture that the model sees with noise, and the text that it is told, both by number."""
 
     picture: int
     text: int
@@ -31,11 +31,14 @@ class View(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ViewOutputs:
-    """What is known of one view of B samples: (B, ...) tensors in the model's prediction space.
+    """The outputs for one view of B samples: (B, ...) tensors in the model's prediction space.
 
-    prediction: ε_θ, the trained model's output; the only one with a gradient.
-    target: what a perfect denoiser predicts. reference: ε_ref, the frozen base model's output.
-    winning and losing: z_w and z_l of CPO, Eq. 10 and 11. These four are float32, and None where nothing needs them.
+    - prediction: ε_θ, the trained model's output; the only one with a gradient.
+    - target: what a perfect denoiser predicts.
+    - reference: ε_ref, the frozen base model's output.
+    - winning, losing: z_w and z_l of CPO, Eq. 10 and 11.
+
+    All but the prediction are float32, and None if the objective does not need them.
     """
 
     prediction: Tensor
@@ -45,7 +48,7 @@ class ViewOutputs:
     losing: Tensor | None = None
 
     def frozen(self, name: FrozenName) -> Tensor:
-        """The named one of the four frozen outputs. Raises ValueError if it is not there."""
+        """Return one of the four frozen outputs. Raises ValueError if it is missing."""
         tensor: Tensor | None = getattr(self, name)
         if tensor is None:
             raise ValueError(f"the batch holds no {name!r} output; name it in the objective's needs, so that it is produced")
@@ -54,13 +57,13 @@ class ViewOutputs:
 
 @dataclass(frozen=True)
 class Objective(Generic[Settings]):
-    """A loss with all that has to be known to train with it.
+    """A loss with everything needed to train with it.
 
-    needs: the frozen outputs that it reads of each view; they decide which targets are computed and read.
-    function: from the outputs of each view, in the order of `views`, and the settings to the loss per sample (B,) and further
-    metrics per sample, each (B,). It is pure, and samples do not see each other.
-    settings: the class of what it can be told; an objective that needs "winning" has a field omega_win in it, and one that needs
-    "losing" a field omega_lose. `PreferenceSettings` has both.
+    - needs: the frozen outputs that it reads of each view. They decide which targets are computed and read.
+    - function: maps the outputs of each view, in the order of `views`, and the settings to the loss per sample (B,) and further
+      metrics per sample, each (B,). It is pure, and samples do not see each other.
+    - settings: the class of its settings. It has a field omega_win if the objective needs "winning", and omega_lose if it needs
+      "losing". `PreferenceSettings` has both.
     """
 
     name: str
@@ -70,7 +73,7 @@ class Objective(Generic[Settings]):
     views: tuple[View, ...] = (View(picture=0, text=0),)
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an objective that cannot be trained with."""
+        """Raise ValueError for an objective that cannot be trained with."""
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in _TAKEN:
             raise ValueError(
                 f"an objective is called {self.name!r}; a name is of small letters, digits and _, and none of {', '.join(_TAKEN)}"
@@ -86,25 +89,25 @@ class Objective(Generic[Settings]):
 
     @property
     def supervised(self) -> bool:
-        """Whether the noise itself is all that it learns from, so that neither the expert nor the reference is called."""
+        """Whether it learns from the noise alone, so that neither the expert nor the reference is called."""
         return self.needs == {"target"}
 
     def outputs(
         self, prediction: Tensor, target: Tensor | None, expert: ExpertDifferences | None, settings: Settings
     ) -> ViewOutputs:
-        """A view's outputs, from a prediction and what target shards hold for it, all (B, ...), with the settings' ω."""
+        """Return a view's outputs from a prediction and what target shards hold for it, all (B, ...), with the settings' ω."""
         if expert is None:
             return ViewOutputs(prediction, target)
-        told: Any = settings  # a class of the objective's own, which has the fields that __post_init__ looks for
+        told: Any = settings  # the objective's own class, with the fields that __post_init__ checks
         winning = expert.winning(told.omega_win) if "winning" in self.needs else None
         losing = expert.losing(told.omega_lose) if "losing" in self.needs else None
         return ViewOutputs(prediction, target, expert.reference, winning, losing)
 
     def __call__(self, views: tuple[ViewOutputs, ...], settings: Settings) -> LossAndMetrics:
-        """Loss per sample (B,) and metrics per sample, each (B,) without gradient, the loss itself among them.
+        """Return the loss per sample (B,) and metrics per sample, each (B,) without gradient, the loss itself among them.
 
-        Computed in float32 whatever the predictions' dtype. Raises ValueError if a needed output is missing or has another shape
-        than the prediction, or the loss another than (B,): all of these would broadcast into a wrong number.
+        Computed in float32 whatever the predictions' dtype. Raises ValueError if a needed output is missing or differs from the
+        prediction in shape, or if the loss is not (B,): each of these would broadcast into a wrong number.
         """
         assert len(views) == len(self.views)
         for view in views:
@@ -127,5 +130,5 @@ class Objective(Generic[Settings]):
 
 
 def mean_per_sample(values: Tensor) -> Tensor:
-    """Mean over all dimensions but the first: (B, ...) to (B,)."""
+    """Return the mean over all dimensions but the first: (B, ...) to (B,)."""
     return values.flatten(1).mean(dim=1)

@@ -7,7 +7,7 @@ from cpo_ray.objectives.preference import NEEDS, PreferenceSettings, error_chang
 
 
 def cpo_loss(views: tuple[ViewOutputs, ...], settings: PreferenceSettings) -> LossAndMetrics:
-    """-log sigmoid(-κ (win - lose)) per sample, which is -log sigmoid(β mean[(z_w - z_l)(ε_θ - ε_ref)]).
+    """Return -log sigmoid(-κ (win - lose)) per sample, which is -log sigmoid(β mean[(z_w - z_l)(ε_θ - ε_ref)]).
 
     For κ and the metrics see `cpo_ray.objectives.preference`.
     """

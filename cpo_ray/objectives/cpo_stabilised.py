@@ -12,9 +12,9 @@ from cpo_ray.objectives.preference import NEEDS, PreferenceSettings, error_chang
 
 @torch.no_grad()
 def stabilised_losing(prediction: Tensor, winning: Tensor, losing: Tensor) -> Tensor:
-    """z_l' (B, ...) of CPO, Eq. 13: behind ε_θ as seen from z_l, and as far from ε_θ as z_w is, per sample.
+    """Return z_l' (B, ...) of CPO, Eq. 13: on the far side of ε_θ from z_l, as far from ε_θ as z_w is, per sample.
 
-    Where ε_θ = z_l there is no direction: z_l' is ε_θ itself, since the original term has no gradient there.
+    If ε_θ = z_l there is no direction, and z_l' is ε_θ itself, since the original term has no gradient there.
     """
     # `normalize` divides by at least 1e-12, which is the guard: a zero vector stays zero.
     direction = functional.normalize((prediction - losing).flatten(1), dim=1)
@@ -23,12 +23,12 @@ def stabilised_losing(prediction: Tensor, winning: Tensor, losing: Tensor) -> Te
 
 
 def cpo_stabilised_loss(views: tuple[ViewOutputs, ...], settings: PreferenceSettings) -> LossAndMetrics:
-    """-log sigmoid(-κ (win + |z_l' - ε_θ|² - |z_l' - ε_ref|²)) per sample (CPO, Eq. 14).
+    """Return -log sigmoid(-κ (win + |z_l' - ε_θ|² - |z_l' - ε_ref|²)) per sample (CPO, Eq. 14).
 
-    With a = ε_θ - z_w and b = ε_θ - z_l the gradient has the direction 2|a| (a/|a| - b/|b|): it vanishes at
-    z_w and on the ray from z_l beyond it. The value of the loss also falls as z_l' moves, so progress is read
-    off the metrics: `lose` is the original losing part, as in the paper's Fig. 5, and `lose_stabilised` the
-    term that is trained. For κ and the other metrics see `cpo_ray.objectives.preference`.
+    With a = ε_θ - z_w and b = ε_θ - z_l the gradient has the direction 2|a| (a/|a| - b/|b|). It vanishes at z_w and on the ray
+    from z_l beyond it. The value of the loss also falls as z_l' moves, so read progress off the metrics: `lose` is the original
+    losing part, as in the paper's Fig. 5, and `lose_stabilised` the term that is trained. For κ and the other metrics see
+    `cpo_ray.objectives.preference`.
     """
     (view,) = views
     reference, winning, losing = view.frozen("reference"), view.frozen("winning"), view.frozen("losing")

@@ -1,4 +1,4 @@
-"""The expert's raw outputs, kept so that z_w and z_l can be had for every ω without calling it again."""
+"""The expert's raw outputs, stored so that z_w and z_l follow for every ω without calling the expert again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExpertDifferences:
 
     @classmethod
     def from_outputs(cls, reference: Tensor, positive: Tensor, negative: Tensor, null: Tensor, all_: Tensor) -> ExpertDifferences:
-        """From ε_ref(y), θ1(y, A_pos), θ1(A_neg), θ1(∅) and θ1(y, A_pos, A_neg), each (B, ...)."""
+        """Build from ε_ref(y), θ1(y, A_pos), θ1(A_neg), θ1(∅) and θ1(y, A_pos, A_neg), each (B, ...)."""
         reference, positive, negative = reference.float(), positive.float(), negative.float()
         null, all_ = null.float(), all_.float()
         return cls(
@@ -44,16 +44,16 @@ class ExpertDifferences:
         )
 
     def winning(self, omega_w: float) -> Tensor:
-        """z_w = (1 - ω_w) θ1(A_neg) + ω_w θ1(y, A_pos) (CPO, Eq. 10); (B, ...) float32."""
+        """Return z_w = (1 - ω_w) θ1(A_neg) + ω_w θ1(y, A_pos) (CPO, Eq. 10); (B, ...) float32."""
         negative, positive = self.negative_minus_null.float(), self.positive_minus_null.float()
         return self._null() + (1 - omega_w) * negative + omega_w * positive
 
     def losing(self, omega_l: float) -> Tensor:
-        """z_l = (1 - ω_l) θ1(∅) + ω_l θ1(y, A_pos, A_neg) (CPO, Eq. 11); (B, ...) float32."""
+        """Return z_l = (1 - ω_l) θ1(∅) + ω_l θ1(y, A_pos, A_neg) (CPO, Eq. 11); (B, ...) float32."""
         return self._null() + omega_l * (self.positive_minus_null.float() - self.positive_minus_all.float())
 
     def contrast(self, omega_w: float, omega_l: float) -> Tensor:
-        """z_w - z_l from the stored differences alone; (B, ...) float32."""
+        """Return z_w - z_l from the stored differences alone; (B, ...) float32."""
         return (
             (1 - omega_w) * self.negative_minus_null.float()
             + (omega_w - omega_l) * self.positive_minus_null.float()
@@ -65,9 +65,10 @@ class ExpertDifferences:
 
 
 def direction_cosine(approximate: ExpertDifferences, exact: ExpertDifferences, omega_w: float, omega_l: float) -> Tensor:
-    """Cosine of the angle between z_w - z_l as two experts give it, per sample (B,) float64.
+    """Return the cosine between two experts' z_w - z_l, per sample (B,) float64.
 
-    It says what an approximation of θ1 (lower precision, another attention) costs: plain CPO trains along this direction alone.
+    It measures the cost of an approximation of θ1 (lower precision, another attention), since plain CPO trains along this
+    direction alone.
     """
     one, two = (each.contrast(omega_w, omega_l).flatten(1).double() for each in (approximate, exact))
     return functional.cosine_similarity(one, two, dim=1)

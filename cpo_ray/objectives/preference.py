@@ -1,9 +1,8 @@
-"""What the two-sided losses share: settings, parts relative to the reference, and a logistic loss on their balance.
+"""What two-sided losses share: settings, parts relative to the reference, and a logistic loss on their balance.
 
-Convention. Squared norms are *means* over all dimensions but the batch, and β is that of the public
-Diffusion-DPO code, so the factor κ of the logistic loss is κ_mean = β / 2 (it stands for β T ω(λ_t) in CPO,
-Eq. 12). With sums over D elements the same loss has κ_sum = β / (2 D). The mean does not change with the
-resolution.
+Convention. Squared norms are *means* over all dimensions but the batch, and β is that of the public Diffusion-DPO code. The
+factor κ of the logistic loss is therefore κ_mean = β / 2 (it stands for β T ω(λ_t) in CPO, Eq. 12). With sums over D elements the
+same loss has κ_sum = β / (2 D). The mean does not change with the resolution.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch.nn import functional
 from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.objectives.base import FrozenName, mean_per_sample
 
-#: What a loss with a winning and a losing side reads.
+#: The frozen outputs that a loss with a winning and a losing side reads.
 NEEDS: frozenset[FrozenName] = frozenset({"reference", "winning", "losing"})
 
 
@@ -32,17 +31,17 @@ class PreferenceSettings(ObjectiveSettings):
 
 
 def error_change(displacement: Tensor, offset: Tensor) -> Tensor:
-    """|z - ε_θ|² - |z - ε_ref|² per sample (B,), as means; negative when ε_θ is nearer to z than ε_ref is.
+    """Return |z - ε_θ|² - |z - ε_ref|² per sample (B,), as means; negative if ε_θ is nearer to z than ε_ref is.
 
     `displacement` is ε_θ - ε_ref and `offset` is z - ε_ref, both (B, ...).
     """
-    # The difference of squares, multiplied out: subtracting two nearly equal errors would lose the digits
-    # that κ, in the thousands, then amplifies.
+    # The difference of squares is multiplied out, since subtracting two nearly equal errors would lose digits, and κ, in the
+    # thousands, would amplify that.
     return mean_per_sample(displacement * (displacement - 2 * offset))
 
 
 def logistic_loss(balance: Tensor, settings: PreferenceSettings) -> Tensor:
-    """-log sigmoid(-κ balance) per sample, κ = β / 2 (CPO, Eq. 12 and 14); ln 2 where the balance is 0."""
+    """Return -log sigmoid(-κ balance) per sample, κ = β / 2 (CPO, Eq. 12 and 14); ln 2 if the balance is 0."""
     return functional.softplus(settings.beta / 2 * balance)
 
 

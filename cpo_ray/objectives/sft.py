@@ -9,14 +9,14 @@ from cpo_ray.objectives.base import LossAndMetrics, Objective, ViewOutputs, mean
 
 
 class SupervisedSettings(ObjectiveSettings):
-    """Supervised training learns from good examples alone."""
+    """Supervised training learns from good examples only."""
 
     most_negatives: int | None = Field(default=1, ge=0)
-    """Train on pictures with at most so many negative attributes; a large number takes all."""
+    """Train on pictures with at most this many negative attributes; a large number takes all."""
 
 
 def sft_loss(views: tuple[ViewOutputs, ...], settings: SupervisedSettings) -> LossAndMetrics:
-    """Mean squared error of the prediction against the denoising target, per sample (CPO, section 5.1)."""
+    """Return the mean squared error of the prediction against the denoising target, per sample (CPO, section 5.1)."""
     (view,) = views
     return mean_per_sample((view.prediction - view.frozen("target")).square()), {}
 

@@ -1,4 +1,4 @@
-"""What a trainer reads: batches of the plan, put together from the rows of target shards."""
+"""Read batches of the plan from the rows of target shards."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from cpo_ray.objectives import ExpertDifferences, Objective, View, ViewOutputs
 from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
 _DIFFERENCES = tuple(ExpertDifferences.__dataclass_fields__)
-# An open shard is a memory map and a parsed header; after the first epoch a batch reads single rows of many shards.
+# An open shard is a memory map and a parsed header. After the first epoch a batch reads single rows of many shards.
 _OPEN_SHARDS = 256
 #: The only picture and the only text that a row of today's shards has.
 ONE_VIEW = (View(picture=0, text=0),)
 
 
 class TargetsUnavailable(RuntimeError):
-    """A shard did not come: the producer's own sentence, or that it took too long."""
+    """A shard did not come: the producer's own sentence, or a time-out."""
 
 
 def check_views(views: Iterable[View]) -> None:
-    """Raises TargetStoreError for a view of a picture or text that target shards do not hold."""
+    """Raise TargetStoreError for a view of a picture or text that target shards do not hold."""
     for view in views:
         if view not in ONE_VIEW:
             raise TargetStoreError(
@@ -61,9 +61,9 @@ class TargetBatch:
     def inputs(
         self, dtype: torch.dtype, views: tuple[View, ...] = ONE_VIEW, count: int | None = None
     ) -> tuple[Tensor, Tensor, Conditioning]:
-        """x_t, timestep and conditioning of the first `count` samples, as `Family.predict` takes them to compute in `dtype`.
+        """Return x_t, timestep and conditioning of the first `count` samples, as `Family.predict` takes them, in `dtype`.
 
-        With V views there are V rows for every sample: those of all samples in the first view come first.
+        With V views there are V rows for every sample, all samples of the first view first.
         """
         check_views(views)
 
@@ -73,13 +73,13 @@ class TargetBatch:
         return rows(self.x_t).to(dtype), rows(self.timestep), {name: rows(values) for name, values in self.conditioning.items()}
 
     def outputs(self, predictions: Tensor, objective: Objective[Any], settings: ObjectiveSettings) -> tuple[ViewOutputs, ...]:
-        """What the objective sees of each of its views, from the predictions (V · B, C, h, w) for its `inputs`."""
+        """Return what the objective sees of each view, given the predictions (V · B, C, h, w) for `inputs`."""
         each = predictions.chunk(len(objective.views))
         return tuple(objective.outputs(prediction, self.target, self.expert, settings) for prediction in each)
 
 
 class TargetReader:
-    """Reads batches of `shards`; waits for one that is still being produced and adds up the time in `waited_seconds`.
+    """Reads batches of `shards`. It waits for a shard that is still being produced and adds up the time in `waited_seconds`.
 
     `run_id` names the producer whose failure ends the wait.
     """
@@ -94,13 +94,13 @@ class TargetReader:
         self._opened: OrderedDict[int, safe_open] = OrderedDict()
 
     def batch(self, batch: Batch, device: torch.device | None = None) -> TargetBatch:
-        """The targets of a batch of the plan, on `device` or else on the CPU.
+        """Return the targets of a batch of the plan, on `device` or on the CPU.
 
-        Raises TargetsUnavailable when the producer has failed or a shard does not come in time, and TargetStoreError for
-        a damaged one.
+        Raises TargetsUnavailable if the producer has failed or a shard does not come in time, and TargetStoreError for a damaged
+        one.
         """
         samples = [self._sample(item) for item in batch.items]
-        # A shard's texts are as long as its longest; rows of zeros are how families write that there is no token.
+        # A shard's texts are as long as its longest one. Families mark missing tokens with rows of zeros.
         stacked = {
             name: pad_sequence([sample[name] for sample in samples], batch_first=True)
             if name.startswith("text.")
@@ -108,7 +108,7 @@ class TargetReader:
             for name in samples[0]
         }
         if device is not None and device.type == "cuda":
-            # As stored, half the bytes of float32, and while the device still computes: this thread waits for nothing.
+            # Sent as stored, which is half the bytes of float32, while the device still computes; this thread does not wait.
             stacked = {name: values.pin_memory().to(device, non_blocking=True) for name, values in stacked.items()}
         present = [name for name in _DIFFERENCES if name in stacked]
         target = stacked.get("target")
@@ -125,7 +125,7 @@ class TargetReader:
         )
 
     def _sample(self, item: Item) -> dict[str, Tensor]:
-        """The row of every tensor that belongs to one item; no more than that is read."""
+        """Return the row of every tensor that belongs to one item; nothing else is read."""
         assert item in self._places, f"{item} is in no shard of this reader"
         number, row = self._places[item]
         shard = self._open(number)

@@ -1,4 +1,4 @@
-"""The driver's side of one training: check what can be checked, hand it to Ray Train, read the result."""
+"""The driver's side of one training: check it, hand it to Ray Train, read the result."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class TrainingError(ValueError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training. `trained_steps` counts those of this call: 0 means that there was nothing left to train.
+    """A finished training.
 
-    `ledger_problem` is None when each planned item was trained exactly as often as planned. `warnings` are sentences about what
-    its numbers say.
+    `trained_steps` counts the steps of this call; 0 means that nothing was left to train. `ledger_problem` is None if each
+    planned item was trained exactly as often as planned. `warnings` are sentences about its numbers.
     """
 
     adapter: Path
@@ -49,7 +49,7 @@ class TrainResult:
 
     @property
     def sentence(self) -> str:
-        """What happened, for people."""
+        """The result as a sentence for people."""
         if self.trained_steps == 0:
             return f"nothing was left to train: all {self.steps} steps were done before; the weights are in {self.adapter}"
         return f"trained {self.trained_steps} of {self.steps} steps; the weights are in {self.adapter}"
@@ -60,12 +60,12 @@ def train(
     on_progress: Tell | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Run a training to its end, or with `resume` go on where it stopped; needs a connected Ray.
+    """Run a training to its end, or with `resume` continue it; needs a connected Ray.
 
-    `on_progress` is told (finished steps, all steps) every few seconds, and `on_warning` once what looks wrong and does not stop
-    a training, from a thread of their own.
-    Raises TrainingError when the output folder holds another training, the cluster is too small or the workers fail too often,
-    TrainingHealthError when the numbers go wrong, and ExportError when the written weights are not the trained ones.
+    From threads of their own, `on_progress` gets (finished steps, all steps) every few seconds, and `on_warning` gets what looks
+    wrong without stopping a training, once. Raises TrainingError if the output folder holds another training, the cluster is too
+    small or the workers fail too often; TrainingHealthError if the numbers go wrong; ExportError if the written weights are not
+    the trained ones.
     """
     _check_output(spec)
     record = spec.output / _RESULT
@@ -97,7 +97,7 @@ def train(
 
 
 def check_resources(optimization: Optimization) -> None:
-    """Raises TrainingError when the cluster can never hold the workers; Ray would wait for them for ever."""
+    """Raise TrainingError if the cluster can never hold the workers; Ray would wait for ever."""
     cluster = ray.cluster_resources()
     for name, each in (("CPU", optimization.cpus_per_worker), ("GPU", optimization.gpus_per_worker)):
         wanted, there = optimization.workers * each, cluster.get(name, 0.0)
@@ -111,7 +111,7 @@ def check_resources(optimization: Optimization) -> None:
 
 @contextmanager
 def _followed(spec: TrainSpec, on_progress: Tell | None, on_warning: Callable[[str], None] | None) -> Iterator[list[str]]:
-    """Read the lines that rank 0 writes, one a step; nothing has to travel to see how it goes. Yields what was said."""
+    """Follow the lines that rank 0 writes, one per step, so that progress needs no message. Yields the warnings given."""
     told: list[str] = []
     ended, file = threading.Event(), spec.output / METRICS
 
@@ -123,7 +123,7 @@ def _followed(spec: TrainSpec, on_progress: Tell | None, on_warning: Callable[[s
                 continue
             last = len(steps)
             if on_progress is not None and last < spec.plan.steps:
-                # Steps wait for targets, which have a counter of their own.
+                # Steps wait for targets, which have their own counter.
                 waited = sum(step.get("seconds_waited_for_targets", 0.0) for step in steps)
                 on_progress(last, spec.plan.steps, file.stat().st_mtime - waited if steps else None)
             if on_warning is not None and not told and (warning := _winner_warning(spec)):
@@ -147,7 +147,7 @@ def _winner_warning(spec: TrainSpec) -> str | None:
 
 
 def _check_output(spec: TrainSpec) -> None:
-    """Compare with what was started in the output folder before."""
+    """Compare with the training that was started in the output folder before."""
     record, settings = spec.output / _SETTINGS, _settings(spec)
     if not record.exists():
         return
@@ -166,7 +166,7 @@ def _check_output(spec: TrainSpec) -> None:
 
 
 def _settings(spec: TrainSpec) -> dict[str, Any]:
-    """All that a resume may not change. Steps and epochs are in the plan."""
+    """Return everything that a resume may not change. Steps and epochs are part of the plan."""
     sections = {
         "model": spec.model.model_dump(mode="json"),
         "lora": spec.lora.model_dump(mode="json"),
@@ -193,7 +193,7 @@ def _fit(spec: TrainSpec) -> WorkerResult:
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=optimization.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RunConfig(
-            name=spec.run_id,  # the same name in the same place is how Ray Train resumes
+            name=spec.run_id,  # Ray Train resumes a run of the same name in the same place
             storage_path=str(spec.output.absolute()),
             failure_config=FailureConfig(max_failures=optimization.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
@@ -211,5 +211,5 @@ def _fit(spec: TrainSpec) -> WorkerResult:
 
 
 def _last_line(error: TrainingFailedError) -> str:
-    """The message at the end of a worker's traceback."""
+    """Return the message at the end of a worker's traceback."""
     return str(error).strip().splitlines()[-1]

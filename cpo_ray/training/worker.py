@@ -1,4 +1,4 @@
-"""What every rank of a training does, stage 1, stage 2 and the baselines alike: read targets, predict, step, record.
+"""What every rank of a training does, in stage 1, stage 2 and the baselines: read targets, predict, step, record.
 
 The denoiser is the only model here. `Trainer` knows torch.distributed and DeepSpeed; `train_loop` adds Ray Train.
 """
@@ -63,17 +63,17 @@ class TrainSpec:
     card: Mapping[str, str] = field(default_factory=dict)
     tracking: StepTracking | None = None
     snapshots: bool = False
-    """Leave the weights of every checkpoint below `snapshots/` too, for whoever draws with them and removes them."""
+    """Also leave the weights of every checkpoint below `snapshots/`, for the process that draws with them and removes them."""
     shards: tuple[Items, ...] = ()
-    """The shards that hold the items, where they are not those of the plan alone: the trials of a sweep share theirs."""
+    """The shards with the items, if they are not the plan's own; trials of a sweep share theirs."""
     held_out: Plan | None = None
-    """Its steps are computed at every snapshot and never trained on; the metrics lie beside the weights."""
+    """Steps that are computed at every snapshot and never trained on. The metrics lie beside the weights."""
     resume: bool = False
 
 
 @dataclass(frozen=True)
 class WorkerResult:
-    """How a worker group ended. `failure` is returned and not raised, since a restart would only repeat it."""
+    """How a worker group ended. `failure` is returned, not raised, since a restart would only repeat it."""
 
     first_step: int
     last_step: int
@@ -83,9 +83,10 @@ class WorkerResult:
 
 
 class Trainer:
-    """The denoiser, its engine and its targets on one rank; needs an initialised torch.distributed. Collective throughout.
+    """The denoiser, its engine and its targets on one rank; needs an initialised torch.distributed. All
+    methods are collective.
 
-    Raises TrainingHealthError when the learning rate is too small for a model in bfloat16 ever to move.
+    Raises TrainingHealthError if the learning rate is too small for a model in bfloat16 to move.
     """
 
     def __init__(self, spec: TrainSpec) -> None:
@@ -106,7 +107,7 @@ class Trainer:
             check_learning_rate(denoiser, spec.plan.steps, optimization)
         if optimization.gradient_checkpointing:
             self.family.checkpoint_gradients(denoiser)
-        # A micro-batch larger than a rank's share would be filled up with padding.
+        # A micro-batch larger than a rank's share would only add padding.
         self.micro_batch = min(optimization.micro_batch, math.ceil(spec.plan.global_batch / self.world_size))
         self.engine = Engine(
             denoiser,
@@ -118,11 +119,11 @@ class Trainer:
         self.untrained = self.engine.checksum()
 
     def microbatches(self, step: int) -> list[Batch]:
-        """What this rank computes in a step."""
+        """Return what this rank computes in a step."""
         return self.spec.plan.rank_microbatches(step, self.rank, self.world_size, self.micro_batch)
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step; metrics are means over the planned items of all ranks, the same on each of them."""
+        """Do one optimizer step and return metrics: means over the planned items of all ranks, equal on every rank."""
         started, waited = time.perf_counter(), self.reader.waited_seconds
         planned = len(self.spec.plan.step(step).planned)
         totals: dict[str, Tensor] = {}
@@ -130,7 +131,7 @@ class Trainer:
             targets = self.reader.batch(batch, self.engine.device)
             losses, metrics = self._losses(targets)
             weights = targets.weights.to(losses.device)
-            # DeepSpeed takes the mean over micro-batches and ranks; this makes it the mean over the planned items.
+            # DeepSpeed takes the mean over micro-batches and ranks. This factor makes it the mean over the planned items.
             scale = self.engine.accumulation * self.world_size / planned
             self.engine.backward((weights * losses).sum() * scale)
             _add(totals, metrics, weights)
@@ -147,7 +148,7 @@ class Trainer:
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """The objective's metrics on the held-out items, means over all of them and ranks."""
+        """Return the objective's metrics on the held-out items, as means over all items and ranks."""
         plan = self.spec.held_out
         assert plan is not None
         totals: dict[str, Tensor] = {}
@@ -159,7 +160,7 @@ class Trainer:
         return self._means(totals, plan.total_items)
 
     def export(self, folder: Path, metrics: Mapping[str, float]) -> None:
-        """Write the trained weights, or their moving average, on rank 0, and compare what they do. Raises ExportError there."""
+        """Write the trained weights, or their moving average, on rank 0, and compare their effect. Raises ExportError there."""
         targets = self.reader.batch(self.microbatches(self.spec.plan.steps - 1)[0], self.engine.device)
         x_t, timestep, conditioning = targets.inputs(DTYPES[self.spec.model.dtype], count=_PROBE_SAMPLES)
         with self.engine.averaged():
@@ -173,7 +174,7 @@ class Trainer:
             )
 
     def snapshot(self, folder: Path) -> None:
-        """Write the trained weights as they are now, or their average, on rank 0; whoever sees `folder` sees all of it."""
+        """Write the current weights, or their average, on rank 0. `folder` appears only when it is complete."""
         with self.engine.averaged():
             held_out = {} if self.spec.held_out is None else self.held_out()
             state = self.engine.trained_state()
@@ -184,7 +185,9 @@ class Trainer:
                 write_json(partial / HELD_OUT, held_out)
 
     def difference(self, step: int) -> str | None:
-        """What is wrong if the ranks' weights are not the same after a step, as half a sentence. ZeRO-3 has no two of them."""
+        """Return half a sentence if the ranks' weights differ after a step, else None. At ZeRO-3 no two ranks have the same
+        weights.
+        """
         if self.world_size == 1 or not self.engine.replicated:
             return None
         own = torch.tensor([self.engine.checksum()], device=self.engine.device)
@@ -193,7 +196,7 @@ class Trainer:
         return difference(step, [int(checksum) for checksum in gathered])
 
     def _losses(self, targets: TargetBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and metrics per sample, (B,)."""
+        """Return the loss and the metrics per sample, (B,)."""
         inputs = targets.inputs(DTYPES[self.spec.model.dtype], self.objective.views)
         predictions = self.family.predict(self.engine.model, *inputs)  # all views in one forward
         return self.objective(targets.outputs(predictions, self.objective, self.spec.objective), self.spec.objective)
@@ -210,7 +213,7 @@ class Trainer:
 
 
 def train_loop(config: dict[str, Any]) -> WorkerResult:
-    """The function that Ray Train runs on every rank, with config["spec"] a TrainSpec."""
+    """The function that Ray Train runs on every rank; config["spec"] is a TrainSpec."""
     spec: TrainSpec = config["spec"]
     torch.set_num_threads(max(1, int(spec.optimization.cpus_per_worker)))
     try:
@@ -226,7 +229,7 @@ def train_loop(config: dict[str, Any]) -> WorkerResult:
             metrics = trainer.step(step)
             for logger in loggers:
                 logger.log(step, metrics)
-            # The numbers are the same on all ranks, so all of them stop here or none.
+            # The numbers are equal on all ranks, so either all stop here or none.
             if problem := watch.problem(step, metrics["loss"], metrics["gradient_norm"]):
                 return WorkerResult(first, step, metrics, _health_error(problem, _GENTLER))
             due = (step + 1) % spec.optimization.checkpoint_every == 0 or step + 1 == steps
@@ -236,7 +239,7 @@ def train_loop(config: dict[str, Any]) -> WorkerResult:
                 write_segment(spec.output, state.step, step + 1, trainer.rank, trainer.trained)
                 trainer.trained.clear()
                 state = TrainingState(step + 1, tuple(watch.norms), metrics)
-                if spec.snapshots:  # before the checkpoint counts: a resume from it would not write the snapshot any more
+                if spec.snapshots:  # before the checkpoint counts, since a resume from it would not write the snapshot again
                     trainer.snapshot(snapshot_folder(spec, step + 1))
                 save_checkpoint(trainer.engine, state, spec.output.absolute() / spec.run_id)
     try:
@@ -247,12 +250,12 @@ def train_loop(config: dict[str, Any]) -> WorkerResult:
 
 
 def snapshot_folder(spec: TrainSpec, step: int) -> Path:
-    """Where the weights after `step` steps are left."""
+    """Return where the weights after `step` steps are left."""
     return spec.output / SNAPSHOTS / f"step-{step:08d}"
 
 
 def _warnings(trainer: Trainer, steps: int) -> tuple[str, ...]:
-    """What is to be said of a finished training."""
+    """Return the warnings about a finished training."""
     if trainer.engine.checksum() != trainer.untrained:
         return ()
     what = f"after {steps} steps not one weight has changed in {trainer.spec.model.dtype}, so the result does nothing in it"

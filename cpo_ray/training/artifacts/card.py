@@ -1,4 +1,4 @@
-"""The model card beside trained weights: what they are, how to load them, under which licence, what was measured."""
+"""The model card beside trained weights: what they are, how to load them, their licence, and what was measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
 
 
 def card_text(model: Model, card: Mapping[str, str], parameters: Literal["lora", "full"] = "lora") -> str:
-    """A model card that diffusers' and the hub's readers understand; `card` gives the lines of its table."""
+    """Return a model card in the form of diffusers and the hub; `card` gives the lines of its table."""
     rows = "\n".join(f"| {name} | {value} |" for name, value in card.items())
     revision = f" at revision {model.revision}" if model.revision else ""
     licence = base_licence(model)
@@ -43,9 +43,9 @@ def card_text(model: Model, card: Mapping[str, str], parameters: Literal["lora",
 
 
 def add_evaluation(folder: Path, section: str) -> None:
-    """Put an evaluation at the end of the model card in `folder`, or in the place of an earlier one; the rest stays as it is.
+    """Put an evaluation at the end of the model card in `folder`, replacing an earlier one. The rest stays as it is.
 
-    `section` is Markdown that ends with a line feed. Nothing happens where the card was taken away.
+    `section` is Markdown that ends with a line feed. Nothing happens if the card was removed.
     """
     card = folder / "README.md"
     if card.exists():
@@ -56,7 +56,7 @@ def add_evaluation(folder: Path, section: str) -> None:
 
 
 def base_licence(model: Model) -> str | None:
-    """The licence that a base states in its own model card, or that is known of a published one; None where nothing is stated."""
+    """Return the licence that a base's own model card states, or the known one of a published base; None if unknown."""
     card = Path(base_source(model)) / "README.md"
     if card.is_file() and (front := _FRONT_MATTER.match(card.read_text())):
         fields = yaml.safe_load(front[1])
@@ -67,7 +67,7 @@ def base_licence(model: Model) -> str | None:
 
 
 def _usage(model: Model, parameters: Literal["lora", "full"]) -> str:
-    """How diffusers loads an export."""
+    """Return how diffusers loads an export."""
     if parameters == "lora":
         return (
             "`pipeline.load_lora_weights(FOLDER)` reads this folder; `formats/` holds the same for kohya's scripts and ComfyUI."

@@ -1,4 +1,6 @@
-"""The trained weights as diffusers and others read them, published only if, loaded back, they give the trained model's output."""
+"""Write the trained weights for diffusers and other programs, and publish them only if, loaded back, they give the trained
+output.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,12 @@ FORMATS = "formats"
 
 
 class ExportError(ValueError):
-    """The written files do not do what the trained model does; nothing was published."""
+    """The written files do not do what the trained model does. Nothing was published."""
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Fixed inputs and the trained model's output for them: x_t and output (B, C, h, w), the rest as a target batch has them."""
+    """Fixed inputs and the trained model's output for them: x_t and output (B, C, h, w), the rest as in a target batch."""
 
     x_t: Tensor
     timestep: Tensor
@@ -39,7 +41,7 @@ class Probe:
 
 
 def probe_output(family: Family, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-    """(B, C, h, w) float32, from full float32 convolutions on GPUs, so that equal models differ by float32's rounding only."""
+    """Return (B, C, h, w) float32, with full float32 convolutions on GPUs, so that equal models differ by rounding only."""
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return family.predict(denoiser, x_t, timestep, conditioning).float()
 
@@ -100,7 +102,7 @@ def verify_export(family: Family, model: Model, folder: Path, probe: Probe) -> N
 
 
 def _output(family: Family, denoiser: nn.Module, probe: Probe) -> Tensor:
-    """On the probe's device, or on the CPU where the trained model leaves no room beside it."""
+    """Compute on the probe's device, or on the CPU if the trained model leaves no room beside it."""
     device = probe.x_t.device if _fits(denoiser, probe.x_t.device) else torch.device("cpu")
     conditioning = {name: values.to(device) for name, values in probe.conditioning.items()}
     output = probe_output(family, denoiser.to(device), probe.x_t.to(device).float(), probe.timestep.to(device), conditioning)

@@ -1,4 +1,4 @@
-"""What a training leaves for people: the line of metrics per step, and what its model card says."""
+"""What a training leaves for people: a line of metrics per step, and its model card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METRICS = "metrics.jsonl"
 
 
 class StepLogger(Protocol):
-    """Takes the metrics of each step; lives on rank 0."""
+    """Takes the metrics of each step, on rank 0."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -26,7 +26,7 @@ class StepLogger(Protocol):
 
 
 class StepTracking(Protocol):
-    """Picklable; starts the logger in the process that logs."""
+    """Starts the logger in the process that logs. Picklable."""
 
     def start(self) -> StepLogger: ...
 
@@ -47,7 +47,7 @@ class _MetricsFile:
 
 
 def open_loggers(spec: TrainSpec, first: int, stack: ExitStack) -> list[StepLogger]:
-    """What rank 0 logs to; forgets what was trained after the checkpoint, since it is trained again."""
+    """Return rank 0's loggers, without what was logged after the checkpoint, since it is trained again."""
     drop_after(spec.output, first)
     loggers: list[StepLogger] = [_MetricsFile(spec.output / METRICS, first)]
     if spec.tracking is not None:
@@ -58,7 +58,7 @@ def open_loggers(spec: TrainSpec, first: int, stack: ExitStack) -> list[StepLogg
 
 
 def model_card(spec: TrainSpec, metrics: Mapping[str, float]) -> dict[str, str]:
-    """The lines of the model card."""
+    """Return the lines of the model card."""
     optimization = spec.optimization
     told = spec.objective.model_dump(mode="json", exclude={"name"}, exclude_none=True)
     average = f"moving average of the trained ones, decay {optimization.ema_decay:g}"
