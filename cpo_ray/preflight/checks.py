@@ -17,6 +17,8 @@ from cpo_ray.config.optimization import missing_package
 from cpo_ray.core.plan import in_training
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.evaluation.domain import open_domain
+from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
 from cpo_ray.models import PIPELINES
 from cpo_ray.models.base import HUB_ID, local_base
@@ -49,6 +51,7 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
         *_settings(config, vae),
         *_bfloat16(config, pictures),
         *_hierarchy(config),
+        *_domain(config),
         *data,
         *model,
         *_resources(config, pictures if plannable else None, trials),
@@ -132,6 +135,26 @@ def _hierarchy(config: Config) -> Iterator[Finding]:
         yield Finding("missing", f"hierarchy: {error}")
     else:
         yield Finding("ok", f"hierarchy {tree.name!r}: {len(tree.attributes)} attributes")
+
+
+def _domain(config: Config) -> Iterator[Finding]:
+    """Who reads labels from the pictures that are drawn, and what they are scored by."""
+    try:
+        domain = open_domain(config)
+        scorers = open_scorers(config, domain)
+    except ConfigError as error:
+        yield Finding("missing", str(error))
+        return
+    if config.expert.stop_at_gate and not domain.reads_labels:
+        yield Finding(
+            "missing",
+            "expert.stop_at_gate needs somebody who reads labels from pictures, and "
+            f"domain.use = {config.domain.use!r} cannot; name a domain that can, or leave stop_at_gate out",
+        )
+    elif scorers:
+        yield Finding("ok", f"pictures are scored by {', '.join(scorer.name for scorer in scorers)}")
+    else:
+        yield Finding("note", "pictures are shown and not scored: domain.use and evaluation.scorers name nothing that does it")
 
 
 def _data(config: Config) -> tuple[int, list[Finding]]:
