@@ -35,23 +35,18 @@ def main() -> None:
 
 def one_seed(seed: int, demo: Path, overrides: list[str]) -> dict[str, dict[str, object]]:
     """Train and evaluate one seed; the numbers of its table."""
-    name, job = (
-        f"{demo.name}-seed-{seed}",
-        [str(ROOT / "jobs" / "train_cpo.py"), "--config", str(demo / "config.toml"), "--resume"],
-    )
+    name = f"{demo.name}-seed-{seed}"
     arguments = [f"run.name={name}", f"run.output={demo.parent}", f"preference.seed={seed}"]
     arguments += [f"expert.adapter={demo / 'expert' / 'adapter'}", "preference.baselines=[]", "evaluation.samples=0", *overrides]
-    subprocess.run([sys.executable, str(job), "--config", str(demo / "config.toml"), "--resume", *arguments], check=True)
+    job = [sys.executable, str(ROOT / "jobs" / "train_cpo.py"), "--config", str(demo / "config.toml"), "--resume"]
+    subprocess.run([*job, *arguments], check=True)
     return numbers(demo.parent / name)
 
 
 def numbers(run: Path) -> dict[str, dict[str, object]]:
-    """What counts of a finished run, by model."""
+    """What counts of a finished run: by model its scores and changes, without what was found in single pictures."""
     result = json.loads((run / "evaluation" / "result.json").read_text())
-    return {
-        model: {key: values[key] for key in ("negatives", "change", "content", "distance", "by_attribute")}
-        for model, values in result["models"].items()
-    }
+    return {model: {key: value for key, value in values.items() if key != "labels"} for model, values in result["models"].items()}
 
 
 if __name__ == "__main__":
