@@ -68,9 +68,24 @@ class Run:
             pictures = {name: pictures[name] for name in few}
         return alignment(self.config, objective, pictures, self.adapter)
 
-    def track(self, name: str, folder: Path, resume: bool) -> RunTracker:
-        """Begin an MLflow run for a training in `folder`, below the whole run's; with `resume` continue the one that it had."""
-        description = _description(self.config, self.dataset, self.tree)
+    def told_of(self, training: Training) -> str:
+        """Return one line on a training: the objective with its settings, how long it takes, the pictures and the base."""
+        settings = training.objective.model_dump(exclude={"name"}, exclude_none=True)
+        told = "".join(
+            f", {key} {value:g}" if isinstance(value, float) else f", {key} {value}" for key, value in settings.items()
+        )
+        plan = training.plan
+        return (
+            f"{training.name}{told}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures of "
+            f"{self.config.data.folder} ({self.dataset.fingerprint}), base {self.config.model.base}"
+        )
+
+    def track(self, name: str, folder: Path, resume: bool, note: str = "") -> RunTracker:
+        """Begin an MLflow run for a training in `folder`, below the whole run's; with `resume` continue the one that it had.
+
+        A new run is described by `note`.
+        """
+        description = _description(self.config, self.dataset, self.tree, note)
         return start_run(self.tracker.experiment, name, folder, description, self.tracker.run_id, resume)
 
     def say(self, sentence: str) -> None:
@@ -102,7 +117,9 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
         write_text(record, dump(config))
     uri = resolve_uri(config.tracking, config.run.output)
     experiment = open_experiment(uri, config.tracking.experiment, config.run.output.absolute() / "mlartifacts")
-    tracker = start_run(experiment, config.run.name, folder, _description(config, dataset, tree), resume=resume)
+    trained = f"a sweep of {trials.count} trials" if trials else f"the expert, then {', '.join(config.preference.trainings)}"
+    note = f"{trained}, on {len(dataset.ids)} pictures of {config.data.folder}, base {config.model.base}"
+    tracker = start_run(experiment, config.run.name, folder, _description(config, dataset, tree, note), resume=resume)
     run = Run(config, tree, dataset, folder, tracker, resume)
     for finding in findings:
         if finding.planned:
@@ -121,7 +138,7 @@ def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
     return dataset
 
 
-def _description(config: Config, dataset: AnnotatedDataset, tree: Hierarchy) -> RunDescription:
+def _description(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, note: str) -> RunDescription:
     """Return what MLflow shows about a run and each of its trainings."""
     tags = {"data": dataset.fingerprint, "hierarchy": tree.content_hash, "commit": git_commit()}
-    return RunDescription(dump(config), config.model_dump(mode="json"), tags)
+    return RunDescription(dump(config), config.model_dump(mode="json"), tags, note)

@@ -93,7 +93,7 @@ def _train(run: Run, training: Training) -> None:
         return
     config, shards = run.config, plan.shards(run.config.targets.shard_size)
     run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
-    tracker = run.track(name, run.folder / name, run.resume)
+    tracker = run.track(name, run.folder / name, run.resume, run.told_of(training))
     targets = target_store(training.frozen, config.targets.folder)
     spec = training_spec(run, training, targets, tracker)
     with (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cpo_ray.evaluation.measure import Comparison, Scores
 from cpo_ray.evaluation.scorers.base import Scorer
@@ -50,7 +50,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
     return "\n".join([lines[0], "  ".join("─" * width for width in widths).rstrip(), *lines[1:]])
 
 
-def card_section(scorers: Sequence[Scorer], models: dict[str, Scores | None], split: str, pictures: int) -> str:
+def card_section(scorers: Sequence[Scorer], models: Mapping[str, Scores], split: str, pictures: int) -> str:
     """What a model card says of a model beside the base, the first of `models`: Markdown that ends with a line feed."""
     base = next(iter(models))
     head = ["model", *heads(scorers, base)]

@@ -54,7 +54,7 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
         run.tracker.log_report(file)
     if base is not None:
         _complete_cards(run, rows, base, scorers)
-    _tell_mlflow(run, rows, best)
+    _tell_mlflow(run, rows, base, best)
     print(f"\n{trials_table(rows, base, scorers)}\n")
     left = sum(row.trial.status in ("running", "failed") for row in rows)
     if left:
@@ -79,7 +79,8 @@ def _complete_cards(run: Run, rows: Sequence[TrialRow], base: Scores, scorers: S
             replace(run.tracker, run_id=row.trial.mlflow_run_id).log_card(adapter, run.config.model.revision)
 
 
-def _tell_mlflow(run: Run, rows: Sequence[TrialRow], best: TrialRow | None) -> None:
+def _tell_mlflow(run: Run, rows: Sequence[TrialRow], base: Scores | None, best: TrialRow | None) -> None:
+    """Each trial's own MLflow run gets its scores. The base and the choice are on the run of the whole."""
     for row in rows:
         tracker = replace(run.tracker, run_id=row.trial.mlflow_run_id)
         tracker.tag("best", str(row.best).lower())
@@ -88,9 +89,11 @@ def _tell_mlflow(run: Run, rows: Sequence[TrialRow], best: TrialRow | None) -> N
                 logger.log(row.step, row.scores.flat("."))
     if best is not None:
         replace(run.tracker, run_id=best.trial.mlflow_run_id).register(f"{run.config.run.name}-adapter", ALIAS)
-        if best.scores is not None:
-            with run.tracker.start() as logger:
-                logger.log(0, {f"best.{name}": value for name, value in best.scores.flat(".").items()})
+    told = {BASE: base, "best": best.scores if best else None}
+    with run.tracker.start() as logger:
+        for name, found in told.items():
+            if found is not None:
+                logger.log(0, {f"{name}.{key}": value for key, value in found.flat(".").items()})
     run.tracker.finish()
 
 

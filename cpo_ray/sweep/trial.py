@@ -116,9 +116,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 def _tracker(trial: Trial, folder: Path, config: Config, bench: Bench) -> RunTracker:
     """The trial's own MLflow run below the sweep's: the one that it had before, if it was begun."""
-    run = bench.run
+    run = replace(bench.run, config=config)
     if trial.mlflow_run_id is None:
-        return replace(run, config=config).track(label(trial.point), folder, resume=False)
+        note = run.told_of(run.alignment(config.preference.objective))
+        return run.track(label(trial.point), folder, resume=False, note=note)
     tracker = replace(run.tracker, run_id=trial.mlflow_run_id, folder=folder)
     tracker.reopen()
     return tracker

@@ -13,7 +13,7 @@ import numpy as np
 from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -36,6 +36,8 @@ class RunDescription:
     """May be nested (`config.model_dump(mode="json")`); the names are joined with dots."""
     tags: Mapping[str, str]
     """What was trained on: data hash, hierarchy hash, git commit."""
+    note: str = ""
+    """One line for people: what is trained on what. MLflow shows it as the run's description."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,9 @@ def start_run(
             if resume:
                 run_id = _latest_run(client, experiment.id, name, parent_run_id)
             if run_id is None:
-                parent = {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
-                run_id = client.create_run(experiment.id, tags={**description.tags, **parent}, run_name=name).info.run_id
+                own = {MLFLOW_PARENT_RUN_ID: parent_run_id, MLFLOW_RUN_NOTE: description.note}
+                tags = {**description.tags, **{key: value for key, value in own.items() if value}}
+                run_id = client.create_run(experiment.id, tags=tags, run_name=name).info.run_id
                 _log_params(client, run_id, description.params)
             else:  # parameters of a run cannot change in MLflow
                 client.update_run(run_id, status="RUNNING")

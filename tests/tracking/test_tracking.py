@@ -46,6 +46,7 @@ def begin(store: tuple[Experiment, Path], name: str, parent: str | None = None, 
         config_text="[run]\nseed = 3\n",
         params={"run": {"seed": 3}, "many": {str(number): number for number in range(150)}},
         tags={"hierarchy_hash": "abc"},
+        note="cpo_s, beta 1000: 3 steps of 8",
     )
     return start_run(experiment, name, output / name, description, parent, resume)
 
@@ -67,6 +68,7 @@ def test_a_run_comes_back_as_it_was_logged(store: tuple[Experiment, Path], tmp_p
     assert run.info.status == "FINISHED"
     assert run.data.params["run.seed"] == "3" and run.data.params["many.149"] == "149"
     assert run.data.tags["hierarchy_hash"] == "abc"
+    assert run.data.tags["mlflow.note.content"] == "cpo_s, beta 1000: 3 steps of 8"
     history = client.get_metric_history(tracker.run_id, "loss")
     assert {entry.step: entry.value for entry in history} == {step: 1 / (step + 1) for step in range(1200)}
     folder = store[1] / "mlartifacts" / tracker.run_id / "artifacts"
