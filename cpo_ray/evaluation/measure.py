@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, bootstrap_interval, paired_difference
 from cpo_ray.evaluation.domain import Domain, Picture
@@ -96,13 +98,21 @@ def measure(pictures: Sequence[Picture], prompts: Sequence[str], domain: Domain,
     values, sets = {}, {}
     for scorer in scorers:
         if isinstance(scorer, PictureScorer):
-            numbers = scorer.score(drawn)
-            if numbers.shape != (len(pictures),):
-                raise ValueError(f"scorer {scorer.name!r} gave numbers of shape {numbers.shape} for {len(pictures)} pictures")
-            values[scorer.name] = tuple(float(number) for number in numbers)
+            values[scorer.name] = _one_per_picture(scorer, drawn)
         elif isinstance(scorer, SetScorer):
             sets[scorer.name] = scorer.distance(drawn)
     return Measured(values, sets, labels)
+
+
+def _one_per_picture(scorer: PictureScorer, drawn: Drawn) -> tuple[float, ...]:
+    """What a scorer gives, which may be anybody's code. Raises ValueError for what is not one finite number per picture."""
+    numbers = np.asarray(scorer.score(drawn), dtype=np.float64)
+    if numbers.shape != (len(drawn.pictures),):
+        raise ValueError(f"scorer {scorer.name!r} gave numbers of shape {numbers.shape} for {len(drawn.pictures)} pictures")
+    if not np.isfinite(numbers).all():
+        at = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise ValueError(f"scorer {scorer.name!r} gave {numbers[at]} for picture {at} ({drawn.prompts[at]!r}); it must be finite")
+    return tuple(numbers.tolist())
 
 
 def scores(measured: Measured, base: Measured | None) -> Scores:

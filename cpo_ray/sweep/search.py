@@ -116,8 +116,8 @@ def _section(config: Config) -> Sweep:
             f"the trials of a sweep share the expert's outputs, and objective {objective.name!r} reads none; "
             "choose another preference.objective"
         )
-    measured = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
-    if measured and not goals(sweep, scorers_of(config)):
+    by_scores = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
+    if not goals(sweep, scorers_of(config)) and by_scores:
         raise ConfigError(
             f"search {sweep.search!r} with scheduler {sweep.scheduler!r} goes by scores, and nothing scores pictures here "
             f"(domain.use = {config.domain.use!r}, sweep.goals = {list(sweep.goals)}); name a domain or evaluation.scorers, "

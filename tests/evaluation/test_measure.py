@@ -112,6 +112,13 @@ def test_what_does_not_match_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'right' gave numbers of shape \(1,\) for 2 pictures"):
         measure(pixels((1, 1), (1, 1)), ["p", "q"], OnePixel(), [Short()])
 
+    class Broken(Right):
+        def score(self, drawn: Drawn) -> NDArray[np.float64]:
+            return np.array([1.0, np.nan])
+
+    with pytest.raises(ValueError, match=r"'right' gave nan for picture 1 \('q'\); it must be finite"):
+        measure(pixels((1, 1), (1, 1)), ["p", "q"], OnePixel(), [Broken()])
+
 
 def test_what_was_measured_survives_json() -> None:
     measured = Measured({"negatives": (1.0, 2.0)}, {"distance": Interval(1, 0, 2)})
@@ -146,6 +153,31 @@ def test_scorers_are_the_domains_or_those_named() -> None:
 )
 def test_scorers_that_cannot_be_are_refused_in_a_sentence(overrides: list[str], sentence: str) -> None:
     settings = config(*overrides)
+    with pytest.raises(ConfigError, match=sentence):
+        open_scorers(settings, open_domain(settings))
+
+
+class Nameless(PictureScorer):
+    title, better, meaning = "nothing", "lower", "nothing"
+
+    def score(self, drawn: Drawn) -> NDArray[np.float64]:
+        return np.zeros(len(drawn.pictures))
+
+
+class Upward(Nameless):
+    name, better = "upward", "up"  # type: ignore[assignment]
+
+
+class Step(Nameless):
+    name = "step"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "sentence"),
+    [(Nameless, "has no 'name'"), (Upward, "its better is 'up'; it must be 'lower' or 'higher'"), (Step, "its name is 'step'")],
+)
+def test_a_scorer_that_does_not_say_what_it_is_is_refused(scorer: type[Nameless], sentence: str) -> None:
+    settings = config(f'evaluation.scorers=["{__name__}:{scorer.__name__}"]')
     with pytest.raises(ConfigError, match=sentence):
         open_scorers(settings, open_domain(settings))
 

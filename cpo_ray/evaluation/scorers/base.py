@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, format_number
 from cpo_ray.evaluation.domain import Domain, Picture
 
+#: Keys beside the scores in results, in Tune's reports and in the MLflow run of a training.
+_TAKEN = frozenset({"base", "best", "changes", "id", "label", "labels", "loss", "on_front", "rung", "seconds", "status", "step"})
+
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
@@ -27,14 +31,20 @@ class Drawn:
 
 
 class Scorer(ABC):
-    """One column of every table. Its name is also the key in files, in MLflow and in `evaluation.scorers`."""
+    """One column of every table.
+
+    It is made without arguments, also by `--check`, so a model that it needs is loaded when it first scores.
+    """
 
     name: ClassVar[str]
+    """Its key in files and in MLflow, of small letters, digits and _."""
     title: ClassVar[str]
     """Heads its column."""
     better: ClassVar[Literal["lower", "higher"]]
     meaning: ClassVar[str]
     """What the number is, for reports and model cards: half a sentence."""
+    caution: ClassVar[str] = ""
+    """What whoever reads the number must know, for reports: whole sentences."""
     needs_labels: ClassVar[bool] = False
     """Whether it can only be had where the domain reads labels."""
     decimals: ClassVar[int | None] = None
@@ -77,13 +87,16 @@ class SetScorer(Scorer):
 def open_scorers(config: Config, domain: Domain) -> tuple[Scorer, ...]:
     """The scorers that the configuration names, or else the domain's.
 
-    Raises ConfigError for an unknown one, for two of one name, and for one that needs labels where nobody can read them.
+    Raises ConfigError for an unknown one, for one that does not say what it is, for two of one name, and for one that needs
+    labels where nobody can read them.
     """
     found: dict[str, Scorer] = {}
     for name in config.evaluation.scorers or domain.scorers:
         kind = SCORERS.load(name)
         if not (isinstance(kind, type) and issubclass(kind, PictureScorer | SetScorer)):
             raise ConfigError(f"scorer {name!r} is no subclass of PictureScorer or SetScorer of cpo_ray.evaluation.scorers.base")
+        if problem := _unsaid(kind):
+            raise ConfigError(f"scorer {name!r}: {problem}")
         if kind.needs_labels and not domain.reads_labels:
             raise ConfigError(
                 f"evaluation.scorers names {name!r}, which needs labels, and nothing here can read them from pictures "
@@ -93,3 +106,14 @@ def open_scorers(config: Config, domain: Domain) -> tuple[Scorer, ...]:
             raise ConfigError(f"evaluation.scorers has two scorers of the name {kind.name!r}; name each once")
         found[kind.name] = kind()
     return tuple(found.values())
+
+
+def _unsaid(kind: type[Scorer]) -> str | None:
+    """What a scorer fails to say of itself, in a sentence; None where it says everything."""
+    if missing := [said for said in ("name", "title", "better", "meaning") if not hasattr(kind, said)]:
+        return f"its class has no {missing[0]!r}; every scorer says its name, title, better and meaning"
+    if kind.better not in ("lower", "higher"):
+        return f"its better is {kind.better!r}; it must be 'lower' or 'higher'"
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", kind.name) or kind.name in _TAKEN:
+        return f"its name is {kind.name!r}; a name is of small letters, digits and _, and none of {', '.join(sorted(_TAKEN))}"
+    return None
