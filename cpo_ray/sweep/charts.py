@@ -74,15 +74,18 @@ def curve_chart(dots: Sequence[Dot], base: Interval | None, names: tuple[str, st
     return figure(WIDTH, HEIGHT, f"{names[1]} over {names[0]}: " + "; ".join(_spoken(dot) for dot in dots), parts)
 
 
-def front_chart(dots: Sequence[Dot], base: Dot | None, names: tuple[str, str]) -> Markup:
-    """Draw two measures against each other, both better toward the lower left. Steps join the front."""
+def front_chart(dots: Sequence[Dot], base: Dot | None, names: tuple[str, str], *, leftward: bool = True) -> Markup:
+    """Draw two measures against each other. Steps join the front: no trial is better in both than a point on them.
+
+    `leftward` says that less of the measure across is better. The steps need not know which way is better upright.
+    """
     x, y = _scales([*dots, *([base] if base else [])], [])
     parts = [_axes(x, y, names)]
     front = sorted((dot for dot in dots if dot.on_front), key=lambda dot: dot.x.mean)
     corners = [(x(dot.x.mean), y(dot.y.mean)) for dot in front]
     path = [corners[0]] if corners else []
-    for (_, above), corner in pairwise(corners):
-        path += [(corner[0], above), corner]
+    for before, corner in pairwise(corners):
+        path += [(corner[0], before[1]) if leftward else (before[0], corner[1]), corner]
     parts.append(f'<polyline class="stairs" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in path)}"/>')
     parts += [_dot(dot, x, y, across=True) for dot in dots]
     if base is not None:

@@ -89,7 +89,8 @@ def _front(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
     first, second = report.goals
     dots = [_dot(row, _score(row.scores, second), _score(row.scores, first)) for row in rows]
     start = None if report.base is None else Dot("base", _score(report.base, second), _score(report.base, first))
-    return front_chart(dots, start, (second.title, first.title))
+    names = (f"{second.title} ({second.better} is better)", f"{first.title} ({first.better} is better)")
+    return front_chart(dots, start, names, leftward=second.better == "lower")
 
 
 def _parallel(rows: Sequence[TrialRow], report: SweepReport) -> Markup:

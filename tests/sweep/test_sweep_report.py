@@ -68,6 +68,15 @@ def test_the_front_is_joined_by_steps_that_no_trial_is_below() -> None:
     assert corners[0][1] == corners[1][1] and corners[1][0] == corners[2][0]  # right, then down
 
 
+def test_the_steps_of_a_front_turn_with_what_is_better() -> None:
+    """More of the measure across is better here: "a" is best in the one, "b" in the other."""
+    dots = [Dot("b", point(1), point(1), on_front=True), Dot("a", point(3), point(2), on_front=True)]
+    chart = str(front_chart(dots, None, ("content", "#A_neg"), leftward=False))
+    (path,) = re.findall(r'class="stairs" points="([^"]*)"', chart)
+    (b, corner, a) = [tuple(map(float, pair.split(","))) for pair in path.split()]
+    assert corner == (b[0], a[1])  # as little content as "b" with as many negatives as "a": both are better
+
+
 def test_the_best_line_is_drawn_over_the_others() -> None:
     lines = {"ω": [1.0, 2.0, 3.0], "#A_neg": [3.0, 2.0, 1.0]}
     chart = str(parallel_chart(lines, ["best", "other", "front"], ["a", "b", "c"], set()))

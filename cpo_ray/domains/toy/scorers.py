@@ -45,6 +45,7 @@ class DistanceToGood(SetScorer):
     title = "distance"
     better = "lower"
     meaning = "squared Fréchet distance to good pictures"
+    caution = "Fréchet distances depend on the number of pictures, so compare them within this report only."
 
     def distance(self, drawn: Drawn) -> Interval:
         """The distance in the judge's last hidden layer: it is about quality alone, since the contents are the same."""

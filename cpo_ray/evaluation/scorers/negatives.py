@@ -15,6 +15,10 @@ class Negatives(PictureScorer):
     title = "#A_neg"
     better = "lower"
     meaning = "the mean number of negative attributes found in a picture"
+    caution = (
+        "The number of negatives alone can be fooled: a picture whose subject has dissolved may show few of them. "
+        "Read it together with scores of content and of quality, which must not get worse for it."
+    )
     needs_labels = True
     decimals = 2
     with_change = True
