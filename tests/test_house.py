@@ -28,7 +28,7 @@ KNOWN = {
     "cpo_ray/training/artifacts/export.py: export_adapter takes 8 arguments",
 }
 
-KNOWN_NAMES = {"SetAside"}
+KNOWN_NAMES: set[str] = set()
 
 #: Files that `cpo_ray.core.files` does not write: outside formats, pictures and streams that a `staged` block renames, and locks.
 OWN_WRITERS = {

@@ -13,11 +13,15 @@ from cpo_ray.config.annotation import AnnotationConfig
 
 @dataclass
 class AnnotationReport:
-    """The pictures listed, annotated and set aside (by kind of reason), the questions, and what was dropped from answers."""
+    """The pictures listed, annotated and set aside (by kind of reason), the questions, and what was dropped from answers.
+
+    `unlisted` counts the files and rows that could not even be listed as pictures, by kind of reason.
+    """
 
     config: AnnotationConfig
     pictures: int
     dry_run: bool
+    unlisted: Counter[str] = field(default_factory=Counter)
     annotated: int = 0
     set_aside: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -56,7 +60,7 @@ class AnnotationReport:
 
     def summary(self) -> str:
         """Return the counts as a few lines for a terminal."""
-        effort, aside = self.effort, self.set_aside
+        effort, aside = self.effort, self.set_aside + self.unlisted
         reasons = f" ({', '.join(f'{kind}: {count}' for kind, count in aside.most_common())})" if aside else ""
         if self.dry_run:
             return (
@@ -81,7 +85,7 @@ class AnnotationReport:
         counts: dict[str, Any] = {
             "pictures": self.pictures,
             "annotated": self.annotated,
-            "set_aside": dict(self.set_aside),
+            "set_aside": dict(self.set_aside + self.unlisted),
             "dropped": dict(self.dropped),
             **asdict(self.effort),
             "cost": self.cost,

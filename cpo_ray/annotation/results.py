@@ -13,10 +13,12 @@ from cpo_ray.annotation.asking.annotator import Outcome
 from cpo_ray.annotation.asking.questions import PROMPT_VERSION
 from cpo_ray.annotation.pictures import picture_digest
 from cpo_ray.annotation.report import AnnotationReport
-from cpo_ray.annotation.sources.listing import Listing, PictureEntry, SetAside, read
+from cpo_ray.annotation.sources.listing import Listing, PictureEntry
+from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.core.files import Log, write_json, write_text
 from cpo_ray.core.prompts import Labels
+from cpo_ray.data.folder import SetAside
 from cpo_ray.data.importer import stage_quarantine
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import SHARDS, DataError, stage_shards, staged

@@ -11,6 +11,7 @@ import json
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
@@ -27,7 +28,9 @@ from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, open_bac
 from cpo_ray.annotation.pictures import Picture, picture_digest, prepare
 from cpo_ray.annotation.report import AnnotationReport
 from cpo_ray.annotation.results import check_output, write_results
-from cpo_ray.annotation.sources.listing import Listing, PictureEntry, list_pictures, read
+from cpo_ray.annotation.sources.files import list_pictures
+from cpo_ray.annotation.sources.listing import Listing, PictureEntry
+from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.picture import PictureError
@@ -74,7 +77,7 @@ def annotate(
     tree = load_hierarchy(config.annotation.hierarchy)
     check_output(config.annotation.output, config.pictures.path)
     listing = listed(config, limit)
-    report = AnnotationReport(config, len(listing.entries), dry_run)
+    report = AnnotationReport(config, len(listing.entries), dry_run, Counter(one.kind for one in listing.set_aside))
     outcomes: dict[str, Outcome] = {}
     in_vain = 0
     for outcome in _outcomes(_for_workers(config), listing.entries, dry_run, retry_failed):

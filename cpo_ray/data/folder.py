@@ -50,27 +50,33 @@ class SetAside:
     kind: str
     reason: str
 
+    @classmethod
+    def of(cls, *texts: str) -> SetAside:
+        """Escape broken text, since Parquet holds valid Unicode only."""
+        return cls(*(text.encode("utf-8", "backslashreplace").decode() for text in texts))
+
 
 @dataclass
 class Folder:
-    """The contents of a folder: its pictures in the order of their names, and what is set aside."""
+    """The contents of a folder: its pictures in the order of their names, files that hold more of them, and what is set aside."""
 
     pictures: list[Pictured] = field(default_factory=list)
+    containers: dict[str, Path] = field(default_factory=dict)
     set_aside: list[SetAside] = field(default_factory=list)
     columns: Counter[str] = field(default_factory=Counter)
     """Where prompts came from: a column's name or a file's suffix, with its count."""
 
     def refuse(self, source: str, sample_id: str, kind: str, reason: str) -> None:
         """Set something aside."""
-        self.set_aside.append(SetAside(*(_writable(text) for text in (source, sample_id, kind, reason))))
+        self.set_aside.append(SetAside.of(source, sample_id, kind, reason))
 
     def told(self) -> str:
         """Return where the prompts came from, as half a sentence; an empty text without prompts."""
         return ", ".join(f"{count} from {name!r}" for name, count in self.columns.most_common())
 
 
-def read_folder(top: Path) -> Folder:
-    """List a folder and everything below it. Pictures are not opened.
+def read_folder(top: Path, holding: tuple[str, ...] = ()) -> Folder:
+    """List a folder and everything below it. Pictures are not opened. Names with an end in `holding` are those of containers.
 
     A metadata file describes pictures in its own folder and below. Its names may have backslashes, another Unicode form than the
     disk's, or another case, and several entries may name one picture. A picture without metadata may have a caption file beside
@@ -93,6 +99,8 @@ def read_folder(top: Path) -> Folder:
             own = Entry(name, {}, {}) if beside is None else sidecar(files[beside], beside)
             for entry in described.get(name, [own]):
                 _take(Pictured(path, name, entry, _split(name)), found)
+        elif name.lower().endswith(holding):
+            found.containers[name] = path
         else:
             found.refuse(name, name, "no picture", f"{name} is neither a picture nor a metadata file")
     return found
@@ -200,8 +208,3 @@ def _is_picture(path: Path) -> bool:
 def _split(name: str) -> Split | None:
     """Return the split that a published data set put a picture into, by the name of its folder."""
     return next((SPLITS[part.lower()] for part in PurePosixPath(name).parts[:-1] if part.lower() in SPLITS), None)
-
-
-def _writable(text: str) -> str:
-    """Escape broken text, since Parquet holds valid Unicode only."""
-    return text.encode("utf-8", "backslashreplace").decode()

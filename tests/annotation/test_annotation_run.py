@@ -50,6 +50,7 @@ def test_mixed_pictures_through_a_bad_endpoint_become_shards_that_train(ray_sess
         report = annotate(config, on_progress=lambda report: seen.append(report.done))
         assert seen == list(range(1, 51))
         assert (report.annotated, report.set_aside.total()) == (50 - len(unreadable), len(unreadable))
+        assert report.unlisted == {"no picture": 1} and f"{len(unreadable) + 1} set aside" in report.summary()
         assert (expected.annotated, expected.set_aside) == (report.annotated, report.set_aside)
         assert (expected.effort.asked, expected.effort.known) == (report.effort.asked, report.effort.known)
         assert report.effort.calls == server.total > report.effort.asked
@@ -58,8 +59,9 @@ def test_mixed_pictures_through_a_bad_endpoint_become_shards_that_train(ray_sess
         dataset.check_hierarchy(tree)
         assert len(dataset.ids) == report.annotated and len(dataset.split("train")) > 20
         quarantine = [json.loads(line) for line in (config.annotation.output / "quarantine.jsonl").read_text().splitlines()]
-        assert {row["id"] for row in quarantine} == set(unreadable)
-        assert all(unreadable[row["id"]] in row["reason"] for row in quarantine)
+        expected_reasons = {**unreadable, "mixed/notes.txt": "neither a picture nor a metadata file"}
+        assert {row["id"] for row in quarantine} == set(expected_reasons)
+        assert all(expected_reasons[row["id"]] in row["reason"] for row in quarantine)
 
         first, total = shards(config.annotation.output), server.total
         again = annotate(changed(config, actors=2))

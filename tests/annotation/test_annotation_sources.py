@@ -17,7 +17,9 @@ from PIL import Image
 from support.mixed_folder import encoded, mixed_folder, rotated
 
 from cpo_ray.annotation.pictures import prepare
-from cpo_ray.annotation.sources.listing import Listing, list_pictures, read
+from cpo_ray.annotation.sources.files import list_pictures
+from cpo_ray.annotation.sources.listing import Listing
+from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import PictureSource
 from cpo_ray.data.picture import MAX_BYTES, PictureError
 from cpo_ray.data.shards import DataError
@@ -45,7 +47,8 @@ def test_a_folder_of_mixed_formats(tmp_path: Path) -> None:
     expected = mixed_folder(tmp_path)
     listing = listed(tmp_path)
     found = reasons(listing)
-    assert sorted(found) == sorted(expected) and len(found) == 20 and not listing.set_aside
+    assert sorted(found) == sorted(expected) and len(found) == 20
+    assert [(one.source, one.kind) for one in listing.set_aside] == [("notes.txt", "no picture")]
     for name, reason in expected.items():
         assert (reason in found[name] and found[name]) if reason else not found[name], (name, found[name])
 
@@ -74,13 +77,13 @@ def test_metadata_gives_prompts_and_ids_and_its_bad_lines_are_set_aside(tmp_path
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
     listing = listed(tmp_path)
-    assert [(e.id, e.prompt) for e in listing.entries] == [("a.png", "a house"), ("b.png", ""), ("field", "a field")]
+    assert [(e.id, e.prompt) for e in listing.entries] == [("a.png", "a house"), ("field", "a field")]
     assert sorted((s.source, s.kind) for s in listing.set_aside) == [
         ("d.png", "duplicate id"),
         ("metadata.jsonl:4", "broken line"),
         ("metadata.jsonl:5", "missing or wrong field"),
         ("metadata.jsonl:6", "unreadable file"),
-        ("metadata.jsonl:7", "unreadable file"),
+        ("metadata.jsonl:7", "path leaves the folder"),
     ]
 
 
@@ -92,7 +95,19 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
     (folder / "link.png").symlink_to(secret)
     (folder / "around").symlink_to(tmp_path)
     listing = listed(folder)
-    assert not listing.entries and [s.kind for s in listing.set_aside] == ["path leaves the folder"]
+    assert not listing.entries and {s.kind for s in listing.set_aside} == {"path leaves the folder"}
+    assert {s.source for s in listing.set_aside} == {"link.png", "around/secret.png"}
+
+
+def test_captions_and_metadata_are_read_in_every_form_that_the_import_reads(tmp_path: Path) -> None:
+    for name in ("a.png", "sub/B.PNG", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded())
+    (tmp_path / "a.txt").write_text("a house\n")
+    (tmp_path / "metadata.csv").write_text("file_name;caption\r\nsub\\b.png;a field\r\n")
+    listing = listed(tmp_path)
+    assert [(e.id, e.prompt) for e in listing.entries] == [("a.png", "a house"), ("c.png", ""), ("sub/B.PNG", "a field")]
+    assert not listing.set_aside
 
 
 def test_a_file_that_goes_away_or_is_too_large_is_set_aside_when_its_turn_comes(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from cpo_ray.annotation.asking.annotator import Annotator, Effort, Outcome
 from cpo_ray.annotation.asking.cache import Answers
 from cpo_ray.annotation.back_ends.base import open_back_end
 from cpo_ray.annotation.pictures import Picture, prepare
-from cpo_ray.annotation.sources.listing import list_pictures, read
+from cpo_ray.annotation.sources.files import list_pictures
+from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.data.picture import PictureError
 from cpo_ray.hierarchy import load_hierarchy

@@ -1,1 +1,1 @@
-"""Sources of pictures to annotate."""
+"""Where pictures come from: folders, Parquet files and WebDataset tars, a file for each."""
