@@ -11,7 +11,8 @@ from cpo_ray.config import ConfigError, dump
 from cpo_ray.core.files import write_json, write_text
 from cpo_ray.core.progress import ProgressLine
 from cpo_ray.evaluation.domain import open_domain
-from cpo_ray.evaluation.gate import Obedience, measure_obedience
+from cpo_ray.evaluation.gate import Obedience, draw_gate
+from cpo_ray.evaluation.gate_page import gate_page
 from cpo_ray.evaluation.generate import Picture, grid
 from cpo_ray.evaluation.measure import Comparison
 from cpo_ray.evaluation.models import BASE, EXPERT, compare_models, draw_models, short_name
@@ -32,7 +33,7 @@ from cpo_ray.training.artifacts.records import METRICS
 from cpo_ray.training.driver import TrainingError, TrainResult, train
 from cpo_ray.training.worker import SNAPSHOTS, TrainSpec
 
-OBEDIENCE = Path("expert", "obedience.json")
+OBEDIENCE, GATE_PAGE = Path("expert", "obedience.json"), Path("expert", "pictures.html")
 
 
 def train_expert(run: Run) -> None:
@@ -48,12 +49,17 @@ def train_expert(run: Run) -> None:
 def check_obedience(run: Run) -> None:
     """Test the expert as in Table S6 before stage 2 spends anything: an expert that does not obey has nothing to teach."""
     domain, settings = open_domain(run.config), run.config.expert
+    file, page = run.folder / OBEDIENCE, run.folder / GATE_PAGE
+    if not page.exists() or (domain.reads_labels and not file.exists()):
+        drawn = draw_gate(run.config, run.dataset, run.tree, run.adapter, domain)
+        if domain.reads_labels:
+            Obedience.of(drawn).save(file)
+        write_text(page, gate_page(run.config, drawn, run.tree))
+    run.say(f"what the expert draws, beside the attributes that it was asked for: {page}")
     if not domain.reads_labels:
-        run.say("nothing here can read attributes from pictures; look at what the expert draws before you trust it")
+        run.say("nothing here can read attributes from pictures; look at that page before you trust the expert")
         return
-    file = run.folder / OBEDIENCE
-    found = Obedience.read(file) if file.exists() else measure_obedience(run.config, run.dataset, run.tree, run.adapter, domain)
-    found.save(file)
+    found = Obedience.read(file)
     run.say("how the expert obeys (intersection over union of what is asked for and found):\n" + found.table())
     if found.gap < settings.obedience_gate:
         sentence = (

@@ -61,6 +61,9 @@ def test_main_job_from_nothing_to_the_report(submitted: Submitted) -> None:
     assert "#A_neg" in said and "cpo_s" in said and "mlflow ui" in said
     page = (run / "evaluation" / "report.html").read_text()
     assert "data:image/png;base64," in page and "http-equiv" not in page
+    first = run / "expert" / "pictures.html"
+    assert 0 < said.find(f"beside the attributes that it was asked for: {first}") < said.index("cpo_s: 5 steps")
+    assert first.read_text().count("<img") == 2 * 12
     result = json.loads((run / "evaluation" / "result.json").read_text())
     assert set(result["models"]) == {"base", "expert, told what is good", "cpo_s"}
     curve = [json.loads(line) for line in (run / "cpo_s" / "metrics.jsonl").read_text().splitlines()]

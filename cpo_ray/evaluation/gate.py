@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,14 +11,28 @@ from cpo_ray.core.files import read_json, write_json
 from cpo_ray.core.prompts import Labels, condition_texts
 from cpo_ray.core.statistics import Interval, bootstrap_interval, intersection_over_union
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.evaluation.domain import Domain
+from cpo_ray.evaluation.domain import Domain, Picture
 from cpo_ray.evaluation.generate import generate_many, generation_job
 from cpo_ray.evaluation.rounds import gate_round
 from cpo_ray.hierarchy import Hierarchy
 
+#: The most pictures per configuration: to be measured, and to be looked at by people alone.
+GATE_PICTURES, LOOKED_AT = 48, 12
 LONG = 10**9  # in generation the pipeline's own tokenizer cuts texts
 
 CONFIGURATIONS = {"A": "y + A_pos, A_neg as negative prompt", "B": "y + A_pos", "C": "y + A_pos + A_neg"}
+
+
+@dataclass(frozen=True, eq=False)
+class GatePictures:
+    """What the expert drew, by configuration of Table S6: picture i of each was asked for by requests[i], from the same noise.
+
+    `found` are the labels that the domain has read from the pictures; None where nobody reads labels.
+    """
+
+    requests: tuple[Labels, ...]
+    pictures: Mapping[str, Sequence[Picture]]
+    found: Mapping[str, Sequence[Labels]] | None
 
 
 @dataclass(frozen=True)
@@ -52,23 +66,35 @@ class Obedience:
         sides = read_json(file)
         return cls(**{side: {key: Interval(**value) for key, value in values.items()} for side, values in sides.items()})
 
+    @classmethod
+    def of(cls, drawn: GatePictures) -> Obedience:
+        """Measure it. Raises ValueError where nobody has read labels from the pictures."""
+        if drawn.found is None:
+            raise ValueError("obedience is the overlap of what is asked for and found, and nobody has looked at these pictures")
+        found = drawn.found
 
-def measure_obedience(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, adapter: Path, domain: Domain) -> Obedience:
-    """Ask the expert for the labels of validation pictures in the three ways of Table S6, and measure what appears."""
-    asked = gate_round(config, dataset)
-    requests, seeds = asked.requests, asked.seeds
-    texts = [condition_texts(r, tree, lambda _: 0, LONG)[0] for r in requests]
-    positive = [t.positive for t in texts]
+        def agreement(key: str, side: str) -> Interval:
+            pairs = zip(drawn.requests, found[key], strict=True)
+            return bootstrap_interval([intersection_over_union(getattr(r, side), getattr(f, side)) for r, f in pairs], seed=0)
+
+        return cls(*({key: agreement(key, f"{side}_ids") for key in CONFIGURATIONS} for side in ("positive", "negative")))
+
+
+def draw_gate(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, adapter: Path, domain: Domain) -> GatePictures:
+    """Ask the expert for the labels of validation pictures in the ways of Table S6, and read from its pictures what appears.
+
+    Where nobody reads labels, a few pictures of A and C are drawn for people to look at.
+    """
+    asked = gate_round(config, dataset, GATE_PICTURES if domain.reads_labels else LOOKED_AT)
+    texts = [condition_texts(request, tree, lambda _: 0, LONG)[0] for request in asked.requests]
+    positive = [text.positive for text in texts]
     jobs = {
-        "A": generation_job(config, adapter, positive, seeds, [t.negative for t in texts]),
-        "B": generation_job(config, adapter, positive, seeds),
-        "C": generation_job(config, adapter, [t.all for t in texts], seeds),
+        "A": generation_job(config, adapter, positive, asked.seeds, [text.negative for text in texts]),
+        "B": generation_job(config, adapter, positive, asked.seeds),
+        "C": generation_job(config, adapter, [text.all for text in texts], asked.seeds),
     }
+    if not domain.reads_labels:
+        del jobs["B"]
     pictures = generate_many(jobs, config.evaluation)
-    found = {key: domain.annotate(made, asked.prompts) for key, made in pictures.items()}
-
-    def agreement(key: str, side: str) -> Interval:
-        pairs: Sequence[tuple[Labels, object]] = list(zip(requests, found[key], strict=True))
-        return bootstrap_interval([intersection_over_union(getattr(r, side), getattr(f, side)) for r, f in pairs], seed=0)
-
-    return Obedience(*({key: agreement(key, f"{side}_ids") for key in CONFIGURATIONS} for side in ("positive", "negative")))
+    found = {key: domain.annotate(made, asked.prompts) for key, made in pictures.items()} if domain.reads_labels else None
+    return GatePictures(asked.requests, pictures, found)

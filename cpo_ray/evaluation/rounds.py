@@ -22,8 +22,6 @@ TABLE: dict[Purpose, tuple[Split, int | None]] = {
     "validation": ("validation", 70_000),
     "evaluation": ("test", None),
 }
-#: The most pictures that the gate looks at, per configuration of Table S6.
-GATE_PICTURES = 48
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,9 @@ class Round:
         return range(self.first_seed, self.first_seed + len(self.requests))
 
 
-def gate_round(config: Config, dataset: AnnotatedDataset) -> Round:
-    """The gate asks for the labels of pictures that the expert has not seen, good and bad."""
-    return _round(config, "gate", min(GATE_PICTURES, config.evaluation.pictures), Domain().requests(TABLE["gate"][0], dataset))
+def gate_round(config: Config, dataset: AnnotatedDataset, most: int) -> Round:
+    """The gate asks for the labels of at most so many pictures that the expert has not seen, good and bad."""
+    return _round(config, "gate", min(most, config.evaluation.pictures), Domain().requests(TABLE["gate"][0], dataset))
 
 
 def samples_round(config: Config, dataset: AnnotatedDataset) -> Round:

@@ -230,7 +230,7 @@ def test_rounds_ask_for_the_domains_prompts_or_the_data_sets() -> None:
     dataset, settings = Twelve(), config('domain.use="none"', "model.base=x", "evaluation.pictures=3", "evaluation.samples=2")
     evaluation = evaluation_round(settings, dataset)  # type: ignore[arg-type]
     assert evaluation.prompts == ("prompt of picture-11",) * 3 and list(evaluation.seeds) == [90_000, 90_001, 90_002]
-    assert gate_round(settings, dataset).prompts[:2] == ("prompt of picture-0", "prompt of picture-1")  # type: ignore[arg-type]
+    assert gate_round(settings, dataset, 48).prompts[:2] == ("prompt of picture-0", "prompt of picture-1")  # type: ignore[arg-type]
     assert samples_round(settings, dataset).seeds == range(60_000, 60_002)  # type: ignore[arg-type]
     own = validation_round(config(), dataset, 200)  # type: ignore[arg-type]
     assert len(own.prompts) == 200 and not any(prompt.startswith("prompt of") for prompt in own.prompts)
