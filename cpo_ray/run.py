@@ -101,7 +101,7 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
     folder = config.folder.absolute()
     record = folder / "config.toml"
     if record.exists() and not resume:
-        raise ConfigError(f"{folder} already holds a run; pass --resume to go on with it, or another run.name=NAME")
+        raise ConfigError(f"{folder} already holds a run; pass --resume to continue it, or another run.name=NAME")
     if record.exists() and (differing := changed(record, config)):
         raise ConfigError(
             f"{record} was started with other settings than {'; '.join(differing)}; give this run another run.name "

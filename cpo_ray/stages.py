@@ -41,7 +41,7 @@ def train_expert(run: Run) -> None:
     settings = run.config.expert
     if settings.adapter is not None:
         if not settings.adapter.exists():
-            raise ConfigError(f"expert.adapter is {settings.adapter}, where there is nothing; train one or leave the key out")
+            raise ConfigError(f"expert.adapter is {settings.adapter}, which does not exist; train one, or leave the key out")
         return
     _train(run, expert_training(run.config, run.training_pictures))
 

@@ -120,7 +120,7 @@ def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
         if isinstance(given, str) and (found := place(schema, sections[:depth], tree)) and found.chosen:
             given = inside[name] = found.chosen.table(given)
         if not isinstance(given, dict):
-            raise ConfigError(f"override {text!r} goes through {name!r}, which is a value and not a section")
+            raise ConfigError(f"override {text!r} goes through {name!r}, which is a value, not a section")
         inside = given
     inside[last] = parsed
 

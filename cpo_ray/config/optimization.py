@@ -72,7 +72,7 @@ class Optimization(Section):
     def _optimizer_fits(self) -> Optimization:
         if self.optimizer != "adamw" and self.zero_stage:
             raise ValueError(
-                f"optimizer {self.optimizer!r} needs zero_stage 0: ZeRO cuts the weights where its state cannot be cut; "
+                f"optimizer {self.optimizer!r} needs zero_stage 0: ZeRO shards the weights where its state cannot be sharded; "
                 "use adamw with ZeRO, or no ZeRO, since its state is small"
             )
         if self.optimizer == "adamw_8bit" and not self.gpus_per_worker:

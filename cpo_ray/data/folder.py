@@ -167,7 +167,7 @@ def _describe(file: Path, name: str, names: _Names, described: dict[str, list[En
             if entry.problem:
                 found.refuse(entry.source, called, "broken line", entry.problem)
             elif not isinstance(written, str) or not written.strip():
-                found.refuse(entry.source, called, "missing or wrong field", "file_name: missing or no text")
+                found.refuse(entry.source, called, "missing or wrong field", "file_name: missing or not a text")
             elif (place := _inside(folder, written)) is None:
                 reason = f"the path {written!r} leaves the folder; copy the picture into it"
                 found.refuse(entry.source, called, "path leaves the folder", reason)

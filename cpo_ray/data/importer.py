@@ -102,7 +102,7 @@ class _Import:
         prompt = fields.get("prompt")
         texts = {"prompt": prompt, "id": sample_id}
         if wrong := [key for key, value in texts.items() if not isinstance(value, str)]:
-            raise RowError([Reason("missing or wrong field", f"{' and '.join(wrong)}: missing or no text")])
+            raise RowError([Reason("missing or wrong field", f"{' and '.join(wrong)}: missing or not a text")])
         if (first := self._sources.setdefault(sample_id, source)) != source:
             raise RowError([Reason("duplicate id", f"the id {sample_id!r} is that of {first} already")])
         labels = Labels(str(prompt), *self._labels(picture))
@@ -120,7 +120,7 @@ class _Import:
         for key in ("positive", "negative"):
             ids = given.get(key)
             if not isinstance(ids, list) or not all(isinstance(attribute_id, str) for attribute_id in ids):
-                sentence = f"{key!r} is missing or no list of attribute ids; write [] for none"
+                sentence = f"{key!r} is missing or not a list of attribute ids; write [] for none"
                 raise RowError([Reason("missing or wrong field", sentence)])
         return tuple(given["positive"]), tuple(given["negative"])
 

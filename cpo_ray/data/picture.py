@@ -60,7 +60,7 @@ def decode(data: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise PictureError(f"the picture has more than {MAX_PIXELS // 10**6} megapixels; save it smaller") from None
     except Exception as error:  # decoders raise any exception, and one picture must not end the work on all others
-        raise PictureError(f"the image file is damaged or truncated ({error}); save it anew") from None
+        raise PictureError(f"the image file is damaged or truncated ({error}); save it again") from None
 
 
 def fit(

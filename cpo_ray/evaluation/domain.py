@@ -65,5 +65,5 @@ def domain_named(name: str) -> Domain:
     """A domain by its registered name or as "module:Class". Raises ConfigError for an unknown one, and for no domain."""
     found = DOMAINS.load(name)
     if not (isinstance(found, type) and issubclass(found, Domain)):
-        raise ConfigError(f"domain {name!r} is no subclass of cpo_ray.evaluation.domain.Domain")
+        raise ConfigError(f"domain {name!r} is not a subclass of cpo_ray.evaluation.domain.Domain")
     return found()

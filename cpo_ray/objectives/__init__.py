@@ -15,7 +15,7 @@ def objective_of(settings: ObjectiveSettings) -> Objective[Any]:
     """Return the objective of these settings. Raises ConfigError if their name leads to none that accepts them."""
     found = OBJECTIVES.load(settings.name)
     if not isinstance(found, Objective) or not isinstance(settings, found.settings):
-        raise ConfigError(f"{settings.name!r} is no objective that takes {type(settings).__name__}; it is {found!r}")
+        raise ConfigError(f"{settings.name!r} is not an objective that takes {type(settings).__name__}; it is {found!r}")
     return found
 
 

@@ -85,7 +85,7 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
         base = content_digest(Path(base), _BASE_SUFFIXES)
     elif spec.model.revision is None:
         raise ValueError(
-            f"model.base = {base!r} is no folder here, and as a hub id it needs model.revision, which addresses the targets; "
+            f"model.base = {base!r} is not a folder here, and as a hub id it needs model.revision, which addresses the targets; "
             "give the commit's hash"
         )
     files, pictures = sorted(spec.dataset.glob(SHARDS)), spec.pictures

@@ -123,7 +123,7 @@ def show_verification(folder: Path) -> None:
     for problem in wrong:
         print(problem)
     if wrong:
-        raise TargetStoreError(f"{len(wrong)} of {len(checked)} shards in {folder.absolute()} are not whole")
+        raise TargetStoreError(f"{len(wrong)} of {len(checked)} shards in {folder.absolute()} are damaged or incomplete")
     print(f"{len(checked)} shards in {folder.absolute()} are whole")
 
 

@@ -41,7 +41,7 @@ def resolve_uri(tracking: Tracking, output: Path) -> str:
     scheme = urlsplit(tracking.uri).scheme.split("+")[0]
     if scheme not in _SCHEMES and tracking.uri != "databricks":
         raise ConfigError(
-            f"tracking.uri is {tracking.uri!r}, which is no MLflow store; give the address of a server "
+            f"tracking.uri is {tracking.uri!r}, which is not an MLflow store; give the address of a server "
             "(http://host:5000) or a database (sqlite:////folder/mlflow.db), or leave it out"
         )
     # Workers run in another folder than the driver, where a relative path would name another database.

@@ -48,7 +48,7 @@ def test_a_class_that_is_no_back_end_is_told_so() -> None:
     path = "support.outside.not_there:Praise"
     with pytest.raises(ConfigError, match=r"support\.outside\.not_there cannot be imported"):
         load_as(AnnotationConfig, CONFIGS / "annotate_toy.toml", [f"annotation.back_end={path}"])
-    with pytest.raises(BackEndUnusable, match=r"is no subclass of cpo_ray\.annotation\.back_ends\.base\.BackEnd"):
+    with pytest.raises(BackEndUnusable, match=r"is not a subclass of cpo_ray\.annotation\.back_ends\.base\.BackEnd"):
         open_back_end(MeasuringSettings(kind=f"{__name__}:NoBackEnd"), "cpu")
 
 

@@ -57,7 +57,7 @@ def test_overrides_have_types_and_bare_words() -> None:
         ("preference.optimization.optimizer=adamw_8bit", r"optimizer 'adamw_8bit' needs a GPU: set gpus_per_worker"),
         ("run.seed", r"override 'run.seed' is not of the form section.key=value"),
         ("seed=1", r"override 'seed=1' is not of the form"),
-        ("run.seed.more=1", r"goes through 'seed', which is a value and not a section"),
+        ("run.seed.more=1", r"goes through 'seed', which is a value, not a section"),
     ],
 )
 def test_a_wrong_override_is_answered_with_one_sentence(override: str, sentence: str) -> None:

@@ -144,7 +144,7 @@ def test_scorers_are_the_domains_or_those_named() -> None:
     [
         (['evaluation.scorers=["negativ"]'], "there is no scorer 'negativ'; choose one of negatives"),
         (['evaluation.scorers=["negatives", "negatives"]'], "two scorers of the name 'negatives'"),
-        (['evaluation.scorers=["support.outside.domain:Photographs"]'], "is no subclass of PictureScorer or SetScorer"),
+        (['evaluation.scorers=["support.outside.domain:Photographs"]'], "is not a subclass of PictureScorer or SetScorer"),
         (
             ['domain.use="none"', "model.base=x", 'evaluation.scorers=["negatives"]'],
             "needs labels, and nothing here can read them",
@@ -197,7 +197,7 @@ def test_a_domain_comes_by_name_or_by_import_path() -> None:
     assert type(domain_named("support.outside.domain:Photographs")).__name__ == "Photographs"
     with pytest.raises(ConfigError, match="there is no domain 'tow'; choose one of none, toy, or give your own as module:name"):
         domain_named("tow")
-    with pytest.raises(ConfigError, match=r"is no subclass of .*Domain"):
+    with pytest.raises(ConfigError, match=r"is not a subclass of .*Domain"):
         domain_named("support.outside.scorer:Brightness")
 
 

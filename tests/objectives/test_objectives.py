@@ -315,7 +315,7 @@ def test_mistakes_are_answered_in_one_sentence() -> None:
     view = random_case(torch.float32)
     with pytest.raises(ConfigError, match="there is no objective 'dpo2'; choose one of sft, cpo, cpo_s, or"):
         objective_of(ObjectiveSettings(name="dpo2"))
-    with pytest.raises(ConfigError, match="'cpo' is no objective that takes SupervisedSettings"):
+    with pytest.raises(ConfigError, match="'cpo' is not an objective that takes SupervisedSettings"):
         objective_of(SupervisedSettings(name="cpo"))
     with pytest.raises(ValueError, match="no 'target' output; name it in the objective's needs"):
         SFT((view,), SUPERVISED)

@@ -38,7 +38,7 @@ def missing(config: Config) -> list[str]:
         (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
         (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
         (["data.pictures.buckets=aspect", "data.pictures.multiple=12"], "multiple is 12; it must be a multiple of 8"),
-        (["tracking.uri=runs"], "which is no MLflow store"),
+        (["tracking.uri=runs"], "which is not an MLflow store"),
         (["domain.pictures=0"], "there is no folder runs/data/toy"),
         (["data.hierarchy=nowhere.yaml"], "nowhere.yaml"),
         (["model.base=./nowhere"], "there is no folder ./nowhere"),

@@ -193,7 +193,7 @@ def test_uris_mean_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.
     assert resolve_uri(Tracking(), Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert resolve_uri(Tracking(uri="sqlite:///a.db"), Path("runs")) == f"sqlite:///{tmp_path}/a.db"
     assert resolve_uri(Tracking(uri="http://host:5000"), Path("runs")) == "http://host:5000"
-    with pytest.raises(ConfigError, match="'file:///runs', which is no MLflow store"):
+    with pytest.raises(ConfigError, match="'file:///runs', which is not an MLflow store"):
         resolve_uri(Tracking(uri="file:///runs"), Path("runs"))
 
 

@@ -59,5 +59,5 @@ def open_back_end(settings: BackEndSettings, device: str) -> BackEnd:
     """Return the chosen back end. Raises BackEndUnusable."""
     opened = BACK_ENDS.load(settings.kind)(settings, device)
     if not isinstance(opened, BackEnd):
-        raise BackEndUnusable(f"annotation.back_end.kind is {settings.kind!r}, which is no subclass of {__name__}.BackEnd")
+        raise BackEndUnusable(f"annotation.back_end.kind is {settings.kind!r}, which is not a subclass of {__name__}.BackEnd")
     return opened

@@ -89,7 +89,7 @@ class EndpointSettings(BackEndSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("url must begin with http:// or https:// and name a host, such as http://127.0.0.1:8000/v1")
         if parts.username is not None or parts.query:
-            raise ValueError("url must hold no user, password or query, since it is shown; keys belong into key_variable")
+            raise ValueError("url must hold no user, password or query, since it is displayed; a key belongs into key_variable")
         if self.key_variable and parts.scheme == "http" and not is_loopback(parts.hostname):
             raise ValueError("a key does not travel over http to another machine; write https, or leave key_variable out")
         return self
@@ -174,9 +174,9 @@ class EndpointBackEnd(BackEnd):
         try:
             envelope = json.loads(text)
         except (ValueError, RecursionError):
-            raise _Failed("its response is no complete JSON") from None
+            raise _Failed("its response is not complete JSON") from None
         if not isinstance(envelope, dict):
-            raise _Failed("its response is no JSON object")
+            raise _Failed("its response is not a JSON object")
         return envelope
 
     async def _wait_as_told(self, seconds: float | None, trouble: _Trouble, calls: int) -> None:
@@ -284,5 +284,5 @@ def _authorization(variable: str | None) -> dict[str, str]:
             f"annotation.back_end.key_variable is {variable}, which is not set where the actors run; export it there"
         )
     if not key.isprintable() or not key.isascii():
-        raise BackEndUnusable(f"what {variable} holds is no key: it has characters that no header may have")
+        raise BackEndUnusable(f"what {variable} holds is not a key: it has characters that a header may not have")
     return {"Authorization": f"Bearer {key}"}

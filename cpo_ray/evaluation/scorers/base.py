@@ -94,7 +94,9 @@ def open_scorers(config: Config, domain: Domain) -> tuple[Scorer, ...]:
     for name in config.evaluation.scorers or domain.scorers:
         kind = SCORERS.load(name)
         if not (isinstance(kind, type) and issubclass(kind, PictureScorer | SetScorer)):
-            raise ConfigError(f"scorer {name!r} is no subclass of PictureScorer or SetScorer of cpo_ray.evaluation.scorers.base")
+            raise ConfigError(
+                f"scorer {name!r} is not a subclass of PictureScorer or SetScorer of cpo_ray.evaluation.scorers.base"
+            )
         if problem := _unsaid(kind):
             raise ConfigError(f"scorer {name!r}: {problem}")
         if kind.needs_labels and not domain.reads_labels:
