@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.config.section import Section
 
 
@@ -26,8 +27,8 @@ class Flow(Section):
 
 
 class Model(Section):
-    family: Literal["sdxl", "flux"]
-    """Architecture of the base model."""
+    family: str
+    """Architecture of the base model, by name, or your own as "module:name"."""
     base: str
     """Hub id or local folder of the base pipeline, or "package:MODULE/FOLDER" for one that a Python package ships. It may be left
     out with a domain that has a base of its own."""
@@ -38,6 +39,13 @@ class Model(Section):
     resolution: PositiveInt = 1024
     """Side in pixels of the square that training pictures fill, or whose area they have (see data.pictures)."""
     flow: Flow = Flow()
+
+    @field_validator("family")
+    @classmethod
+    def _a_known_family(cls, family: str) -> str:
+        if family not in FAMILIES.names and ":" not in family:
+            raise ValueError(f"choose one of {', '.join(FAMILIES.names)}, or give your own as module:name")
+        return family
 
 
 class Lora(Section):

@@ -53,6 +53,13 @@ OBJECTIVES = Registry(
         "cpo_s": "cpo_ray.objectives.cpo_stabilised:CPO_STABILISED",
     },
 )
+FAMILIES = Registry(
+    "family",
+    {
+        "sdxl": "cpo_ray.models.sdxl:FAMILY",
+        "flux": "cpo_ray.models.flux:FAMILY",
+    },
+)
 BACK_ENDS = Registry(
     "annotation back end",
     {

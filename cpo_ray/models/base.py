@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -101,6 +101,10 @@ class Family(Protocol):
     """Folder of the denoiser in a pipeline saved by diffusers."""
     denoiser_class: Any
     """Class of the denoiser in diffusers."""
+    pipeline: str
+    """The class that diffusers names in the model_index.json of a base."""
+    licences: Mapping[str, str]
+    """Hub id of a published base → its licence."""
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         """Load the VAE on `device`, in float32 or from the folder `vae` in float16, and the text encoders in main memory.

@@ -20,6 +20,7 @@ from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_
 from cpo_ray.models.lora_formats import LayerPlace
 from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
 from cpo_ray.models.published import FLUX as PUBLISHED
+from cpo_ray.models.published import FLUX_LICENCES
 from cpo_ray.models.skeleton import Skeleton
 
 
@@ -103,7 +104,9 @@ class Flux(DiffusersFamily):
     denoiser_class = FluxTransformer2DModel
     pipeline_class = SameTextFluxPipeline
     text_encoder_classes = (CLIPTextModel, T5EncoderModel)
+    pipeline = "FluxPipeline"
     published = PUBLISHED
+    licences = FLUX_LICENCES
     dynamic_shapes = None  # unpadded texts have a length of their own in every shard
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> FluxEncoders:

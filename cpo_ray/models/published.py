@@ -69,9 +69,8 @@ SDXL = Configurations(SDXL_UNET, SDXL_VAE, (CLIP_L, CLIP_BIG_G))
 FLUX = Configurations(FLUX_TRANSFORMER, FLUX_VAE, (CLIP_L, T5_XXL))
 
 #: Base → the licence that it is published under.
-LICENCES = {
-    "toy": "Apache-2.0",
-    "stabilityai/stable-diffusion-xl-base-1.0": "openrail++",
+SDXL_LICENCES = {"stabilityai/stable-diffusion-xl-base-1.0": "openrail++"}
+FLUX_LICENCES = {
     "black-forest-labs/FLUX.1-dev": "flux-1-dev-non-commercial-license",
     "black-forest-labs/FLUX.1-schnell": "apache-2.0",
 }

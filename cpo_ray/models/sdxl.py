@@ -18,6 +18,7 @@ from cpo_ray.models.base import DTYPES, Conditioning, Family, PictureSize, base_
 from cpo_ray.models.lora_formats import LayerPlace
 from cpo_ray.models.on_diffusers import DiffusersFamily, load_vae
 from cpo_ray.models.published import SDXL as PUBLISHED
+from cpo_ray.models.published import SDXL_LICENCES
 from cpo_ray.models.skeleton import Skeleton
 
 
@@ -69,7 +70,9 @@ class SDXL(DiffusersFamily):
     denoiser_class = UNet2DConditionModel
     pipeline_class = StableDiffusionXLPipeline
     text_encoder_classes = (CLIPTextModel, CLIPTextModelWithProjection)
+    pipeline = "StableDiffusionXLPipeline"
     published = PUBLISHED
+    licences = SDXL_LICENCES
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> SDXLEncoders:
         return SDXLEncoders(model, device, vae)

@@ -20,7 +20,7 @@ from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
-from cpo_ray.models import PIPELINES
+from cpo_ray.models import family
 from cpo_ray.models.base import HUB_ID, local_base
 from cpo_ray.preflight.findings import Finding
 from cpo_ray.preflight.machine import Resources, available
@@ -197,7 +197,7 @@ def _model(config: Config) -> Iterator[Finding]:
             yield Finding("missing", f"model: {folder} has no model_index.json; it must be a pipeline saved by diffusers")
         else:
             pipeline = json.loads(index.read_text()).get("_class_name")
-            expected = PIPELINES[config.model.family]
+            expected = family(config.model).pipeline
             verdict: Literal["ok", "missing"] = "ok" if pipeline == expected else "missing"
             yield Finding(verdict, f"model: {folder} holds a {pipeline}; model.family {config.model.family!r} takes a {expected}")
     elif HUB_ID.fullmatch(base):

@@ -11,9 +11,8 @@ import yaml
 
 from cpo_ray.config import Model
 from cpo_ray.core.files import write_text
-from cpo_ray.models import PIPELINES, family
+from cpo_ray.models import family
 from cpo_ray.models.base import base_source
-from cpo_ray.models.published import LICENCES
 
 _EVALUATION = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)
@@ -63,7 +62,7 @@ def base_licence(model: Model) -> str | None:
         named = (fields.get("license_name"), fields.get("license")) if isinstance(fields, dict) else ()
         if stated := next((str(name) for name in named if name), None):
             return stated
-    return LICENCES.get(model.base)
+    return family(model).licences.get(model.base)
 
 
 def _usage(model: Model, parameters: Literal["lora", "full"]) -> str:
@@ -77,5 +76,5 @@ def _usage(model: Model, parameters: Literal["lora", "full"]) -> str:
     return (
         "The denoiser alone, as diffusers saves it:\n\n"
         f'    {part} = {denoiser}.from_pretrained(FOLDER, subfolder="{part}")\n'
-        f"    pipeline = {PIPELINES[model.family]}.from_pretrained(BASE, {part}={part})"
+        f"    pipeline = {architecture.pipeline}.from_pretrained(BASE, {part}={part})"
     )
