@@ -28,8 +28,7 @@ def size_up(config: Config) -> None:
     from cpo_ray.preflight.disk import free_bytes, stage_needs
     from cpo_ray.sweep.items import sweep_items
 
-    sweep = config.sweep
-    for need in stage_needs(config, None if sweep is None else lambda pictures: sweep_items(config, sweep, pictures)[0]):
+    for need in stage_needs(config, None if config.sweep is None else lambda pictures: sweep_items(config, pictures)[0]):
         print(need.sentence())
     folder = config.targets.folder.absolute()
     print(f"{free_bytes(folder) / 1e9:.1f} GB are free at {folder}")

@@ -6,7 +6,7 @@ from cpo_ray.config.data import Data, Pictures
 from cpo_ray.config.domain import DomainSettings
 from cpo_ray.config.evaluation import Evaluation
 from cpo_ray.config.expert import ConditionMixture, ExpertSettings
-from cpo_ray.config.load import Settings, changed, dump, load, load_as, override
+from cpo_ray.config.load import Settings, changed, dump, load, load_as, override, validated
 from cpo_ray.config.model import Flow, Lora, Model
 from cpo_ray.config.optimization import Optimization
 from cpo_ray.config.preference import Preference
@@ -42,4 +42,5 @@ __all__ = [
     "load",
     "load_as",
     "override",
+    "validated",
 ]

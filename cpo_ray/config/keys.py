@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from cpo_ray.config.chosen import Chosen
 from cpo_ray.config.section import ConfigError, Section
@@ -31,21 +32,51 @@ class Place:
                 return self.chosen.form({} if self.given is None else self.given)
             except ConfigError:
                 return None
-        kinds = (self.annotation, *get_args(self.annotation))  # `Sweep | None` holds the section Sweep
-        return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
+        return next((kind for kind in _kinds(self.annotation) if isinstance(kind, type) and issubclass(kind, Section)), None)
 
     def inside(self, step: str | int) -> Place | None:
-        """The place of a key of the section, or of an element of the list, that lies here; None where there is none."""
-        if isinstance(step, int):
-            element = get_args(self.annotation)[0]
-            marks = element.__metadata__ if get_origin(element) is Annotated else ()
-            return Place(element, marks, self.given[step])
+        """The place of a key of the section or table, or of an element of the list, that lies here; None where there is none."""
         section = self.section
-        if section is None or step not in section.model_fields:
-            return None
-        field = section.model_fields[step]
-        given = self.given.get(step) if isinstance(self.given, dict) else None
-        return Place(field.annotation, tuple(field.metadata), given)
+        if section is not None:
+            field = section.model_fields.get(str(step))
+            return None if field is None else Place(field.annotation, tuple(field.metadata), _of(self.given, step))
+        for kind in _kinds(self.annotation):
+            elements = get_args(kind)
+            if get_origin(kind) is dict:
+                return _element(elements[1], _of(self.given, step))
+            if get_origin(kind) in (list, tuple) and isinstance(step, int):
+                same = len(elements) == 1 or elements[1] is Ellipsis
+                return _element(elements[0 if same else step], self.given[step])
+        return None
+
+    def every_key(self) -> Iterator[str]:
+        """Every dotted key of the section that lies here, and of those in it."""
+        assert self.section is not None, "only sections have keys"
+        for name in self.section.model_fields:
+            found = self.inside(name)
+            if found is not None and found.section is not None:
+                yield from (f"{name}.{key}" for key in found.every_key())
+            else:
+                yield name
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """The type, or the types that a union consists of, without their marks."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        for each in get_args(annotation):
+            yield from _kinds(each)
+    else:
+        yield annotation
+
+
+def _element(annotation: Any, given: Any) -> Place:
+    return Place(annotation, getattr(annotation, "__metadata__", ()), given)
+
+
+def _of(given: Any, key: str | int) -> Any:
+    return given.get(key) if isinstance(given, dict) else None
 
 
 def place(schema: type[Section], steps: Iterable[str | int], tree: Any) -> Place | None:

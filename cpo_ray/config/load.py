@@ -35,21 +35,26 @@ def load_as(schema: type[Settings], file: Path | str, overrides: Sequence[str] =
         raise ConfigError(f"no config file at {path}; complete ones are in jobs/configs/") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return _checked(schema, tree, overrides, path)
+    return _checked(schema, tree, overrides, str(path))
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """Return a configuration with some values replaced, as on the command line. Raises ConfigError as `load` does."""
-    return _checked(Config, config.model_dump(mode="json", exclude_none=True), overrides, Path("the configuration"))
+    return _checked(Config, config.model_dump(mode="json", exclude_none=True), overrides, "the configuration")
 
 
-def _checked(schema: type[Settings], tree: dict[str, Any], overrides: Sequence[str], path: Path) -> Settings:
+def _checked(schema: type[Settings], tree: dict[str, Any], overrides: Sequence[str], where: str) -> Settings:
     for text in overrides:
         _override(schema, tree, text)
+    return validated(schema, tree, where)
+
+
+def validated(schema: type[Settings], tree: dict[str, Any], where: str) -> Settings:
+    """Read a configuration from a tree of its values. Raises ConfigError with one sentence per problem, each after `where`."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_sentence(schema, tree, path, problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_sentence(schema, tree, where, problem) for problem in error.errors())) from None
 
 
 def dump(config: Config) -> str:
@@ -58,20 +63,25 @@ def dump(config: Config) -> str:
 
     def section(name: str, values: dict[str, Any]) -> None:
         lines.append(f"\n[{name}]" if lines else f"[{name}]")
-        lines.extend(f"{key} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict))
+        lines.extend(f"{_key(key)} = {_toml(value)}" for key, value in values.items() if not isinstance(value, dict))
         for key, value in values.items():
             if isinstance(value, dict):
-                section(f"{name}.{key}", value)
+                section(f"{name}.{_key(key)}", value)
 
     for name, values in config.model_dump(mode="json", exclude_none=True).items():
         section(name, values)
     return "\n".join(lines) + "\n"
 
 
+def _key(key: str) -> str:
+    """A key of one table; one with dots is quoted."""
+    return json.dumps(key) if "." in key else key
+
+
 def _toml(value: Any) -> str:
     """A value on one line; what is neither a table nor a list is written in TOML as in JSON."""
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(each)}" for key, each in value.items()) + " }"
+        return "{ " + ", ".join(f"{_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
     return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
@@ -81,7 +91,7 @@ def changed(record: Path, config: Config) -> list[str]:
     A setting that is newer than the record has its default there. Raises ConfigError where the record is no configuration.
     """
     try:
-        begun = _checked(Config, tomllib.loads(record.read_text(encoding="utf-8")), (), Path(record.name))
+        begun = _checked(Config, tomllib.loads(record.read_text(encoding="utf-8")), (), record.name)
     except ValueError as error:
         raise ConfigError(
             f"{record} cannot be compared with the present settings ({str(error).splitlines()[0]}): it was cut, or written by "
@@ -125,15 +135,15 @@ def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
     inside[last] = parsed
 
 
-def _sentence(schema: type[Section], tree: dict[str, Any], path: Path, problem: Any) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+def _sentence(schema: type[Section], tree: dict[str, Any], where: str, problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] == "extra_forbidden":
-        return f"{path}: unknown key {where!r}; {_valid_keys(place(schema, problem['loc'][:-1], tree), str(problem['loc'][-1]))}"
+        return f"{where}: unknown key {key!r}; {_valid_keys(place(schema, problem['loc'][:-1], tree), str(problem['loc'][-1]))}"
     if problem["type"] == "missing":
-        return f"{path}: {where!r} is missing; add it to the file or pass {where}=VALUE"
+        return f"{where}: {key!r} is missing; add it to the file or pass {key}=VALUE"
     message = problem["msg"].removeprefix("Value error, ")
     value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
-    return f"{path}: {where!r}{value}: {message[0].lower()}{message[1:]}"
+    return f"{where}: {key!r}{value}: {message[0].lower()}{message[1:]}"
 
 
 def _valid_keys(here: Place | None, unknown: str) -> str:

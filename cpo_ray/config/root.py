@@ -17,6 +17,7 @@ from cpo_ray.config.registry import DOMAINS
 from cpo_ray.config.run import Machine, RunSettings, Tracking
 from cpo_ray.config.section import Section
 from cpo_ray.config.sweep import Sweep
+from cpo_ray.config.sweep.searched import checked
 from cpo_ray.config.targets import Targets
 
 
@@ -45,6 +46,15 @@ class Config(Section):
         domain = given.get("domain")
         base = DOMAINS.load(str(domain["use"])).base if isinstance(domain, dict) and "use" in domain else None
         return {**given, "model": {**given["model"], "base": base}} if base else given
+
+    @model_validator(mode="after")
+    def _what_is_searched_is_a_setting(self) -> Config:
+        """Every value that a sweep may try is one that its setting can have, and gets the setting's type."""
+        if self.sweep is None:
+            return self
+        tree = self.model_dump(mode="json", exclude_none=True, exclude={"sweep"})
+        space = checked(type(self), tree, self.sweep.space)
+        return self.model_copy(update={"sweep": self.sweep.model_copy(update={"space": space})})
 
     @property
     def training_seed(self) -> int:

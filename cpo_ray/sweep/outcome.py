@@ -107,7 +107,7 @@ def _report(run: Run, sweep: Sweep, rows: Sequence[TrialRow], base: Scores | Non
         title=f"Sweep {run.config.run.name}",
         rows=rows,
         base=base,
-        space=sweep.space,
+        axes=sweep.space,
         rule=rule(sweep, goals(sweep, scorers)),
         scorers=scorers,
         goals=goals(sweep, scorers),

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from cpo_ray.config.sweep.searched import Point
 from cpo_ray.core.files import read_json, write_json
 from cpo_ray.evaluation.measure import Measured
-from cpo_ray.sweep.space import Point, trial_id
+from cpo_ray.sweep.space import trial_id
 
 #: A killed trial stays "running". A "stopped" trial fell behind, and a "diverged" one was ended by its own numbers:
 #: both are results and do not run again. A "failed" trial crashed too often, and runs again with --resume.

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from cpo_ray.config.sweep import Axis, Space
+from cpo_ray.config.sweep.axis import Axis, symbols
 from cpo_ray.core.files import write_text
 from cpo_ray.core.statistics import Interval
 from cpo_ray.evaluation.generate import Picture
@@ -19,15 +19,7 @@ from cpo_ray.evaluation.tables import cells, heads
 from cpo_ray.reports import page
 from cpo_ray.sweep.charts import Dot, curve_chart, front_chart, parallel_chart
 from cpo_ray.sweep.results import TrialRow
-
-NAMES = {
-    "omega": "ω_w = ω_l",
-    "omega_win": "ω_w",
-    "omega_lose": "ω_l",
-    "beta": "β",
-    "learning_rate": "learning rate",
-    "proportion": "share of the pictures",
-}
+from cpo_ray.sweep.space import value_text
 
 
 @dataclass(frozen=True)
@@ -37,7 +29,7 @@ class SweepReport:
     title: str
     rows: Sequence[TrialRow]
     base: Scores | None
-    space: Space
+    axes: Mapping[str, Axis]
     rule: str
     scorers: Sequence[Scorer]
     goals: Sequence[Scorer]
@@ -71,16 +63,19 @@ def write_sweep_report(report: SweepReport, file: Path) -> Path:
 
 
 def _curves(rows: Sequence[TrialRow], report: SweepReport) -> list[tuple[str, list[Markup]]]:
-    """For every searched number the three measures over it; only lists of values are joined by a line."""
+    """For every searched number all scores over it; only lists of values are joined by a line."""
     found = []
-    for name, axis in report.space.axes.items():
+    for name, symbol in symbols(report.axes).items():
+        axis = report.axes[name]
+        there = [row for row in rows if name in row.trial.point]
+        if not axis.numbers or not there:
+            continue
         charts = []
         for scorer in report.scorers:
-            dots = [_dot(row, _value(row, name), _score(row.scores, scorer)) for row in rows]
+            dots = [_dot(row, _place(row, name, axis), _score(row.scores, scorer)) for row in there]
             base = None if report.base is None else _score(report.base, scorer)
-            names = (NAMES[name], scorer.title)
-            charts.append(curve_chart(dots, base, names, joined=bool(axis.values), log=_by_magnitude(axis)))
-        found.append((NAMES[name], charts))
+            charts.append(curve_chart(dots, base, (symbol, scorer.title), joined=bool(axis.values), log=axis.by_magnitude))
+        found.append((symbol, charts))
     return found
 
 
@@ -94,13 +89,16 @@ def _front(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
 
 
 def _parallel(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
-    space = report.space
-    lines = {NAMES[name]: [_value(row, name).mean for row in rows] for name in space.axes}
-    if space.objective:
-        objectives = [str(name) for name in space.objective]
-        lines[" / ".join(objectives)] = [float(objectives.index(str(row.trial.point["objective"]))) for row in rows]
+    """Draw what all trials have a value for; texts, and true and false, stand at their place in the list of values."""
+    lines: dict[str, list[float]] = {}
+    log = set()
+    for name, symbol in symbols(report.axes).items():
+        axis = report.axes[name]
+        if all(name in row.trial.point for row in rows):
+            head = symbol if axis.numbers else " / ".join(map(value_text, axis.values))
+            lines[head] = [_place(row, name, axis).mean for row in rows]
+            log |= {head} if axis.by_magnitude else set()
     lines |= {scorer.title: [_score(row.scores, scorer).mean for row in rows] for scorer in report.scorers}
-    log = {NAMES[name] for name, axis in space.axes.items() if _by_magnitude(axis)}
     return parallel_chart(lines, [_kind(row) for row in rows], [row.label for row in rows], log)
 
 
@@ -121,19 +119,15 @@ def _dot(row: TrialRow, x: Interval, y: Interval) -> Dot:
     return Dot(row.label, x, y, row.best, row.on_front)
 
 
-def _by_magnitude(axis: Axis) -> bool:
-    """Values that lie orders of magnitude apart would crowd at one end of an even axis."""
-    return axis.log or (axis.least > 0 and axis.largest / axis.least >= 30)
-
-
 def _kind(row: TrialRow) -> str:
     return "best" if row.best else "front" if row.on_front else "other"
 
 
-def _value(row: TrialRow, name: str) -> Interval:
-    """A searched number as the place it takes on an axis."""
-    value = float(row.trial.point[name])
-    return Interval(value, value, value)
+def _place(row: TrialRow, name: str, axis: Axis) -> Interval:
+    """Where a trial stands on an axis: at its number, or at the place of its value in the list."""
+    value = row.trial.point[name]
+    place = float(value if axis.numbers else axis.values.index(value))
+    return Interval(place, place, place)
 
 
 def _score(found: Scores | None, scorer: Scorer) -> Interval:

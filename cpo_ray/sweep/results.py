@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 
 from cpo_ray.config import Config
 from cpo_ray.config.sweep import Sweep
+from cpo_ray.config.sweep.searched import Point
 from cpo_ray.core.files import written
 from cpo_ray.evaluation.measure import Measured, Scores, scores
 from cpo_ray.evaluation.scorers.base import Scorer
 from cpo_ray.evaluation.tables import aligned, cells, heads
 from cpo_ray.sweep.measure import costs
 from cpo_ray.sweep.records import Rung, Trial
-from cpo_ray.sweep.space import Point, label, parameters, point_config
+from cpo_ray.sweep.space import label, parameters, point_config
 
 #: Rule of `sweep.choice` → what it takes, for people.
 RULES = {
@@ -31,7 +32,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial at the last rung it reached; `parameters` are all that a sweep can search, searched or not."""
+    """A trial at the last rung it reached; `parameters` are what it was trained with."""
 
     trial: Trial
     parameters: Point
@@ -50,14 +51,16 @@ def make_rows(
     config: Config, trials: Sequence[tuple[Trial, Sequence[Rung]]], base: Measured | None, aims: Sequence[Scorer]
 ) -> list[TrialRow]:
     """Rows in the order of the trials' parameters, with the front and the best among the finished ones marked."""
+    assert config.sweep is not None
     rows = []
     for trial, rungs in trials:
         last = rungs[-1] if rungs else Rung(0, {}, None)
         measured = None if last.measured is None else scores(last.measured, base)
-        rows.append(TrialRow(trial, parameters(point_config(config, trial.point)), last.step, measured, last.held_out))
-    rows.sort(key=lambda row: tuple(row.parameters.values()))
+        trained = parameters(point_config(config, trial.point), config.sweep.space)
+        rows.append(TrialRow(trial, trained, last.step, measured, last.held_out))
+    names = dict.fromkeys(name for row in rows for name in row.parameters)
+    rows.sort(key=lambda row: tuple((name in row.parameters, row.parameters.get(name, 0)) for name in names))
     compared = [i for i, row in enumerate(rows) if row.trial.status == "finished" and row.scores is not None and aims]
-    assert config.sweep is not None
     values = [costs(found, aims) for i in compared if (found := rows[i].scores) is not None]
     front, best = pareto_front(values), choose(values, config.sweep)
     for place, i in enumerate(compared):
@@ -160,7 +163,7 @@ def _schema(rows: Sequence[TrialRow], base: Scores | None) -> pa.Schema:
     held_out = sorted({f"held_out_{name}" for row in rows for name in row.held_out})
     kinds = {
         **dict.fromkeys(("id", "label"), pa.string()),
-        **{name: pa.string() if isinstance(value, str) else pa.float64() for name, value in parameters.items()},
+        **{name: pa.scalar(value).type for name, value in parameters.items()},
         **dict.fromkeys(("status", "sentence", "mlflow_run_id"), pa.string()),
         **dict.fromkeys(("on_front", "best"), pa.bool_()),
         "step": pa.int64(),

@@ -34,11 +34,12 @@ from cpo_ray.sweep.measure import Measurer, goals, save_pictures, scorers_of
 from cpo_ray.sweep.outcome import BASE, conclude
 from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
 from cpo_ray.sweep.records import Rung, read_rungs, rung_file, save_rung
-from cpo_ray.sweep.space import listed_points
+from cpo_ray.sweep.space import SearchSpace, listed_points, point_config
 from cpo_ray.sweep.trial import Bench
 from cpo_ray.sweep.tuner import run_trials
 from cpo_ray.targets.expert import target_store
 from cpo_ray.targets.producer import ProductionReport, produce
+from cpo_ray.targets.reader import check_views
 from cpo_ray.tracking import resolve_uri
 
 
@@ -58,7 +59,7 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
     check_obedience(run)
     frozen = expert_spec(run.config, run.adapter)
     targets = target_store(frozen, run.config.targets.folder)
-    shards, held_out = sweep_items(run.config, sweep, run.pictures)
+    shards, held_out = sweep_items(run.config, run.pictures)
     with targets.in_use():
         tell = ProgressLine(run.config.run.name).counter("targets", run.config.targets.max_actors)
         report = produce(frozen, shards, run.config.targets, tell)
@@ -99,7 +100,7 @@ def planned_trials(config: Config, sweep: Sweep, machines: Sequence[Room]) -> Tr
     A finished trial leaves no checkpoints; one that a scheduler has stopped leaves them to the end of the sweep.
     """
     listed = sweep.search in ("grid", "random")
-    count = len(listed_points(sweep, config.run.seed)) if listed else sweep.trials or 0
+    count = len(listed_points(config)) if listed else sweep.trials or 0
     at_once = min(count, trials_at_once(machines, demand(config), sweep.max_concurrent or count))
     checkpointed = at_once if sweep.scheduler == "none" else count
     return Trials(count, at_once, checkpointed, drawn=(1 + count * sweep.rungs) * sweep.pictures)
@@ -110,12 +111,14 @@ def _section(config: Config) -> Sweep:
     sweep = config.sweep
     if sweep is None:
         raise ConfigError("the configuration has no [sweep] section; jobs/configs/toy_sweep.toml has a complete one")
-    objective = objective_of(config.preference.objective)
-    if objective.supervised:
-        raise ConfigError(
-            f"the trials of a sweep share the expert's outputs, and objective {objective.name!r} reads none; "
-            "choose another preference.objective"
-        )
+    for trial in (point_config(config, point) for point in SearchSpace(config).ends()):
+        objective = objective_of(trial.preference.objective)
+        check_views(objective.views)
+        if objective.supervised:
+            raise ConfigError(
+                f"the trials of a sweep share the expert's outputs, and objective {objective.name!r} reads none; "
+                "choose another preference.objective"
+            )
     by_scores = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
     if not goals(sweep, scorers_of(config)) and by_scores:
         raise ConfigError(

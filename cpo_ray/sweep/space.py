@@ -6,103 +6,139 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from cpo_ray.config import Config
-from cpo_ray.config.sweep import Axis, Space, Sweep
-
-#: What a trial differs in: the searched names of `settings.Space` and their values.
-Point = dict[str, float | str]
-
-_SHORT = {"omega": "ω", "omega_win": "ω_w", "omega_lose": "ω_l", "beta": "β", "learning_rate": "rate", "proportion": "share"}
+from cpo_ray.config import Config, validated
+from cpo_ray.config.sweep.axis import ALIASES, Axis, Value, symbols
+from cpo_ray.config.sweep.searched import Point, applicable, choices, end_points, value_at, with_values
 
 
-def listed_points(sweep: Sweep, seed: int) -> list[Point]:
+class SearchSpace:
+    """The axes of a configuration's sweep, and the points in them.
+
+    A point has a value for every axis that its own objective has a setting for. An objective that is searched itself may lack
+    some of them, and then its trials differ in the others alone.
+    """
+
+    def __init__(self, config: Config) -> None:
+        assert config.sweep is not None
+        self.axes: Mapping[str, Axis] = config.sweep.space
+        self._tree = _tree(config)
+        self._choices = choices(Config, self._tree, self.axes)
+
+    def point(self, values: Mapping[str, Value]) -> Point:
+        """Values of all axes, without those that their objective has no setting for."""
+        return applicable(Config, self._tree, values) if self._choices else dict(values)
+
+    def ends(self) -> list[Point]:
+        """Points at which each axis is at each of its ends once, for every combination of choices."""
+        found = {trial_id(point): point for _, point in end_points(Config, self._tree, self.axes)}
+        return list(found.values())
+
+    def largest(self) -> list[Point]:
+        """The points whose numbers are at their largest, one for every combination of texts, and of true and false."""
+        highest = {name: (axis.largest,) if axis.numbers else axis.ends for name, axis in self.axes.items()}
+        return list(self._combinations(highest))
+
+    def grid(self) -> Iterator[Point]:
+        """Every combination of listed values once; the first axis varies slowest."""
+        return self._combinations({name: axis.values for name, axis in self.axes.items()})
+
+    def random(self, seed: int) -> Iterator[Point]:
+        """Draws without repetition; they end where lists of values have no further combination."""
+        generator = np.random.default_rng(seed)
+        seen: set[str] = set()
+        left = self._count()
+        while left > len(seen):
+            point = self.point({name: _draw(axis, generator) for name, axis in self.axes.items()})
+            if trial_id(point) not in seen:
+                seen.add(trial_id(point))
+                yield point
+
+    def _combinations(self, values: Mapping[str, tuple[Value, ...]]) -> Iterator[Point]:
+        seen: set[str] = set()
+        for chosen in itertools.product(*values.values()):
+            point = self.point(dict(zip(values, chosen, strict=True)))
+            if trial_id(point) not in seen:
+                seen.add(trial_id(point))
+                yield point
+
+    def _count(self) -> float:
+        """How many points there are; infinitely many where a range is searched."""
+        if not all(axis.values for axis in self.axes.values()):
+            return math.inf
+        starts = self._combinations(
+            {name: axis.values if name in self._choices else axis.values[:1] for name, axis in self.axes.items()}
+        )
+        sizes = {name: len(axis.values) for name, axis in self.axes.items() if name not in self._choices}
+        return sum(math.prod(size for name, size in sizes.items() if name in start) for start in starts)
+
+
+def listed_points(config: Config) -> list[Point]:
     """The points of a grid or a random search, in their order; other searches decide as they go.
 
     The same settings give the same points, so a resumed sweep knows which of them are left.
     """
-    assert sweep.search in ("grid", "random"), f"search {sweep.search!r} has no list of points"
-    points = _grid(sweep.space) if sweep.search == "grid" else _random(sweep.space, seed)
+    sweep, space = config.sweep, SearchSpace(config)
+    assert sweep is not None and sweep.search in ("grid", "random"), "other searches have no list of points"
+    points = space.grid() if sweep.search == "grid" else space.random(config.run.seed)
     return list(itertools.islice(points, sweep.trials))
 
 
-def _grid(space: Space) -> Iterator[Point]:
-    """Every combination; the first axis varies slowest."""
-    choices = {name: axis.values for name, axis in space.axes.items()} | (
-        {"objective": space.objective} if space.objective else {}
-    )
-    for values in itertools.product(*choices.values()):
-        yield dict(zip(choices, values, strict=True))
-
-
-def _random(space: Space, seed: int) -> Iterator[Point]:
-    """Draws without repetition; it ends where lists of values have no further combination."""
-    generator = np.random.default_rng(seed)
-    finite = all(axis.values for axis in space.axes.values())
-    left = math.prod(len(axis.values) for axis in space.axes.values()) * max(1, len(space.objective)) if finite else math.inf
-    seen: set[str] = set()
-    while left > len(seen):
-        point: Point = {name: _draw(axis, generator) for name, axis in space.axes.items()}
-        if space.objective:
-            point["objective"] = space.objective[int(generator.integers(len(space.objective)))]
-        if trial_id(point) not in seen:
-            seen.add(trial_id(point))
-            yield point
-
-
-def _draw(axis: Axis, generator: np.random.Generator) -> float:
+def _draw(axis: Axis, generator: np.random.Generator) -> Value:
     if axis.values:
         return axis.values[int(generator.integers(len(axis.values)))]
+    low, high = axis.least, axis.largest
+    if isinstance(low, int) and isinstance(high, int):
+        # Each integer has the share of magnitude up to the next one.
+        return (
+            min(high, int(math.exp(generator.uniform(math.log(low), math.log(high + 1)))))
+            if axis.log
+            else int(generator.integers(low, high, endpoint=True))
+        )
     if axis.log:
-        return math.exp(generator.uniform(math.log(axis.least), math.log(axis.largest)))
-    return float(generator.uniform(axis.least, axis.largest))
+        return math.exp(generator.uniform(math.log(low), math.log(high)))
+    return float(generator.uniform(low, high))
 
 
-def trial_id(point: Mapping[str, float | str]) -> str:
+def trial_id(point: Mapping[str, Value]) -> str:
     """Eight hexadecimal digits that name a point's folder; equal points are one trial."""
     return hashlib.blake2b(json.dumps(dict(sorted(point.items()))).encode(), digest_size=4).hexdigest()
 
 
-def label(point: Mapping[str, float | str]) -> str:
+def label(point: Mapping[str, Value]) -> str:
     """The point for people, such as "ω 2, β 1000"."""
-    return ", ".join(f"{_SHORT.get(name, name)} {_text(value)}" for name, value in point.items())
+    return ", ".join(f"{symbol} {value_text(point[name])}" for name, symbol in symbols(point).items())
 
 
-def _text(value: float | str) -> str:
+def value_text(value: Value) -> str:
     """Four digits, and no exponent for thousands."""
-    return value if isinstance(value, str) else f"{value:.0f}" if 1000 <= value < 1e7 else f"{value:.4g}"
+    if isinstance(value, str | bool):
+        return str(value).lower() if isinstance(value, bool) else value
+    return f"{value:.0f}" if 1000 <= value < 1e7 else f"{value:.4g}"
 
 
-def point_config(config: Config, point: Mapping[str, float | str]) -> Config:
-    """The configuration with the point's values in it. Raises a pydantic ValidationError for a value outside its bounds."""
-    values: dict[str, Any] = dict(point)
-    tree = config.model_dump()
-    objective, optimization = tree["preference"]["objective"], tree["preference"]["optimization"]
-    if "omega" in values:
-        objective["omega_win"] = objective["omega_lose"] = values.pop("omega")
-    if "objective" in values:
-        objective["name"] = values.pop("objective")
-    if "learning_rate" in values:
-        optimization["learning_rate"] = values.pop("learning_rate")
-    if "proportion" in values:
-        tree["data"]["proportion"] = values.pop("proportion")
-    objective.update(values)
-    return Config.model_validate(tree)
+def point_config(config: Config, point: Mapping[str, Value]) -> Config:
+    """The point as a run of its own: the configuration with the point's values in it, and without the sweep.
+
+    Raises ConfigError where the values do not go together.
+    """
+    return validated(Config, with_values(Config, _tree(config), point), label(point))
 
 
-def parameters(config: Config) -> Point:
-    """All that a sweep can search, as a configuration has it: what a trial was trained with, searched or not."""
-    told = config.preference.objective.model_dump()
-    return {
-        **{name: told[name] for name in ("omega_win", "omega_lose", "beta") if name in told},
-        "learning_rate": config.preference.optimization.learning_rate,
-        "objective": told["name"],
-        "proportion": config.data.proportion,
-    }
+def parameters(config: Config, searched: Iterable[str]) -> Point:
+    """What a trial was trained with: the settings with a short name, and those that its sweep has searched beside them."""
+    single = [name for name, alias in ALIASES.items() if len(alias.keys) == 1]
+    tree = _tree(config)
+    found = {name: value_at(tree, name) for name in (*single, *(name for name in searched if name not in ALIASES))}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _tree(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude_none=True, exclude={"sweep"})
 
 
 def rung_steps(steps: int, rungs: int) -> tuple[int, tuple[int, ...]]:

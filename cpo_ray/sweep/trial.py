@@ -21,6 +21,7 @@ import ray
 from ray import tune
 
 from cpo_ray.config import Config
+from cpo_ray.config.sweep.searched import Point
 from cpo_ray.core.files import read_json
 from cpo_ray.core.plan import Plan
 from cpo_ray.evaluation.generate import grid
@@ -29,7 +30,7 @@ from cpo_ray.run import Run
 from cpo_ray.stages import training_spec
 from cpo_ray.sweep.measure import save_pictures
 from cpo_ray.sweep.records import TRIALS, Rung, Trial, read_rungs, read_trial, rung_file, save_rung
-from cpo_ray.sweep.space import Point, label, point_config, rung_steps, trial_id
+from cpo_ray.sweep.space import label, point_config, rung_steps, trial_id
 from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.tracking import MetricLogger, RunTracker
 from cpo_ray.training.artifacts.export import ExportError
@@ -65,7 +66,7 @@ def run_trial(parameters: dict[str, Any], bench: Bench) -> None:
 
     Raises DivergedError, and whatever the training raises.
     """
-    point: Point = parameters.get("point", parameters)  # listed points come whole, searched ones by axis
+    point: Point = parameters["point"]
     folder = Trial(point).folder(bench.run.folder)
     with alone(folder):
         trial = read_trial(folder) or Trial(point)

@@ -11,20 +11,23 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
-from cpo_ray.config.sweep import Axis, Space, Sweep
+from cpo_ray.config import Config
+from cpo_ray.config.sweep import Sweep
+from cpo_ray.config.sweep.axis import Axis
+from cpo_ray.config.sweep.searched import Point
 from cpo_ray.evaluation.scorers.base import Scorer
 from cpo_ray.run import Run
 from cpo_ray.session import release_reserved
 from cpo_ray.sweep.measure import goals, scorers_of
 from cpo_ray.sweep.placement import DRIVER_CPUS
 from cpo_ray.sweep.records import SETTLED, Trial, read_rungs, read_trial, read_trials
-from cpo_ray.sweep.space import Point, label, listed_points, trial_id
+from cpo_ray.sweep.space import SearchSpace, label, listed_points, trial_id
 from cpo_ray.sweep.trial import Bench, run_trial
 from cpo_ray.tracking import Status as RunStatus
 
@@ -83,14 +86,13 @@ def _points_left(
     run: Run, sweep: Sweep, settled: Sequence[Trial], aims: Sequence[Scorer]
 ) -> tuple[dict[str, Any], OptunaSearch | None, int]:
     """Return (the points in Tune's order or the search that suggests them, the number of trials left)."""
-    seed = run.config.run.seed
     if sweep.search in ("grid", "random"):
         known = {trial.id for trial in settled}
-        points = [point for point in listed_points(sweep, seed) if trial_id(point) not in known]
+        points = [point for point in listed_points(run.config) if trial_id(point) not in known]
         return {"point": tune.grid_search(points)}, None, len(points)
     assert sweep.trials is not None
     told = [(trial.point, values) for trial in settled if (values := _values(run, trial, aims))]
-    return {}, optuna_search(sweep, seed, told, aims), sweep.trials - len(settled)
+    return {}, optuna_search(run.config, told, aims), sweep.trials - len(settled)
 
 
 def scheduler(sweep: Sweep, aims: Sequence[Scorer]) -> TrialScheduler:
@@ -115,32 +117,47 @@ def scheduler(sweep: Sweep, aims: Sequence[Scorer]) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def optuna_search(sweep: Sweep, seed: int, told: Sequence[tuple[Point, Sequence[float]]], aims: Sequence[Scorer]) -> OptunaSearch:
+class PointSearch(OptunaSearch):
+    """Optuna's search with whole points as suggestions, in the form in which a grid gives them to Tune."""
+
+    def __init__(self, space: SearchSpace, **settings: Any) -> None:
+        super().__init__(distributions(space.axes), **settings)
+        self._searched = space
+
+    def suggest(self, trial_id: str) -> dict[str, Point]:
+        return {"point": self._searched.point(super().suggest(trial_id))}
+
+
+def optuna_search(config: Config, told: Sequence[tuple[Point, Sequence[float]]], aims: Sequence[Scorer]) -> PointSearch:
     """Return a TPE search that knows the goals' values of earlier trials; both count in a search for two objectives."""
+    sweep, space = config.sweep, SearchSpace(config)
+    assert sweep is not None
     counted = aims if sweep.search == "multi_objective" else aims[:1]
-    space, storage = distributions(sweep.space), optuna.storages.InMemoryStorage()
+    known, storage = distributions(space.axes), optuna.storages.InMemoryStorage()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions = [_DIRECTIONS[aim.better] for aim in counted]
     study = optuna.create_study(storage=storage, study_name=_STUDY, directions=directions)
     for point, values in told:
-        study.add_trial(optuna.trial.create_trial(params=point, distributions=space, values=list(values)[: len(counted)]))
+        kinds = {name: known[name] for name in point}
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=kinds, values=list(values)[: len(counted)]))
     # With the seed alone a resumed sweep would draw its first points again.
     starts = min(_RANDOM_STARTS, max(2, (sweep.trials or 0) // 3))
-    sampler = optuna.samplers.TPESampler(seed=seed + len(told), n_startup_trials=starts)
+    sampler = optuna.samplers.TPESampler(seed=config.run.seed + len(told), n_startup_trials=starts)
     metrics, modes = [aim.name for aim in counted], [_MODES[aim.better] for aim in counted]
     metric, mode = (metrics, modes) if len(counted) > 1 else (metrics[0], modes[0])
-    return OptunaSearch(space, metric=metric, mode=mode, sampler=sampler, study_name=_STUDY, storage=storage)
+    return PointSearch(space, metric=metric, mode=mode, sampler=sampler, study_name=_STUDY, storage=storage)
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
-    """Return the space in Optuna's form."""
-    found = {name: _distribution(axis) for name, axis in space.axes.items()}
-    return found | ({"objective": CategoricalDistribution(space.objective)} if space.objective else {})
+def distributions(axes: Mapping[str, Axis]) -> dict[str, BaseDistribution]:
+    """Return the axes in Optuna's form."""
+    return {name: _distribution(axis) for name, axis in axes.items()}
 
 
 def _distribution(axis: Axis) -> BaseDistribution:
     if axis.values:
         return CategoricalDistribution(axis.values)
+    if isinstance(axis.least, int):
+        return IntDistribution(axis.least, int(axis.largest), log=axis.log)
     return FloatDistribution(axis.least, axis.largest, log=axis.log)
 
 
@@ -193,5 +210,5 @@ class _Witness(tune.Callback):
 
 
 def _point(trial: TuneTrial) -> Point:
-    point: Point = trial.config.get("point", trial.config)
+    point: Point = trial.config["point"]
     return point

@@ -22,5 +22,4 @@ def test_what_a_run_needs_is_known_before_its_pictures_are_drawn(tmp_path: Path)
     latents = 8 * 16 * 16
     assert stage_2.bytes / stage_2.samples - stage_1.bytes / stage_1.samples == 12 * latents
     sweep = load(TOY.with_name("toy_sweep.toml"), [*steps, *places, "sweep.held_out=16"])
-    assert sweep.sweep is not None
-    assert stage_needs(sweep, lambda pictures: sweep_items(sweep, sweep.sweep, pictures)[0])[1].samples == 20 * 32 + 16
+    assert stage_needs(sweep, lambda pictures: sweep_items(sweep, pictures)[0])[1].samples == 20 * 32 + 16

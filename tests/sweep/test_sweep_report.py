@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpo_ray.config.sweep import Space
+from cpo_ray.config.sweep.axis import Axis
 from cpo_ray.core.statistics import Interval
 from cpo_ray.domains.toy.scorers import DistanceToGood, ShowsContent
 from cpo_ray.evaluation.measure import Scores
@@ -90,7 +90,7 @@ def report() -> SweepReport:
         title="Sweep <toy>",
         rows=[row(1.0, 100.0, 3.1, 45.0), row(2.0, 100.0, 2.2, 40.0, best=True), row(2.0, 10_000.0, 2.5, 48.0)],
         base=Scores({"negatives": point(4.0, 0.2), "content": point(0.7, 0.05), "distance": point(50.0, 3)}, {}),
-        space=Space.model_validate({"omega": [1.0, 2.0], "beta": [100.0, 10_000.0]}),
+        axes={"omega": Axis(values=(1.0, 2.0)), "beta": Axis(values=(100.0, 10_000.0))},
         rule="fewest negatives",
         scorers=SCORERS,
         goals=(SCORERS[0], SCORERS[2]),
