@@ -207,15 +207,25 @@ def test_a_trial_that_dies_is_started_again_one_that_explodes_ends_and_the_other
     assert sorted(lines[rate]["best"] for rate in found) == [False, True]
 
 
-def test_tpe_with_a_scheduler_searches_what_was_asked_and_goes_on_from_its_results(first: Path, folder: Path) -> None:
-    space = 'sweep.space={ omega = { low = 1.0, high = 3.0 }, objective = ["cpo", "cpo_s"] }'
-    more = ("sweep.search=multi_objective", "sweep.scheduler=asha", "sweep.trials=3")
-    search(config(folder, "searched", space, *more))
+def test_tpe_with_a_scheduler_searches_the_settings_of_an_objective_from_outside(first: Path, folder: Path) -> None:
+    pull = "support.outside.objective:PULL"
+    space = f"{{ omega = {{ low = 1.0, high = 3.0 }}, objective = ['cpo', '{pull}'], preference.lora.rank = [2, 4], "
+    space += "preference.objective.strength = { low = 1.0, high = 2.0 } }"
+    more = ("sweep.search=multi_objective", "sweep.scheduler=asha", "sweep.trials=4")
+    search(config(folder, "searched", f"sweep.space={space}", *more))
     found = trials(folder, "searched")
-    assert len(found) == 3 and {trial.status for trial in found} <= {"finished", "stopped"}
-    assert all(1 <= float(trial.point["omega"]) <= 3 and trial.point["objective"] in ("cpo", "cpo_s") for trial in found)
+    assert len(found) == 4 and {trial.status for trial in found} <= {"finished", "stopped"}
+    assert all(1 <= float(trial.point["omega"]) <= 3 for trial in found)
+    objectives = {trial.point["objective"] for trial in found}
+    assert objectives == {"cpo", pull}
+    assert all(("preference.objective.strength" in trial.point) == (trial.point["objective"] == pull) for trial in found)
     assert not list((folder / "searched" / "trials").rglob("engine.safetensors"))
     assert json.loads((found[0].folder(folder / "searched") / "trial.json").read_text())["mlflow_run_id"]
+    lines = pq.read_table(folder / "searched" / "results.parquet").to_pylist()
+    own = [line for line in lines if line["objective"] == pull]
+    assert own and all(1 <= line["preference.objective.strength"] <= 2 and line["beta"] is None for line in own)
+    assert {line["preference.lora.rank"] for line in lines} <= {2, 4, None}  # the base has none
+    assert "Over strength" in (folder / "searched" / "report.html").read_text()
 
 
 def test_when_the_time_is_over_nothing_goes_on_and_the_trials_stay_open(first: Path, folder: Path) -> None:
