@@ -66,7 +66,7 @@ def build_skeleton(
     else:
         configured = denoiser_class.load_config(folder, subfolder=name)
         vae = AutoencoderKL.load_config(folder, subfolder="vae")
-        names = ("text_encoder", "text_encoder_2")
+        names = ["text_encoder", *(f"text_encoder_{number}" for number in range(2, len(text_encoders) + 1))]  # diffusers' names
         texts = [kind.config_class.from_pretrained(folder / text) for kind, text in zip(text_encoders, names, strict=True)]
     with made_in(torch.device("meta"), DTYPES[model.dtype]):
         made = denoiser_class.from_config(configured)
