@@ -28,6 +28,7 @@ def test_flux_from_pictures_to_the_report(
         "model.family": "flux",
         "model.base": flux_expert_spec.model.base,
         "data.folder": flux_expert_spec.dataset,
+        "domain.use": "none",
         "domain.pictures": 0,
         "data.hierarchy": flux_expert_spec.hierarchy,
         "data.pictures.buckets": "aspect",

@@ -96,7 +96,7 @@ def test_a_sweep_leaves_its_results_and_a_configuration_of_the_best(first: Path)
     for trial in trials(first.parent, "first"):
         rungs = read_rungs(trial.folder(first))
         assert [rung.step for rung in rungs] == [2, 4]
-        assert all(rung.measured is not None and len(rung.measured.negatives) == 6 for rung in rungs)
+        assert all(rung.measured is not None and len(rung.measured.values["negatives"]) == 6 for rung in rungs)
         assert len(read_ledger(trial.folder(first))) == 4 * 8
         assert not list(trial.folder(first).glob("snapshots/step-*")), "weights of a rung are removed once it is measured"
         assert not list(trial.folder(first).rglob("engine.safetensors")), "a finished trial needs no checkpoints"
@@ -118,7 +118,9 @@ def test_trials_are_nested_runs_and_the_best_is_tagged_and_registered(first: Pat
     for name in ("ω 1", "ω 3"):
         assert runs[name].data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert runs[name].info.status == "FINISHED"
-        assert [entry.step for entry in client.get_metric_history(runs[name].info.run_id, "negatives")] == [2, 4]
+        # Each rung, and once more at the end, with the ends of the interval.
+        assert [entry.step for entry in client.get_metric_history(runs[name].info.run_id, "negatives")] == [2, 4, 4]
+        assert [entry.step for entry in client.get_metric_history(runs[name].info.run_id, "negatives.low")] == [4]
         assert len(client.get_metric_history(runs[name].info.run_id, "loss")) == 4
         card = client.download_artifacts(runs[name].info.run_id, "adapter/adapter_weights/README.md", str(tmp_path))
         assert f"\n| {name} | " in Path(card).read_text()
@@ -265,6 +267,6 @@ def test_a_sweep_that_does_not_fit_is_refused_before_anything_starts(folder: Pat
 
 
 def test_pictures_that_nothing_can_measure_cannot_guide_a_search(folder: Path) -> None:
-    described = config(folder, "blind", "model.base=some/model", "sweep.search=tpe", "sweep.trials=3")
-    with pytest.raises(ConfigError, match="nothing here can measure those of 'some/model'"):
+    described = config(folder, "blind", "domain.use=none", "model.base=some/model", "sweep.search=tpe", "sweep.trials=3")
+    with pytest.raises(ConfigError, match="goes by scores, and nothing scores pictures here"):
         search(described)
