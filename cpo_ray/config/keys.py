@@ -1,4 +1,4 @@
-"""What a key of a configuration leads to: its type, its marks and the value that was given for it."""
+"""Follow a key into a configuration: its type, its marks and the given value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cpo_ray.config.section import ConfigError, Section
 
 @dataclass(frozen=True)
 class Place:
-    """One key, or one element of a list, of a configuration that need not be valid. `given` is None where it was left out."""
+    """One key, or one element of a list, in a configuration that may be invalid. `given` is None if it was left out."""
 
     annotation: Any
     marks: tuple[Any, ...]
@@ -21,12 +21,12 @@ class Place:
 
     @property
     def chosen(self) -> Chosen | None:
-        """How its section is chosen, where that is so."""
+        """How its section is chosen, if it is chosen by a name."""
         return next((mark for mark in self.marks if isinstance(mark, Chosen)), None)
 
     @property
     def section(self) -> type[Section] | None:
-        """The class of the section that lies here; None where there is none, or where it is chosen by a wrong name."""
+        """The class of the section here; None if there is none, or it is chosen by a wrong name."""
         if self.chosen is not None:
             try:
                 return self.chosen.form({} if self.given is None else self.given)
@@ -35,7 +35,7 @@ class Place:
         return next((kind for kind in _kinds(self.annotation) if isinstance(kind, type) and issubclass(kind, Section)), None)
 
     def inside(self, step: str | int) -> Place | None:
-        """The place of a key of the section or table, or of an element of the list, that lies here; None where there is none."""
+        """Return the place of a key in the section or table here, or of an element of the list; None if there is none."""
         section = self.section
         if section is not None:
             field = section.model_fields.get(str(step))
@@ -50,7 +50,7 @@ class Place:
         return None
 
     def every_key(self) -> Iterator[str]:
-        """Every dotted key of the section that lies here, and of those in it."""
+        """Yield every dotted key of the section here and of the sections in it."""
         assert self.section is not None, "only sections have keys"
         for name in self.section.model_fields:
             found = self.inside(name)
@@ -61,7 +61,7 @@ class Place:
 
 
 def _kinds(annotation: Any) -> Iterator[Any]:
-    """The type, or the types that a union consists of, without their marks."""
+    """Return the type, or the members of a union, without their marks."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
@@ -80,7 +80,7 @@ def _of(given: Any, key: str | int) -> Any:
 
 
 def place(schema: type[Section], steps: Iterable[str | int], tree: Any) -> Place | None:
-    """Where keys and positions lead to in a configuration of the schema, given as a tree; None where they lead to nothing."""
+    """Follow keys and positions into a configuration of the schema, given as a tree; None if they lead nowhere."""
     found: Place | None = Place(schema, (), tree)
     for step in steps:
         found = found and found.inside(step)

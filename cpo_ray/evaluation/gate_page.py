@@ -1,4 +1,4 @@
-"""The first page of a run: what the expert draws, beside the attributes that it was asked for and those that were found."""
+"""The first page of a run: the expert's pictures beside the attributes asked for and found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADS = {"C": "asked for good and bad", "A": "asked for good, bad refused"}
 
 @dataclass(frozen=True)
 class Wish:
-    """One attribute that was asked for or refused, and whether the picture does as it was told; None where nobody has looked."""
+    """One attribute that was asked for or refused, and whether the picture obeys; None if nobody has looked."""
 
     phrase: str
     refused: bool
@@ -41,7 +41,9 @@ def gate_page(config: Config, drawn: GatePictures, tree: Hierarchy) -> str:
 
 
 def shown(requests: Sequence[Labels]) -> list[int]:
-    """Which requests the page shows: the first ones, but those without a bad attribute last, since A and C are the same there."""
+    """Return the requests that the page shows: the first ones, with those without a bad attribute last, since A and C are equal
+    there.
+    """
     return sorted(range(len(requests)), key=lambda index: not requests[index].negative_ids)[:SHOWN]
 
 

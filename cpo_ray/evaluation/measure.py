@@ -1,4 +1,4 @@
-"""What the pictures of a model are worth: one way to measure them, for a run, for the trials of a sweep and for a comparison."""
+"""Measure the pictures of a model: one way for a run, for the trials of a sweep and for a comparison."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer, Scorer, SetSco
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one model: by scorer a number per picture, or an interval for all of them.
+    """The measurements of one model: per scorer a number for each picture, or an interval for all of them.
 
-    `labels` are what the domain has read from each picture; None where nobody reads labels, or where they were not kept.
+    `labels` are what the domain has read from each picture; None if nothing reads labels, or they were not kept.
     """
 
     values: dict[str, tuple[float, ...]]
@@ -32,27 +32,27 @@ class Measured:
         return means | {name: interval.mean for name, interval in self.sets.items()}
 
     def without_labels(self) -> Measured:
-        """The numbers alone."""
+        """Return the numbers alone."""
         return replace(self, labels=None)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measured:
-        """What `dataclasses.asdict` made of one, after a way through JSON."""
+        """Rebuild one from the JSON of `dataclasses.asdict`."""
         sets = {name: Interval(**interval) for name, interval in values["sets"].items()}
         return cls({name: tuple(numbers) for name, numbers in values["values"].items()}, sets)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's numbers with 95 % intervals over its pictures, and their paired changes against the base's."""
+    """A model's numbers with 95 % intervals over its pictures, and their paired changes against the base."""
 
     intervals: dict[str, Interval]
     changes: dict[str, Interval]
 
     def flat(self, separator: str) -> dict[str, float]:
-        """Every number under a key, as MLflow and tables of numbers take them: "content", "content.low", "content.high" …
+        """Return every number under a key, as MLflow and tables take them: "content", "content.low", "content.high" …
 
-        A change is called after its scorer, such as "negatives.change".
+        A change follows its scorer's name, such as "negatives.change".
         """
         found = self.intervals | {f"{name}{separator}change": change for name, change in self.changes.items()}
         ends = (("", "mean"), (f"{separator}low", "low"), (f"{separator}high", "high"))
@@ -61,16 +61,16 @@ class Scores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The models of one evaluation, by name in the order given, and the one that changes are counted from."""
+    """The models of one evaluation, by name in the given order, and the model that changes refer to."""
 
     base: str
     scorers: tuple[Scorer, ...]
     models: dict[str, Scores]
     labels: dict[str, tuple[Labels, ...]]
-    """By model; empty where nobody reads labels."""
+    """Labels by model; empty if nothing reads labels."""
 
     def as_json(self) -> dict[str, Any]:
-        """By model its intervals and changes under the scorers' names, and the attributes found in each picture."""
+        """Return each model's intervals and changes under the scorers' names, and the attributes found in each picture."""
         return {
             "base": self.base,
             "models": {
@@ -89,7 +89,7 @@ class Comparison:
 def measure(pictures: Sequence[Picture], prompts: Sequence[str], domain: Domain, scorers: Sequence[Scorer]) -> Measured:
     """Measure the pictures of one model; picture i was asked for by `prompts[i]`, the content alone.
 
-    Raises ValueError where there is not one prompt per picture, or a scorer gives not one number per picture.
+    Raises ValueError if there is not one prompt per picture, or a scorer does not give one finite number per picture.
     """
     if len(pictures) != len(prompts):
         raise ValueError(f"there are {len(pictures)} pictures for {len(prompts)} prompts; give one prompt per picture")
@@ -105,7 +105,9 @@ def measure(pictures: Sequence[Picture], prompts: Sequence[str], domain: Domain,
 
 
 def _one_per_picture(scorer: PictureScorer, drawn: Drawn) -> tuple[float, ...]:
-    """What a scorer gives, which may be anybody's code. Raises ValueError for what is not one finite number per picture."""
+    """Return a scorer's numbers, which may come from anybody's code. Raises ValueError unless there is one finite number per
+    picture.
+    """
     numbers = np.asarray(scorer.score(drawn), dtype=np.float64)
     if numbers.shape != (len(drawn.pictures),):
         raise ValueError(f"scorer {scorer.name!r} gave numbers of shape {numbers.shape} for {len(drawn.pictures)} pictures")
@@ -116,7 +118,7 @@ def _one_per_picture(scorer: PictureScorer, drawn: Drawn) -> tuple[float, ...]:
 
 
 def scores(measured: Measured, base: Measured | None) -> Scores:
-    """Intervals of what was measured; without `base` these are the base's own."""
+    """Return intervals of the measurements, and changes against `base`; without `base` they are the base's own."""
     intervals = {name: bootstrap_interval(values, seed=0) for name, values in measured.values.items()} | measured.sets
     if base is None:
         return Scores(intervals, {})
@@ -128,7 +130,7 @@ def scores(measured: Measured, base: Measured | None) -> Scores:
 
 
 def compare(measured: Mapping[str, Measured], scorers: Sequence[Scorer], base: str = "base") -> Comparison:
-    """The models of one evaluation beside each other. Raises ValueError where the base is missing."""
+    """Put the models of one evaluation beside each other. Raises ValueError if the base is missing."""
     if base not in measured:
         raise ValueError(f"there are no pictures of the base {base!r} among {sorted(measured)}; changes are counted from it")
     found = {name: scores(one, None if name == base else measured[base]) for name, one in measured.items()}

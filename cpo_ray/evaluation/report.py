@@ -1,4 +1,4 @@
-"""One HTML file that shows what an evaluation found: it holds its own style, pictures and charts, and needs no network."""
+"""The report of an evaluation: one HTML file with its own style, pictures and charts that needs no network."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ CURVES = ("win", "lose", "distance_to_reference")
 
 @dataclass(frozen=True)
 class RunReport:
-    """What a report shows.  Without `result`, for a domain that cannot measure, it shows pictures and curves."""
+    """What a report shows. Without `result`, for a domain that cannot measure, it shows pictures and curves."""
 
     title: str
     pictures: Mapping[str, Sequence[NDArray[np.uint8]]]
-    """By model, the base among them, each (H, W, 3) uint8 sRGB; picture i is of the same content and noise in all."""
+    """Pictures by model, the base among them, each (H, W, 3) uint8 sRGB. Picture i has the same content and noise in all."""
     prompts: Sequence[str]
     tree: Hierarchy
     base: str = "base"
     featured: str | None = None
-    """The model that the headline is about; without it, the last one."""
+    """The model of the headline; by default the last one."""
     result: Comparison | None = None
     curves: Mapping[str, Path] = field(default_factory=dict)
-    """By objective, its metrics.jsonl: one object per optimizer step with step, win, lose and distance_to_reference."""
+    """The metrics.jsonl of each objective: one object per optimizer step with step, win, lose and distance_to_reference."""
     obedience: Obedience | None = None
-    """What the gate before stage 2 measured of the expert."""
+    """Result of the gate before stage 2."""
     settings: str = ""
     """The resolved configuration as TOML."""
     provenance: Mapping[str, str] = field(default_factory=dict)
@@ -51,16 +51,16 @@ class RunReport:
 
 
 def write_report(report: RunReport, file: Path) -> Path:
-    """Write the report whole or not at all and return its path.
+    """Write the report whole or not at all, and return its path.
 
-    Raises ValueError where the models' pictures differ in number, or a curve's file cannot be read.
+    Raises ValueError if the models' pictures differ in number, or a curve's file cannot be read.
     """
     write_text(file, render(report))
     return file
 
 
 def render(report: RunReport) -> str:
-    """The report as HTML."""
+    """Return the report as HTML."""
     counts = {name: len(made) for name, made in report.pictures.items()}
     if set(counts.values()) != {len(report.prompts)} or report.base not in counts:
         raise ValueError(
@@ -87,10 +87,11 @@ def render(report: RunReport) -> str:
 
 
 def read_curves(file: Path) -> dict[str, list[float]]:
-    """The columns step, win, lose and distance_to_reference of a metrics.jsonl, without lines that lack one or are not finite.
+    """Return the columns step, win, lose and distance_to_reference of a metrics.jsonl. Incomplete and non-finite lines are left
+    out.
 
-    A step that was written twice, before and after a resume, counts once, as it was last.  Raises ValueError for a line that is
-    not a JSON object.
+    A step written twice, before and after a resume, counts once, as written last. Raises ValueError for a line that is not a JSON
+    object.
     """
     by_step: dict[float, list[float]] = {}
     for number, text in enumerate(file.read_text().splitlines(), 1):
@@ -109,7 +110,7 @@ def read_curves(file: Path) -> dict[str, list[float]]:
 
 
 def _headline(found: Comparison | None, featured: str) -> list[dict[str, Any]]:
-    """A card per scorer: the base's number, the featured model's, and whether they differ for sure."""
+    """Return a card per scorer: the base's number, the featured model's, and whether they differ beyond doubt."""
     if found is None or featured not in found.models or featured == found.base:
         return []
     before, after = found.models[found.base], found.models[featured]
@@ -132,7 +133,7 @@ def _headline(found: Comparison | None, featured: str) -> list[dict[str, Any]]:
 
 
 def _table(found: Comparison | None) -> dict[str, Any] | None:
-    """The one table, with a mark that shows the first scorer's interval beside the base's."""
+    """Return the one table, with a mark for the first scorer's interval beside the base's."""
     if found is None:
         return None
     first = found.scorers[0].name
@@ -150,7 +151,7 @@ def _table(found: Comparison | None) -> dict[str, Any] | None:
 
 
 def _grid(report: RunReport) -> list[dict[str, Any]]:
-    """Rows of a prompt and one cell per model.  Evenly spaced over the list, so that nobody chose them by their looks."""
+    """Return rows of a prompt and one cell per model, evenly spaced over the list, so that nobody chose them by their looks."""
     count = min(report.shown, len(report.prompts))
     chosen = np.linspace(0, len(report.prompts) - 1, count).round().astype(int).tolist()
     return [
@@ -192,7 +193,7 @@ def _curve_charts(name: str, columns: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _negatives(report: RunReport) -> dict[str, list[tuple[str, ...]]]:
-    """By model the negative attributes of each picture, where somebody has read them."""
+    """Return the negative attributes of each picture by model, if labels were read."""
     found = report.result.labels if report.result else {}
     return {name: [one.negative_ids for one in labels] for name, labels in found.items()}
 

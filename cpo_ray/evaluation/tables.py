@@ -1,4 +1,4 @@
-"""The one table of scores: as aligned text for the terminal, and as Markdown for model cards."""
+"""The one table of scores, as aligned text for the terminal and as Markdown for model cards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cpo_ray.evaluation.scorers.base import Scorer
 
 
 def heads(scorers: Sequence[Scorer], base: str) -> list[str]:
-    """The columns of the scores; a scorer may have a second one for its paired change."""
+    """Return the columns of the scores. A scorer may have a second column for its paired change."""
     columns = []
     for scorer in scorers:
         columns.append(f"{scorer.title} [95 %]" if scorer.with_interval else scorer.title)
@@ -19,7 +19,7 @@ def heads(scorers: Sequence[Scorer], base: str) -> list[str]:
 
 
 def cells(scorers: Sequence[Scorer], found: Scores | None) -> list[str]:
-    """What stands in these columns for one model; nothing where nothing was measured."""
+    """Return the cells of these columns for one model; empty ones if nothing was measured."""
     row = []
     for scorer in scorers:
         interval = found.intervals.get(scorer.name) if found else None
@@ -32,13 +32,13 @@ def cells(scorers: Sequence[Scorer], found: Scores | None) -> list[str]:
 
 
 def table(found: Comparison) -> str:
-    """All models, one to a line."""
+    """Return all models, one per line."""
     head = ["model", *heads(found.scorers, found.base)]
     return aligned(head, [[name, *cells(found.scorers, model)] for name, model in found.models.items()])
 
 
 def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Plain text with a rule below the heads. The first `left` columns, and the last where it has no head, begin at the left."""
+    """Return plain text with a rule below the heads. The first `left` columns, and a last one without head, are left-aligned."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     at_left = [number < left or (number == len(head) - 1 and not head[-1]) for number in range(len(head))]
     lines = [
@@ -51,7 +51,7 @@ def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -
 
 
 def card_section(scorers: Sequence[Scorer], models: Mapping[str, Scores], split: str, pictures: int) -> str:
-    """What a model card says of a model beside the base, the first of `models`: Markdown that ends with a line feed."""
+    """Return a model card's section about a model beside the base, the first of `models`: Markdown that ends with a line feed."""
     base = next(iter(models))
     head = ["model", *heads(scorers, base)]
     rows = [[name, *cells(scorers, found)] for name, found in models.items()]

@@ -1,4 +1,4 @@
-"""Which targets the trials of a sweep share. Pure."""
+"""Decide which targets the trials of a sweep share; a pure function."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from cpo_ray.targets.store import Items
 
 
 def sweep_items(config: Config, pictures: Mapping[str, Bucket]) -> tuple[tuple[Items, ...], Plan]:
-    """The shards that hold every item of every trial, and the plan of the held-out items, each bucket a step.
+    """Return the shards with every item of every trial, and the plan of the held-out items, in which each
+    step is of one bucket.
 
-    `pictures` are those of the whole data set with their buckets. Where trials take a part of the pictures the shards hold all
-    draws of the largest share, since a smaller part visits its pictures more often. They do so, too, where batches are of several
-    sizes, since these are filled with pictures of one bucket in different ways. Else they hold what the longest trial reads, and
-    shorter ones read a part of that.
+    `pictures` are those of the whole data set with their buckets. If trials take a part of the pictures, the shards hold all
+    draws of the largest share, since a smaller part visits its pictures more often. The same holds if batches have several sizes,
+    since these fill with pictures of one bucket in different ways. Otherwise they hold what the longest trial reads, and shorter
+    trials read a part of it.
     """
     assert config.sweep is not None
     space = SearchSpace(config)

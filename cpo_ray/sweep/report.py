@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file that holds its own style, charts and pictures, and needs no network."""
+"""The report of a sweep: one HTML file with its own style, charts and pictures that needs no network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from cpo_ray.sweep.space import value_text
 
 @dataclass(frozen=True)
 class SweepReport:
-    """What the report of a sweep shows; `rule` says in words how the best was chosen."""
+    """What the report of a sweep shows. `rule` says in words how the best trial was chosen."""
 
     title: str
     rows: Sequence[TrialRow]
@@ -43,7 +43,7 @@ class SweepReport:
 
 
 def write_sweep_report(report: SweepReport, file: Path) -> Path:
-    """Write the report whole or not at all and return its path."""
+    """Write the report whole or not at all, and return its path."""
     measured = [row for row in report.rows if row.scores is not None]
     text = page.render(
         Path(__file__).with_name("report.html"),
@@ -63,7 +63,7 @@ def write_sweep_report(report: SweepReport, file: Path) -> Path:
 
 
 def _curves(rows: Sequence[TrialRow], report: SweepReport) -> list[tuple[str, list[Markup]]]:
-    """For every searched number all scores over it; only lists of values are joined by a line."""
+    """Draw all scores over every searched number. Only lists of values are joined by a line."""
     found = []
     for name, symbol in symbols(report.axes).items():
         axis = report.axes[name]
@@ -80,7 +80,7 @@ def _curves(rows: Sequence[TrialRow], report: SweepReport) -> list[tuple[str, li
 
 
 def _front(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
-    """The two goals against each other, the first upright."""
+    """Draw the two goals against each other, the first one upright."""
     first, second = report.goals
     dots = [_dot(row, _score(row.scores, second), _score(row.scores, first)) for row in rows]
     start = None if report.base is None else Dot("base", _score(report.base, second), _score(report.base, first))
@@ -89,7 +89,7 @@ def _front(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
 
 
 def _parallel(rows: Sequence[TrialRow], report: SweepReport) -> Markup:
-    """Draw what all trials have a value for; texts, and true and false, stand at their place in the list of values."""
+    """Draw every setting that all trials have. Texts, true and false stand at their place in the list of values."""
     lines: dict[str, list[float]] = {}
     log = set()
     for name, symbol in symbols(report.axes).items():
@@ -124,7 +124,7 @@ def _kind(row: TrialRow) -> str:
 
 
 def _place(row: TrialRow, name: str, axis: Axis) -> Interval:
-    """Where a trial stands on an axis: at its number, or at the place of its value in the list."""
+    """Return a trial's place on an axis: its number, or the place of its value in the list."""
     value = row.trial.point[name]
     place = float(value if axis.numbers else axis.values.index(value))
     return Interval(place, place, place)

@@ -1,4 +1,4 @@
-"""What came out of a sweep: one row per trial, the Pareto front, the choice, a Parquet file and the configuration of the best."""
+"""The results of a sweep: a row per trial, the Pareto front, the choice, a Parquet file and the best configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RULES = {
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial at the last rung it reached; `parameters` are what it was trained with."""
+    """A trial at the last rung it reached. `parameters` are what it was trained with."""
 
     trial: Trial
     parameters: Point
@@ -50,7 +50,7 @@ class TrialRow:
 def make_rows(
     config: Config, trials: Sequence[tuple[Trial, Sequence[Rung]]], base: Measured | None, aims: Sequence[Scorer]
 ) -> list[TrialRow]:
-    """Rows in the order of the trials' parameters, with the front and the best among the finished ones marked."""
+    """Return rows in the order of the trials' parameters, with the front and the best of the finished trials marked."""
     assert config.sweep is not None
     rows = []
     for trial, rungs in trials:
@@ -69,7 +69,7 @@ def make_rows(
 
 
 def pareto_front(values: Sequence[tuple[float, ...]]) -> set[int]:
-    """The points that no other is better than in one value and at least as good in all; less is better."""
+    """Return the points that no other point beats: none is better in one value and at least as good in all. Less is better."""
 
     def dominated(point: tuple[float, ...]) -> bool:
         return any(other != point and all(theirs <= own for theirs, own in zip(other, point, strict=True)) for other in values)
@@ -78,7 +78,7 @@ def pareto_front(values: Sequence[tuple[float, ...]]) -> set[int]:
 
 
 def choose(values: Sequence[tuple[float, ...]], sweep: Sweep) -> int | None:
-    """The best by `sweep.choice` of costs for one or two goals; None where there are none. What ties is decided by the other."""
+    """Return the best by `sweep.choice`, given costs for one or two goals; None without any. The other goal decides ties."""
     if not values:
         return None
     candidates = sorted(pareto_front(values))
@@ -96,14 +96,14 @@ def choose(values: Sequence[tuple[float, ...]], sweep: Sweep) -> int | None:
 
 
 def rule(sweep: Sweep, aims: Sequence[Scorer]) -> str:
-    """The choice rule in words."""
+    """Return the choice rule in words."""
     titles = [aim.title for aim in aims] or ["score"]
     choice = sweep.choice if len(titles) > 1 else "first"
     return RULES[choice].format(first=titles[0], second=titles[-1], slack=sweep.slack)
 
 
 def best_config(config: Config, best: TrialRow, expert: Path) -> Config:
-    """The best point as a run of its own for `jobs/train_cpo.py`: the same expert, the same targets, the test's prompts."""
+    """Return the best point as a run of its own for `jobs/train_cpo.py`: the same expert and targets, but the test's prompts."""
     chosen = point_config(config, best.trial.point)
     return chosen.model_copy(
         update={
@@ -115,7 +115,7 @@ def best_config(config: Config, best: TrialRow, expert: Path) -> Config:
 
 
 def write_parquet(rows: Sequence[TrialRow], base: Scores | None, file: Path) -> None:
-    """One line per trial, and one with the id "base"; intervals as `<name>`, `<name>_low` and `<name>_high`."""
+    """Write a line per trial, and one with the id "base". Intervals are `<name>`, `<name>_low` and `<name>_high`."""
     lines = [_line(row) for row in rows]
     if base is not None:
         lines.append({"id": "base", "label": "base", "status": "finished", "step": 0, **base.flat("_")})
@@ -124,7 +124,7 @@ def write_parquet(rows: Sequence[TrialRow], base: Scores | None, file: Path) -> 
 
 
 def trials_table(rows: Sequence[TrialRow], base: Scores | None, scorers: Sequence[Scorer]) -> str:
-    """Aligned plain text, one trial to a line: ● the best, ○ on the Pareto front."""
+    """Return aligned plain text, a trial per line: ● the best, ○ on the Pareto front."""
     body = [["", "base", *cells(scorers, base), "", ""]] if base is not None else []
     body += [
         [
@@ -157,7 +157,7 @@ def _line(row: TrialRow) -> dict[str, Any]:
 
 
 def _schema(rows: Sequence[TrialRow], base: Scores | None) -> pa.Schema:
-    """The columns of all rows together; a parameter has the type of its values."""
+    """Return the columns of all rows together. A parameter has the type of its values."""
     parameters = {name: value for row in rows for name, value in row.parameters.items()}
     measured = [name for found in (base, *(row.scores for row in rows)) if found for name in found.flat("_")]
     held_out = sorted({f"held_out_{name}" for row in rows for name in row.held_out})

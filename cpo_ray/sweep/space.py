@@ -1,4 +1,4 @@
-"""The points of a sweep: which there are, what they are called, and the configuration that each of them stands for. Pure."""
+"""The points of a sweep: which exist, their labels, and the configuration of each. Pure."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from cpo_ray.config.sweep.searched import Point, applicable, choices, end_points
 class SearchSpace:
     """The axes of a configuration's sweep, and the points in them.
 
-    A point has a value for every axis that its own objective has a setting for. An objective that is searched itself may lack
-    some of them, and then its trials differ in the others alone.
+    A point has a value for every axis that its own objective has a setting for. If the objective itself is searched, some
+    objectives may lack settings; their trials then differ in the others only.
     """
 
     def __init__(self, config: Config) -> None:
@@ -30,25 +30,25 @@ class SearchSpace:
         self._choices = choices(Config, self._tree, self.axes)
 
     def point(self, values: Mapping[str, Value]) -> Point:
-        """Values of all axes, without those that their objective has no setting for."""
+        """Return values of all axes, without those that their objective has no setting for."""
         return applicable(Config, self._tree, values) if self._choices else dict(values)
 
     def ends(self) -> list[Point]:
-        """Points at which each axis is at each of its ends once, for every combination of choices."""
+        """Return points at which each axis is at each of its ends once, for every combination of choices."""
         found = {trial_id(point): point for _, point in end_points(Config, self._tree, self.axes)}
         return list(found.values())
 
     def largest(self) -> list[Point]:
-        """The points whose numbers are at their largest, one for every combination of texts, and of true and false."""
+        """Return the points with the largest numbers, one for every combination of texts, true and false."""
         highest = {name: (axis.largest,) if axis.numbers else axis.ends for name, axis in self.axes.items()}
         return list(self._combinations(highest))
 
     def grid(self) -> Iterator[Point]:
-        """Every combination of listed values once; the first axis varies slowest."""
+        """Yield every combination of listed values once. The first axis varies slowest."""
         return self._combinations({name: axis.values for name, axis in self.axes.items()})
 
     def random(self, seed: int) -> Iterator[Point]:
-        """Draws without repetition; they end where lists of values have no further combination."""
+        """Yield draws without repetition. They end when lists of values have no further combination."""
         generator = np.random.default_rng(seed)
         seen: set[str] = set()
         left = self._count()
@@ -78,9 +78,9 @@ class SearchSpace:
 
 
 def listed_points(config: Config) -> list[Point]:
-    """The points of a grid or a random search, in their order; other searches decide as they go.
+    """Return the points of a grid or a random search, in order; other searches decide as they go.
 
-    The same settings give the same points, so a resumed sweep knows which of them are left.
+    The same settings give the same points, so a resumed sweep knows which are left.
     """
     sweep, space = config.sweep, SearchSpace(config)
     assert sweep is not None and sweep.search in ("grid", "random"), "other searches have no list of points"
@@ -105,32 +105,32 @@ def _draw(axis: Axis, generator: np.random.Generator) -> Value:
 
 
 def trial_id(point: Mapping[str, Value]) -> str:
-    """Eight hexadecimal digits that name a point's folder; equal points are one trial."""
+    """Return eight hexadecimal digits that name a point's folder. Equal points are one trial."""
     return hashlib.blake2b(json.dumps(dict(sorted(point.items()))).encode(), digest_size=4).hexdigest()
 
 
 def label(point: Mapping[str, Value]) -> str:
-    """The point for people, such as "ω 2, β 1000"."""
+    """Return the point for people, such as "ω 2, β 1000"."""
     return ", ".join(f"{symbol} {value_text(point[name])}" for name, symbol in symbols(point).items())
 
 
 def value_text(value: Value) -> str:
-    """Four digits, and no exponent for thousands."""
+    """Return four digits, without an exponent for thousands."""
     if isinstance(value, str | bool):
         return str(value).lower() if isinstance(value, bool) else value
     return f"{value:.0f}" if 1000 <= value < 1e7 else f"{value:.4g}"
 
 
 def point_config(config: Config, point: Mapping[str, Value]) -> Config:
-    """The point as a run of its own: the configuration with the point's values in it, and without the sweep.
+    """Return the point as a run of its own: the configuration with the point's values and without the sweep.
 
-    Raises ConfigError where the values do not go together.
+    Raises ConfigError if the values do not go together.
     """
     return validated(Config, with_values(Config, _tree(config), point), label(point))
 
 
 def parameters(config: Config, searched: Iterable[str]) -> Point:
-    """What a trial was trained with: the settings with a short name, and those that its sweep has searched beside them."""
+    """Return what a trial was trained with: the settings with a short name, and the other searched ones."""
     single = [name for name, alias in ALIASES.items() if len(alias.keys) == 1]
     tree = _tree(config)
     found = {name: value_at(tree, name) for name in (*single, *(name for name in searched if name not in ALIASES))}
@@ -142,6 +142,6 @@ def _tree(config: Config) -> dict[str, Any]:
 
 
 def rung_steps(steps: int, rungs: int) -> tuple[int, tuple[int, ...]]:
-    """(steps between two looks, finished steps at each): evenly spaced, the last at the end, at most `rungs` of them."""
+    """Return (steps between two rungs, finished steps at each): evenly spaced, the last at the end, at most `rungs` of them."""
     every = math.ceil(steps / rungs)
     return every, (*range(every, steps, every), steps)

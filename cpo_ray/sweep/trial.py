@@ -1,7 +1,7 @@
-"""One trial: the training of stage 2 as every job runs it, on the targets that all trials share, looked at on its way.
+"""One trial: the training of stage 2 as every job runs it, on shared targets, measured on its way.
 
-Ray Tune calls `run_trial` in a process of the trial's own, which starts the training and holds next to nothing itself: at each
-of its checkpoints the trainer leaves its weights, a shared `Measurer` draws with them, and the numbers go to the search.
+Ray Tune calls `run_trial` in a process of the trial's own, which starts the training and holds next to nothing itself. At each of
+its checkpoints the trainer leaves its weights, a shared `Measurer` draws with them, and the numbers go to the search.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LOOK_EVERY_SECONDS = 0.5
 
 
 class DivergedError(ValueError):
-    """A trial whose own numbers ended it; to start it again would end the same."""
+    """The trial's own numbers ended it. Starting again would end the same way."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Bench:
 
 
 def run_trial(parameters: dict[str, Any], bench: Bench) -> None:
-    """Train a point to its end and report each rung to Tune. What was done before, in this call or another, is not done again.
+    """Train a point to its end and report each rung to Tune. Nothing done before, in this call or another, is repeated.
 
     Raises DivergedError, and whatever the training raises.
     """
@@ -80,7 +80,7 @@ def run_trial(parameters: dict[str, Any], bench: Bench) -> None:
 
 
 def _run_to_its_end(trial: Trial, folder: Path, bench: Bench) -> None:
-    """Train, look on at the rungs, keep the adapter in MLflow."""
+    """Train, measure at the rungs, keep the adapter in MLflow."""
     config, started = point_config(bench.run.config, trial.point), time.monotonic()
     tracker = _tracker(trial, folder, config, bench)
     trial = replace(trial, status="running", sentence="", mlflow_run_id=tracker.run_id)
@@ -108,7 +108,9 @@ def _run_to_its_end(trial: Trial, folder: Path, bench: Bench) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """A search may suggest a point twice: the second trial waits, and finds what the first one has done."""
+    """Let one process at a time work on a point. If a search suggests it twice, the second trial waits and finds the first one's
+    results.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -116,7 +118,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def _tracker(trial: Trial, folder: Path, config: Config, bench: Bench) -> RunTracker:
-    """The trial's own MLflow run below the sweep's: the one that it had before, if it was begun."""
+    """Return the trial's own MLflow run below the sweep's: the one that it had before, if it was begun."""
     run = replace(bench.run, config=config)
     if trial.mlflow_run_id is None:
         note = run.told_of(run.alignment(config.preference.objective))
@@ -127,12 +129,12 @@ def _tracker(trial: Trial, folder: Path, config: Config, bench: Bench) -> RunTra
 
 
 def _report(number: int, rung: Rung) -> dict[str, float]:
-    """What Tune, its searches and its schedulers are told."""
+    """Return what Tune, its searches and its schedulers are told."""
     return {"rung": number, "step": rung.step, **rung.metrics()}
 
 
 def trial_spec(bench: Bench, config: Config, point: Point, tracker: RunTracker) -> TrainSpec:
-    """The training of a point: what `jobs/train_cpo.py` would train with this configuration, with the shared shards."""
+    """Return the training of a point: what `jobs/train_cpo.py` would train with this configuration, on the shared shards."""
     run = replace(bench.run, config=config)
     training = run.alignment(config.preference.objective)
     every, _ = rung_steps(training.plan.steps, bench.rungs)
@@ -143,7 +145,7 @@ def trial_spec(bench: Bench, config: Config, point: Point, tracker: RunTracker) 
 
 
 def in_background(function: Callable[..., TrainResult], *arguments: Any) -> Future[TrainResult]:
-    """Call in a daemon thread: when Tune stops a trial, its process must not wait for the training to end."""
+    """Call in a daemon thread. When Tune stops a trial, its process must not wait for the training to end."""
     result: Future[TrainResult] = Future()
 
     def work() -> None:
@@ -159,7 +161,7 @@ def in_background(function: Callable[..., TrainResult], *arguments: Any) -> Futu
 def _rungs(
     bench: Bench, spec: TrainSpec, folder: Path, training: Future[TrainResult], tracker: RunTracker, logger: MetricLogger
 ) -> Iterator[tuple[int, Rung]]:
-    """Every rung of the trial with its number from 1, read where it was measured before. Raises what the training raised."""
+    """Yield every rung of the trial with its number from 1; measured rungs are read. Raises what the training raised."""
     measured = {rung.step: rung for rung in read_rungs(folder)}
     measurer = bench.measurers[int(folder.name, 16) % len(bench.measurers)]  # the id is a hash, so each gets its share
     for number, step in enumerate(rung_steps(spec.plan.steps, bench.rungs)[1], start=1):
@@ -179,10 +181,10 @@ def _rungs(
 
 
 def weights_at(spec: TrainSpec, step: int, training: Future[TrainResult]) -> tuple[Path, dict[str, float]] | None:
-    """The weights after `step` steps and the metrics on held-out targets, once they are there.
+    """Wait for the weights after `step` steps and return them with the metrics on held-out targets.
 
-    A training that ended without this snapshot, since somebody removed it, still has its final weights; of an earlier step
-    there is nothing left to measure.
+    A training that ended without this snapshot, since somebody removed it, still has its final weights. An earlier step cannot be
+    measured any more.
     """
     snapshot = snapshot_folder(spec, step)
     while not snapshot.exists():

@@ -1,4 +1,4 @@
-"""One searched setting of a sweep, and the short names of the settings that are searched most. No torch, no Ray."""
+"""One searched setting of a sweep, and short names for the most searched settings. No torch, no Ray."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Value = bool | int | float | str
 
 @dataclass(frozen=True)
 class Alias:
-    """The settings that a short name stands for, all of which get the same value, and its symbol in labels and charts."""
+    """The settings behind a short name, which all get the same value, and its symbol in labels and charts."""
 
     keys: tuple[str, ...]
     symbol: str
@@ -36,12 +36,12 @@ _SHORT = {alias.keys: name for name, alias in ALIASES.items()}
 
 
 def keys_of(name: str) -> tuple[str, ...]:
-    """The dotted keys of the settings that an axis of this name sets."""
+    """Return the dotted keys that an axis of this name sets."""
     return ALIASES[name].keys if name in ALIASES else (name,)
 
 
 def symbols(names: Iterable[str]) -> dict[str, str]:
-    """How axes are called in labels and charts: by their symbol, or by the last part of their key where no other has it."""
+    """Return the axes' names for labels and charts: the symbol, or the last part of the key if it is unique."""
     names = list(names)
     last = {name: ALIASES[name].symbol if name in ALIASES else name.rpartition(".")[2] for name in names}
     return {name: short if list(last.values()).count(short) == 1 else name for name, short in last.items()}
@@ -86,12 +86,12 @@ class Axis(Section):
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """Every value of a list, or both ends of a range."""
+        """All values of a list, or both ends of a range."""
         return self.values if self.low is None or self.high is None else (self.low, self.high)
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """`ends`, if all of them are numbers; empty for texts and for true and false."""
+        """`ends`, if all of them are numbers; empty for texts, true and false."""
         found = tuple(value for value in self.ends if isinstance(value, int | float) and not isinstance(value, bool))
         return found if len(found) == len(self.ends) else ()
 
@@ -107,12 +107,12 @@ class Axis(Section):
 
     @property
     def by_magnitude(self) -> bool:
-        """Whether its numbers lie orders of magnitude apart, so that they would crowd at one end of an even axis."""
+        """Whether its numbers lie orders of magnitude apart, and would crowd at one end of an even axis."""
         return bool(self.numbers) and (self.log or (self.least > 0 and self.largest / self.least >= 30))
 
 
 def flat(given: Any, prefix: str = "") -> Any:
-    """Axes by dotted key, of a table in which keys may also be written as tables of tables, as TOML reads `a.b = [1, 2]`."""
+    """Return axes by dotted key, from a table whose keys may be nested tables, as TOML reads `a.b = [1, 2]`."""
     if not isinstance(given, dict):
         return given
     found: dict[str, Any] = {}
@@ -124,9 +124,9 @@ def flat(given: Any, prefix: str = "") -> Any:
 
 
 def ordered(space: Mapping[str, Axis]) -> dict[str, Axis]:
-    """The axes under their short names where there are any, in the order of ALIASES.
+    """Return the axes under their short names, if they have one, in the order of ALIASES.
 
-    Raises ValueError where two of them set the same setting.
+    Raises ValueError if two of them set the same setting.
     """
     named: dict[str, Axis] = {}
     setting: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What the axes of a sweep do to a configuration, and whether every value of theirs is one. No torch, no Ray.
+"""Apply the axes of a sweep to a configuration, and check all their values. No torch, no Ray.
 
 Bounds and types are those of the configuration's own settings: a value is checked by validating a configuration with it.
 """
@@ -25,10 +25,10 @@ Problem = tuple[str, Any, str]
 
 
 def with_values(schema: type[Section], tree: Mapping[str, Any], point: Mapping[str, Value]) -> dict[str, Any]:
-    """A copy of a configuration's tree with the point's values in it.
+    """Return a copy of a configuration's tree with the point's values in it.
 
-    Names that choose the form of their section come first, such as the objective's. What the new form does not have is left out
-    of its section, whether it stands in the tree or in the point.
+    Names that choose the form of their section, such as the objective's, come first. Settings that the new form lacks are left
+    out, whether they come from the tree or from the point.
     """
     changed = copy.deepcopy(dict(tree))
     settings = [(key.split("."), value) for name, value in point.items() for key in keys_of(name)]
@@ -47,13 +47,13 @@ def with_values(schema: type[Section], tree: Mapping[str, Any], point: Mapping[s
 
 
 def applicable(schema: type[Section], tree: Mapping[str, Any], point: Mapping[str, Value]) -> Point:
-    """The point without the settings that its choices do not have, such as those of another objective."""
+    """Return the point without settings that its choices lack, such as those of another objective."""
     changed = with_values(schema, tree, point)
     return {name: value for name, value in point.items() if any(place(schema, key.split("."), changed) for key in keys_of(name))}
 
 
 def value_at(tree: Mapping[str, Any], name: str) -> Value | None:
-    """What a configuration's tree has for an axis; None where it has nothing there."""
+    """Return a configuration tree's value for an axis; None if it has none."""
     for key in keys_of(name):
         *sections, last = key.split(".")
         inside: Any = tree
@@ -66,14 +66,14 @@ def value_at(tree: Mapping[str, Any], name: str) -> Value | None:
 
 
 def choices(schema: type[Section], tree: Mapping[str, Any], space: Mapping[str, Axis]) -> dict[str, Axis]:
-    """The axes that choose the form of a section."""
+    """Return the axes that choose the form of a section."""
     return {name: axis for name, axis in space.items() if any(_chooses(schema, tree, key.split(".")) for key in keys_of(name))}
 
 
 def end_points(schema: type[Section], tree: Mapping[str, Any], space: Mapping[str, Axis]) -> Iterator[tuple[str, Point]]:
-    """The points at which an axis is at one of its ends and every other at its first one, with the name of that axis.
+    """Yield, with the axis's name, points with one axis at one of its ends and every other axis at its first end.
 
-    They come for every combination of choices, and the axes that choose come first.
+    They cover every combination of choices. Axes that choose come first.
     """
     choosing = choices(schema, tree, space)
     first = {name: axis.ends[0] for name, axis in space.items()}
@@ -88,7 +88,7 @@ def end_points(schema: type[Section], tree: Mapping[str, Any], space: Mapping[st
 
 
 def checked(schema: type[Section], tree: Mapping[str, Any], space: Mapping[str, Axis]) -> dict[str, Axis]:
-    """The space with every value in the type that its setting has. `tree` is the rest of the configuration, which is valid.
+    """Return the space with every value in the type of its setting. `tree` is the rest of the configuration, which is valid.
 
     Raises a pydantic ValidationError at `sweep.space` for a setting that cannot be searched or a value that it cannot have.
     """
@@ -113,7 +113,7 @@ def checked(schema: type[Section], tree: Mapping[str, Any], space: Mapping[str, 
 
 
 def _chosen(schema: type[Section], tree: Mapping[str, Any], space: Mapping[str, Axis]) -> list[dict[str, Any]]:
-    """The tree with every combination of choices. Raises a ValidationError for a name that leads to nothing."""
+    """Return the tree with every combination of choices. Raises a ValidationError for a name that does not exist."""
     trees, problems = [dict(tree)], []
     for name, axis in choices(schema, tree, space).items():
         section = place(schema, keys_of(name)[0].split(".")[:-1], tree)
@@ -138,7 +138,7 @@ def _of_type(name: str, axis: Axis, values: Mapping[Value, Value]) -> Axis:
 
 
 def _raise(problems: list[Problem]) -> None:
-    """Raises a ValidationError of all problems, if there are any."""
+    """Raise a ValidationError with all problems, if there are any."""
     if problems:
         errors = [
             InitErrorDetails(
@@ -152,7 +152,7 @@ def _raise(problems: list[Problem]) -> None:
 
 
 def _refusal(schema: type[Section], trees: list[dict[str, Any]], name: str) -> str | None:
-    """Why a setting cannot be searched; None if it can. `trees` have every combination of choices."""
+    """Return why a setting cannot be searched; None if it can. `trees` have every combination of choices."""
     known = [found for key in keys_of(name) for tree in trees if (found := place(schema, key.split("."), tree))]
     if not known:
         return f"there is no such setting{_hint(schema, trees, name)}"
@@ -175,7 +175,7 @@ def _of_stage_two(key: str) -> bool:
 
 
 def _hint(schema: type[Section], trees: list[dict[str, Any]], name: str) -> str:
-    """What was probably meant, and what there is."""
+    """Say what was probably meant, and what exists."""
     known = dict.fromkeys(key for tree in trees for key in Place(schema, (), tree).every_key() if _of_stage_two(key))
     by_last = {key.rpartition(".")[2]: key for key in known} | {key: key for key in (*known, *ALIASES)}
     near = difflib.get_close_matches(name, by_last, 1)
@@ -184,7 +184,7 @@ def _hint(schema: type[Section], trees: list[dict[str, Any]], name: str) -> str:
 
 
 def _chooses(schema: type[Section], tree: Mapping[str, Any], steps: list[str]) -> bool:
-    """Whether a key is the name by which the form of its section is chosen."""
+    """Return whether a key is the name that chooses the form of its section."""
     section = place(schema, steps[:-1], tree)
     return section is not None and section.chosen is not None and section.chosen.key == steps[-1]
 

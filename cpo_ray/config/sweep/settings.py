@@ -15,8 +15,8 @@ class Sweep(Section):
 
     space: Annotated[dict[str, Axis], BeforeValidator(flat), AfterValidator(ordered)]
     """What is searched: keys of the configuration, or the short names in `sweep.axis.ALIASES`, and their values. Settings of
-    stage 2 can be searched, and the share of the pictures that it sees; the expert has seen `data.proportion` of them. What is
-    left out stays as the rest of the configuration has it."""
+    stage 2 can be searched, and the share of the pictures that it sees; the expert has seen `data.proportion` of them. Settings
+    left out stay as in the rest of the configuration."""
     search: Literal["grid", "random", "tpe", "multi_objective"] = "grid"
     """How points are chosen. "grid": every combination. "random": random draws. "tpe": Optuna's TPE on the first of `goals`.
     "multi_objective": TPE on both together."""
@@ -41,7 +41,7 @@ class Sweep(Section):
     at most `slack`. "first", "second": the best in one. "knee": the point of the Pareto front nearest to the ideal, both scaled
     to 0 … 1."""
     slack: float = Field(default=0.1, ge=0)
-    """Share of the best value of the second goal by which "bounded" lets a trial be behind."""
+    """Share of the second goal's best value by which "bounded" allows a trial to be worse."""
     max_concurrent: PositiveInt | None = None
     """Run fewer trials at once than would fit."""
     retries: int = Field(default=1, ge=0)

@@ -1,4 +1,4 @@
-"""What the assets of the embedded domain are pretrained on: mixed renders with captions as the web has them."""
+"""The pretraining data of the embedded domain's assets: mixed renders with captions like those of the web."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the embedded domain's judge says of pictures: do they show what was asked for, and how far are they from good ones?"""
+"""The embedded domain's judge as scorers: do pictures show what was asked for, and how far are they from good ones?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BLOCK = 256
 
 
 class ShowsContent(PictureScorer):
-    """1 where shape, colour and ground are all recognised as the prompt asks."""
+    """1 if shape, colour and ground are all recognised as the prompt asks, else 0."""
 
     name = "content"
     title = "content"
@@ -48,19 +48,21 @@ class DistanceToGood(SetScorer):
     caution = "Fréchet distances depend on the number of pictures, so compare them within this report only."
 
     def distance(self, drawn: Drawn) -> Interval:
-        """The distance in the judge's last hidden layer: it is about quality alone, since the contents are the same."""
+        """Return the distance in the judge's last hidden layer. The contents are the same, so it is about quality alone."""
         return frechet_interval(features(_judge(), drawn.pictures), _good_features(tuple(drawn.prompts)))
 
 
 @torch.no_grad()
 def features(judge: Judge, pictures: Sequence[Image]) -> NDArray[np.float64]:
-    """(N, 64), the judge's last hidden layer."""
+    """Return (N, 64), the judge's last hidden layer."""
     parts = [judge.features(to_tensor(list(pictures[b]))).double().numpy() for b in _blocks(len(pictures))]
     return np.concatenate(parts)
 
 
 def good_pictures(prompts: Sequence[str], seed: int, count: int) -> list[Image]:
-    """`count` renders without any negative attribute, the prompts in turn, central and thirds placement alike often."""
+    """Return `count` renders without any negative attribute, the prompts in turn, with central and thirds placement equally
+    often.
+    """
     rounds = (divmod(i, len(prompts)) for i in range(count))
     contents = ((BY_PROMPT[prompts[place]], bool(turn % 2)) for turn, place in rounds)
     return [render(Scene(content, frozenset(), thirds, seed + i)) for i, (content, thirds) in enumerate(contents)]
