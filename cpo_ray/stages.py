@@ -239,7 +239,7 @@ def _publish(run: Run, trained: Mapping[str, Path], found: Comparison) -> None:
     with run.tracker.start() as logger:
         logger.log(0, {f"{BASE}.{name}": value for name, value in found.models[BASE].flat(".").items()})
     for name, adapter in {EXPERT: run.adapter, **trained}.items():
-        if not (run.folder / short_name(name)).exists():
+        if not (run.folder / short_name(name) / "adapter").exists():
             continue  # another run has trained this expert
         tracker = run.track(short_name(name), run.folder / short_name(name), resume=True)
         with tracker.start() as logger:
