@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,15 +72,21 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
 
 
 @pytest.fixture(scope="session")
-def expert_spec(tmp_path_factory: pytest.TempPathFactory) -> ExpertSpec:
-    """Twelve rendered pictures, a tiny SDXL as diffusers saves it, and an expert adapter of small random weights."""
-    return _expert_spec("sdxl", tmp_path_factory.mktemp("expert"))
+def expert_spec_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ExpertSpec]:
+    """For a family by its name: twelve rendered pictures, a small base as diffusers saves it, and an expert adapter of small
+    random weights.
+    """
+    return cache(lambda name: _expert_spec(name, tmp_path_factory.mktemp(f"{name}-expert")))
 
 
 @pytest.fixture(scope="session")
-def flux_expert_spec(tmp_path_factory: pytest.TempPathFactory) -> ExpertSpec:
-    """The same with a tiny FLUX."""
-    return _expert_spec("flux", tmp_path_factory.mktemp("flux-expert"))
+def expert_spec(expert_spec_of: Callable[[str], ExpertSpec]) -> ExpertSpec:
+    return expert_spec_of("sdxl")
+
+
+@pytest.fixture(scope="session")
+def flux_expert_spec(expert_spec_of: Callable[[str], ExpertSpec]) -> ExpertSpec:
+    return expert_spec_of("flux")
 
 
 def _expert_spec(family_name: str, folder: Path) -> ExpertSpec:
@@ -87,23 +94,20 @@ def _expert_spec(family_name: str, folder: Path) -> ExpertSpec:
 
     from cpo_ray.config import Lora, Model
     from cpo_ray.models import family
-    from cpo_ray.models.tiny import tiny_flux, tiny_sdxl
+    from cpo_ray.models.tiny import Widths
     from cpo_ray.targets.expert import ExpertSpec
 
     hierarchy = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
     texts = _annotated_pictures(folder / "data", hierarchy)
+    model = Model(family=family_name, base=str(folder / "base"), resolution=64)
+    found = family(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if family_name == "flux":
-            pipeline = tiny_flux(texts)
-        else:
-            pipeline = tiny_sdxl(texts, channels=(32, 64), vae_channels=(8, 16, 16), max_length=64)
-        pipeline.save_pretrained(folder / "base")
-        model = Model(family=family_name, base=str(folder / "base"), resolution=64)
-        denoiser = family(model).load_denoiser(model)
-        for name in family(model).add_lora(denoiser, Lora(rank=4, alpha=4), seed=1):
+        found.random_pipeline(found.tiny(Widths(text_tokens=64)), texts).save_pretrained(folder / "base")
+        denoiser = found.load_denoiser(model)
+        for name in found.add_lora(denoiser, Lora(rank=4, alpha=4), seed=1):
             torch.nn.init.normal_(denoiser.get_parameter(name), std=0.05)
-        family(model).save_adapter(denoiser, None, folder / "adapter")
+        found.save_adapter(denoiser, None, folder / "adapter")
     return ExpertSpec("expert", model, folder / "data", hierarchy, seed=5, adapter=folder / "adapter")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +16,9 @@ from cpo_ray.config import ConfigError, Lora, Model
 
 if TYPE_CHECKING:
     from cpo_ray.core.diffusion import DiffusionProcess
-    from cpo_ray.models.skeleton import Skeleton
+    from cpo_ray.models.latents import LatentSpace
+    from cpo_ray.models.skeleton import Configurations, Skeleton
+    from cpo_ray.models.tiny import Widths
 
 #: Named conditioning tensors, with the batch as first dimension. The family chooses the names.
 Conditioning = dict[str, Tensor]
@@ -105,11 +107,21 @@ class Family(Protocol):
     """The class that diffusers names in the model_index.json of a base."""
     licences: Mapping[str, str]
     """Hub id of a published base → its licence."""
+    latents: LatentSpace
+    """What the VAE makes of pictures."""
+    published: Configurations
+    """What a published base is built from, so that its needs are known without a download."""
+
+    def tiny(self, widths: Widths) -> Configurations:
+        """Return what a small base of the architecture is built from."""
+
+    def random_pipeline(self, configurations: Configurations, corpus: Iterable[str]) -> Any:
+        """Return a whole diffusers pipeline with random weights; its tokenizers know the words of the corpus."""
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         """Load the VAE on `device`, in float32 or from the folder `vae` in float16, and the text encoders in main memory.
 
-        Raises ConfigError if the latents of `vae` have another scale than the base's.
+        Raises ConfigError if `vae` has another latent space than the base's.
         """
 
     def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:

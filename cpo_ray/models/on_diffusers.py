@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from cpo_ray.config import ConfigError, Lora, Model
-from cpo_ray.models.base import DTYPES, base_source
+from cpo_ray.models.base import DTYPES, Encoders, base_source
+from cpo_ray.models.latents import GaussianLatents, LatentSpace
 from cpo_ray.models.lora_formats import LayerPlace, write_lora_formats
-from cpo_ray.models.skeleton import Configurations, Skeleton, build_skeleton
+from cpo_ray.models.skeleton import Configurations, Skeleton, made_in
+from cpo_ray.models.tiny import random_text_encoder, tokenizer_for
 
 ADAPTER = "default"
 # A block is compiled per width, aspect ratio and batch size; torch gives up after 8.
@@ -27,24 +29,115 @@ _SHAPES = 64
 class DiffusersFamily:
     """The part of `Family` that differs between architectures by a few names only.
 
-    `denoiser` is the denoiser's folder in a pipeline, and the prefix of its LoRA's keys.
+    `denoiser` is the denoiser's folder in a pipeline, and the prefix of its LoRA's keys. `original_place` says where a layer of
+    the denoiser with a given configuration lies in the architecture's original code; KeyError for one without a place.
     """
 
+    name: str
+    pipeline: str
+    pipeline_class: Any
     denoiser: str
     denoiser_class: Any
-    pipeline_class: Any
     text_encoder_classes: tuple[Any, ...]
+    scheduler_class: Any
+    encoders_class: Callable[[DiffusersFamily, Model, torch.device, Path | None], Encoders]
+    original_place: Callable[[Any, str], LayerPlace]
     published: Configurations
+    licences: Mapping[str, str]
+    latents: LatentSpace = GaussianLatents()
     dynamic_shapes: bool | None = False
     """For compiled blocks: False has one program per shape, None lets a dimension vary once it is seen to."""
 
-    def original_place(self, config: Any, module: str) -> LayerPlace:
-        """Where a layer of the denoiser lies in the architecture's original code. Raises KeyError for one without a place."""
-        raise NotImplementedError
-
     def skeleton(self, model: Model, folder: Path | None = None) -> Skeleton:
-        denoiser = (self.denoiser, self.denoiser_class)
-        return build_skeleton(model, folder, self.published, denoiser, self.text_encoder_classes)
+        found = self.published if folder is None else self._configurations(folder)
+        with made_in(torch.device("meta"), DTYPES[model.dtype]):
+            denoiser = self.denoiser_class.from_config(found.denoiser)
+            encoders = tuple(
+                kind(kind.config_class(**values))
+                for kind, values in zip(self.text_encoder_classes, found.text_encoders, strict=True)
+            )
+        with made_in(torch.device("meta"), torch.float32):
+            vae = self.latents.vae_class.from_config(found.vae)
+        for each in (denoiser, vae, *encoders):
+            each.eval().requires_grad_(False)
+        return Skeleton(denoiser, vae, encoders, self.text_tokens(model, encoders), self.latents)
+
+    def _configurations(self, folder: Path) -> Configurations:
+        """Read those of the models in a pipeline's folder."""
+        texts = (
+            kind.config_class.from_pretrained(folder / name).to_dict()
+            for kind, name in zip(self.text_encoder_classes, self._text_encoder_names, strict=True)
+        )
+        return Configurations(
+            self.denoiser_class.load_config(folder, subfolder=self.denoiser),
+            self.latents.vae_class.load_config(folder, subfolder="vae"),
+            tuple(texts),
+        )
+
+    @property
+    def _text_encoder_names(self) -> list[str]:
+        """diffusers' names of a pipeline's text encoders."""
+        return ["text_encoder", *(f"text_encoder_{number}" for number in range(2, len(self.text_encoder_classes) + 1))]
+
+    def text_tokens(self, model: Model, encoders: Sequence[Any]) -> tuple[int, ...]:
+        """Return the greatest number of tokens that each text encoder is given."""
+        return tuple(int(encoder.config.max_position_embeddings) for encoder in encoders)
+
+    def random_pipeline(self, configurations: Configurations, corpus: Iterable[str]) -> Any:
+        denoiser = self.denoiser_class.from_config(configurations.denoiser)
+        vae = self.latents.vae_class.from_config(configurations.vae)
+        scheduler = self.scheduler_class.from_config(configurations.scheduler)
+        parts, texts, tokenizers = {self.denoiser: denoiser, "vae": vae, "scheduler": scheduler}, tuple(corpus), {}
+        named = zip(self._text_encoder_names, self.text_encoder_classes, configurations.text_encoders, strict=True)
+        for name, kind, values in named:
+            alike = kind.config_class, values.get("max_position_embeddings")  # equal tokenizers are one
+            if alike not in tokenizers:
+                tokenizers[alike] = tokenizer_for(kind, values, texts)
+            parts[name] = random_text_encoder(kind, values, tokenizers[alike])
+            parts[name.replace("text_encoder", "tokenizer")] = tokenizers[alike]
+        return getattr(diffusers, self.pipeline)(**parts, **configurations.pipeline)
+
+    def denoiser_config(self, model: Model) -> Mapping[str, Any]:
+        """Return the configuration of the base's denoiser."""
+        return self._config(self.denoiser_class, model, self.denoiser)
+
+    def vae_config(self, model: Model) -> Mapping[str, Any]:
+        """Return the configuration of the base's VAE."""
+        return self._config(self.latents.vae_class, model, "vae")
+
+    def _config(self, kind: Any, model: Model, part: str) -> Mapping[str, Any]:
+        config: Mapping[str, Any] = kind.load_config(base_source(model), subfolder=part, revision=model.revision)
+        return config
+
+    def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
+        return self.encoders_class(self, model, device, vae)
+
+    def load_text(self, model: Model) -> Any:
+        """Load the pipeline without denoiser and VAE, on the CPU."""
+        left_out = {self.denoiser: None, "vae": None}
+        return self.pipeline_class.from_pretrained(
+            base_source(model), revision=model.revision, dtype=DTYPES[model.dtype], use_safetensors=True, **left_out
+        )
+
+    def load_vae(self, model: Model, device: torch.device, folder: Path | None) -> Any:
+        """Load the base's VAE in float32 (SDXL's overflows in float16), or the one in `folder` in float16, frozen.
+
+        Raises ConfigError for one of another latent space.
+        """
+        kind = self.latents.vae_class
+        if folder is None:
+            source: dict[str, Any] = {"subfolder": "vae", "revision": model.revision, "dtype": torch.float32}
+            vae = kind.from_pretrained(base_source(model), **source)
+        else:
+            vae = kind.from_pretrained(folder, dtype=torch.float16, use_safetensors=True)
+            with made_in(torch.device("meta"), torch.float32):
+                base = kind.from_config(self.vae_config(model))  # with what its file leaves to the defaults
+            for name in self.latents.same_space:
+                if (own := vae.config[name]) != (expected := base.config[name]):
+                    raise ConfigError(
+                        f"the VAE in {folder} has {name} = {own}, the base's has {expected}; give one of the same latent space"
+                    )
+        return vae.to(device).eval().requires_grad_(False)
 
     def load_denoiser(self, model: Model, adapter: Path | None = None) -> Any:
         whole = self._is_whole(adapter)
@@ -137,25 +230,6 @@ class DiffusersFamily:
                 self.original_place(config, module)
             except KeyError:
                 raise ConfigError(f"lora.targets reach {module!r}, which has no name in the kohya and ComfyUI formats") from None
-
-
-def load_vae(model: Model, device: torch.device, folder: Path | None) -> AutoencoderKL:
-    """The base's VAE in float32 (SDXL's overflows in float16), or the one in `folder` in float16, frozen.
-
-    Raises ConfigError for one whose latents have another scale.
-    """
-    base = AutoencoderKL.load_config(base_source(model), subfolder="vae", revision=model.revision)
-    if folder is None:
-        source: dict[str, Any] = {"subfolder": "vae", "revision": model.revision, "dtype": torch.float32}
-        vae = AutoencoderKL.from_pretrained(base_source(model), **source)
-    else:
-        vae = AutoencoderKL.from_pretrained(folder, dtype=torch.float16, use_safetensors=True)
-        if vae.config.scaling_factor != base["scaling_factor"]:
-            raise ConfigError(
-                f"the VAE in {folder} scales its latents by {vae.config.scaling_factor}, the base's by {base['scaling_factor']}; "
-                "give one of the same latent space"
-            )
-    return vae.to(device).eval().requires_grad_(False)
 
 
 def _layers(denoiser: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor]:

@@ -9,8 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cpo_ray.config import Config, ConfigError, Optimization
 from cpo_ray.config.optimization import missing_package
@@ -44,11 +43,11 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
     """Return everything that can be known without starting. The run, or the sweep of `trials`, can start if
     nothing is "missing".
     """
-    vae, model = _vae(config), list(_model(config))
+    model = list(_model(config))
     pictures, data = _data(config)
     plannable = all(finding.verdict != "missing" for finding in model)
     return [
-        *_settings(config, vae),
+        *_settings(config, _factor(config) if plannable else None),
         *_bfloat16(config, pictures),
         *_hierarchy(config),
         *_domain(config),
@@ -69,7 +68,8 @@ def _security(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("missing", f"{name} is set, which lets data files run code; unset it")
 
 
-def _settings(config: Config, vae: dict[str, Any] | None) -> Iterator[Finding]:
+def _settings(config: Config, factor: int | None) -> Iterator[Finding]:
+    """`factor` is the VAE's, in pixels per number of a latent's side, where it is known."""
     problems = [
         *_optimization("expert.optimization", config.expert.optimization),
         *_optimization("preference.optimization", config.preference.optimization),
@@ -82,13 +82,13 @@ def _settings(config: Config, vae: dict[str, Any] | None) -> Iterator[Finding]:
     shares = (conditions.null, conditions.negative, conditions.content, conditions.content_positive, conditions.all)
     if not sum(shares):
         problems.append(Finding("missing", "all shares of expert.conditions are 0; give at least one form of the condition"))
-    if vae and config.model.resolution % (8 * _factor(vae)):
+    if factor and config.model.resolution % (8 * factor):
         problems.append(
-            Finding("missing", f"model.resolution is {config.model.resolution}; it must be a multiple of {8 * _factor(vae)}")
+            Finding("missing", f"model.resolution is {config.model.resolution}; it must be a multiple of {8 * factor}")
         )
     multiple = config.data.pictures.multiple
-    if vae and config.data.pictures.buckets == "aspect" and multiple % (2 * _factor(vae)):
-        problems.append(Finding("missing", f"data.pictures.multiple is {multiple}; it must be a multiple of {2 * _factor(vae)}"))
+    if factor and config.data.pictures.buckets == "aspect" and multiple % (2 * factor):
+        problems.append(Finding("missing", f"data.pictures.multiple is {multiple}; it must be a multiple of {2 * factor}"))
     try:
         uri = resolve_uri(config.tracking, config.run.output)
     except ConfigError as error:
@@ -191,13 +191,17 @@ def _tree(config: Config) -> Hierarchy | None:
 
 def _model(config: Config) -> Iterator[Finding]:
     base, folder = config.model.base, local_base(config.model)
+    try:
+        expected = family(config.model).pipeline
+    except ConfigError as error:
+        yield Finding("missing", f"model: {error}")
+        return
     if folder is not None:
         index = folder / "model_index.json"
         if not index.is_file():
             yield Finding("missing", f"model: {folder} has no model_index.json; it must be a pipeline saved by diffusers")
         else:
             pipeline = json.loads(index.read_text()).get("_class_name")
-            expected = family(config.model).pipeline
             verdict: Literal["ok", "missing"] = "ok" if pipeline == expected else "missing"
             yield Finding(verdict, f"model: {folder} holds a {pipeline}; model.family {config.model.family!r} takes a {expected}")
     elif HUB_ID.fullmatch(base):
@@ -250,14 +254,8 @@ def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
     yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor
 
 
-def _vae(config: Config) -> dict[str, Any] | None:
+def _factor(config: Config) -> int | None:
+    """Return the factor of the base's VAE, or None where the base is not on this machine."""
     folder = local_base(config.model)
-    return _json(folder / "vae" / "config.json") if folder else None
-
-
-def _factor(vae: dict[str, Any]) -> int:
-    return int(2 ** (len(vae["block_out_channels"]) - 1))
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    return dict(json.loads(file.read_text())) if file.is_file() else None
+    file = folder / "vae" / "config.json" if folder else None
+    return family(config.model).latents.factor(json.loads(file.read_text())) if file and file.is_file() else None

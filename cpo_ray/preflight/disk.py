@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from cpo_ray.config import Config, Lora, Optimization
 from cpo_ray.core.schema import target_row_bytes
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.models import family
 from cpo_ray.models.base import local_base
-from cpo_ray.models.skeleton import Skeleton
 from cpo_ray.preflight.durations import work
 from cpo_ray.preflight.engine_memory import checkpoint_bytes
 from cpo_ray.preflight.memory import micro_batch
@@ -42,14 +43,9 @@ class RowSize(NamedTuple):
 def row_of(config: Config, folder: Path | None) -> RowSize:
     """Return the row size at the configured resolution, with a new prompt of the greatest length in every row."""
     skeleton = skeleton_of(config.model, folder)
-    side = config.model.resolution // skeleton.factor
-    return RowSize(skeleton.vae.config.latent_channels * side * side, _text_numbers(skeleton))
-
-
-def _text_numbers(skeleton: Skeleton) -> int:
-    """Return how many numbers the encoders give for one prompt: a row for each token, and a pooled one."""
-    widths = [getattr(encoder.config, "d_model", None) or encoder.config.hidden_size for encoder in skeleton.text_encoders]
-    return sum(width * (tokens + 1) for width, tokens in zip(widths, skeleton.text_tokens, strict=True))
+    _, _, conditions = family(config.model).largest_inputs(skeleton, config.model, 1)
+    latent = math.prod(skeleton.latent_shape(config.model.resolution))
+    return RowSize(latent, sum(values.numel() for values in conditions.values()))
 
 
 def target_bytes(config: Config, folder: Path | None, pictures: int) -> int:

@@ -95,19 +95,19 @@ def text_cost(model: Model, folder: Path | None, prompts: int) -> Count:
 @lru_cache(maxsize=64)
 def encode_cost(model: Model, folder: Path | None) -> tuple[Count, int]:
     """Count the VAE in float32 on the pictures that it encodes at a time; return the count and the number of pictures."""
-    vae, pictures = skeleton_of(model, folder).vae, encoded_together(Bucket(*[model.resolution] * 3))
+    skeleton, pictures = skeleton_of(model, folder), encoded_together(Bucket(*[model.resolution] * 3))
     size = (pictures, 3, model.resolution, model.resolution)
     with torch.device("meta"):
-        return count_forward(lambda: vae.encode(torch.zeros(size)).latent_dist.mode(), [vae]), pictures
+        return count_forward(lambda: skeleton.latents.encode(skeleton.vae, torch.zeros(size)), [skeleton.vae]), pictures
 
 
 @lru_cache(maxsize=64)
 def decode_cost(model: Model, folder: Path | None, pictures: int) -> Count:
     """Count the VAE in float32, decoding so many pictures at once."""
     skeleton = skeleton_of(model, folder)
-    vae, side = skeleton.vae, model.resolution // skeleton.factor
+    size = (pictures, *skeleton.latent_shape(model.resolution))
     with torch.device("meta"):
-        return count_forward(lambda: vae.decode(torch.zeros(pictures, vae.config.latent_channels, side, side)), [vae])
+        return count_forward(lambda: skeleton.latents.decode(skeleton.vae, torch.zeros(size)), [skeleton.vae])
 
 
 def numbers(modules: Iterable[nn.Module]) -> int:

@@ -9,7 +9,8 @@ import torch
 
 from cpo_ray.config import Evaluation, Model
 from cpo_ray.evaluation.generate import GenerationJob, generate_batch, generate_many
-from cpo_ray.models.tiny import tiny_sdxl
+from cpo_ray.models.sdxl import FAMILY
+from cpo_ray.models.tiny import Widths
 
 PROMPTS = ("red circle over sea", "blue square on grey wall", "yellow triangle over field")
 SEEDS = (11, 12, 13)
@@ -19,7 +20,7 @@ SEEDS = (11, 12, 13)
 def pipeline() -> Any:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    made = tiny_sdxl(PROMPTS, text_width=32, channels=(32, 64), vae_channels=(16, 32), latent_channels=4, sample_size=16)
+    made = FAMILY.random_pipeline(FAMILY.tiny(Widths(vae=(16, 32), latent=4)), PROMPTS)
     made.set_progress_bar_config(disable=True)
     return made
 

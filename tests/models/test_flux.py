@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ from torch import Tensor
 from cpo_ray.config import Flow, Model
 from cpo_ray.evaluation.generate import generate_batch
 from cpo_ray.models.base import PictureSize
-from cpo_ray.models.flux import Flux, image_ids, pack, unpack
-from cpo_ray.models.tiny import tiny_flux
+from cpo_ray.models.flux import Flux
+from cpo_ray.models.flux.family import image_ids, pack, unpack
+from cpo_ray.models.tiny import Widths
 
 PROMPTS = ["red circle on green wall", "sea"]
 SIZES = [PictureSize((64, 64), (0, 0), (64, 64))] * 2
 CPU = torch.device("cpu")
+SMALL = Flux().tiny(Widths())
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("flux")
     torch.manual_seed(0)
-    tiny_flux(PROMPTS).save_pretrained(folder)
+    Flux().random_pipeline(SMALL, PROMPTS).save_pretrained(folder)
     return Model(family="flux", base=str(folder), resolution=64)
 
 
@@ -100,7 +103,8 @@ def test_guidance_is_one_stored_value_and_none_where_the_base_takes_none(model: 
     told = flux.load_encoders(with_flow(model, guidance=3.5), CPU).micro_conditioning(SIZES)
     assert told["guidance"].tolist() == [3.5, 3.5] and told["guidance"].dtype == torch.float32
     torch.manual_seed(0)
-    tiny_flux(PROMPTS, guidance_embeds=False).save_pretrained(tmp_path)
+    plain = replace(SMALL, denoiser={**SMALL.denoiser, "guidance_embeds": False})
+    flux.random_pipeline(plain, PROMPTS).save_pretrained(tmp_path)
     schnell = model.model_copy(update={"base": str(tmp_path)})
     encoders = flux.load_encoders(schnell, CPU)
     assert encoders.micro_conditioning(SIZES) == {}
@@ -125,9 +129,8 @@ def test_times_are_shifted_as_far_as_the_bases_own_or_as_told(model: Model) -> N
 
 
 def test_a_base_with_a_fixed_shift_keeps_it(tmp_path: Path) -> None:
-    pipeline = tiny_flux(PROMPTS)
-    pipeline.scheduler.register_to_config(use_dynamic_shifting=False)
-    pipeline.save_pretrained(tmp_path)
+    fixed = replace(SMALL, scheduler={**SMALL.scheduler, "use_dynamic_shifting": False})
+    Flux().random_pipeline(fixed, PROMPTS).save_pretrained(tmp_path)
     assert Flux().load_process(Model(family="flux", base=str(tmp_path), resolution=64)).shift == 3.0
 
 

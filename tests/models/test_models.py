@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +12,43 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.models import family
 from cpo_ray.models.base import Conditioning, PictureSize
 from cpo_ray.models.sdxl import SDXL
-from cpo_ray.models.tiny import clip_tokenizer, t5_tokenizer, tiny_flux, tiny_sdxl
+from cpo_ray.models.tiny import Widths, clip_tokenizer, t5_tokenizer
 
 CORPUS = ["red circle on green wall", "blue square over sea", "clear edges, muddy palette"]
 PROMPTS = ["red circle on green wall", "blue square"]
 SIZE = PictureSize(original=(512, 768), crop=(0, 64), target=(64, 64))
 
 
+@pytest.fixture(scope="module", params=FAMILIES.names)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return small(request.param, tmp_path_factory.mktemp(request.param))
+
+
 @pytest.fixture(scope="module")
 def sdxl_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """A folder that diffusers wrote: an ε-predicting SDXL with narrow layers."""
-    folder = tmp_path_factory.mktemp("sdxl")
+    """One that predicts the noise."""
+    told = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}  # it cannot start from pure noise
+    return small("sdxl", tmp_path_factory.mktemp("sdxl"), scheduler=told)
+
+
+def small(name: str, folder: Path, **changes: dict[str, Any]) -> Model:
+    """A folder that diffusers wrote, of narrow layers; `changes` of its configurations."""
+    model = Model(family=name, base=str(folder), resolution=64)
+    configurations = family(model).tiny(Widths())
+    changed = replace(configurations, **{part: {**getattr(configurations, part), **told} for part, told in changes.items()})
     torch.manual_seed(0)
-    tiny_sdxl(CORPUS, channels=(32, 64), vae_channels=(8, 16, 16), prediction_type="epsilon").save_pretrained(folder)
-    return Model(family="sdxl", base=str(folder), resolution=64)
-
-
-@pytest.fixture(scope="module")
-def flux_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    folder = tmp_path_factory.mktemp("flux")
-    torch.manual_seed(0)
-    tiny_flux(CORPUS).save_pretrained(folder)
-    return Model(family="flux", base=str(folder), resolution=64)
-
-
-@pytest.fixture(scope="module", params=["sdxl", "flux"])
-def model(request: pytest.FixtureRequest, sdxl_model: Model, flux_model: Model) -> Model:
-    return {"sdxl": sdxl_model, "flux": flux_model}[request.param]
+    family(model).random_pipeline(changed, CORPUS).save_pretrained(folder)
+    return model
 
 
 def inputs(model: Model, prompts: list[str] = PROMPTS) -> tuple[Tensor, Tensor, Conditioning]:
     """x_t, timesteps and the conditioning of two samples."""
     generator = torch.Generator().manual_seed(1)
-    timestep = torch.tensor([3, 900]) if model.family == "sdxl" else torch.tensor([0.1, 0.9])
+    timestep = family(model).load_process(model).timestep(torch.tensor([0.003, 0.9], dtype=torch.float64))
     encoders = family(model).load_encoders(model, torch.device("cpu"))
     conditioning = encoders.encode_prompts(prompts) | encoders.micro_conditioning([SIZE] * len(prompts))
     return torch.randn(2, 8, 16, 16, generator=generator), timestep, conditioning
@@ -90,16 +92,16 @@ def test_latents_are_in_the_space_that_the_pipeline_decodes(model: Model) -> Non
     latent = encoders.encode_pictures(picture)
     mean = vae.encode(picture).latent_dist.mean
     assert latent.shape == (1, 8, 16, 16) and not latent.requires_grad
-    torch.testing.assert_close(latent, mean * 0.18215 if model.family == "sdxl" else (mean - 0.1159) * 0.3611)
+    by_hand = {"sdxl": mean * 0.18215, "flux": (mean - 0.1159) * 0.3611}
+    torch.testing.assert_close(latent, by_hand[model.family])
+    latents = family(model).latents
+    torch.testing.assert_close(latents.decode(vae, latent), vae.decode(mean).sample, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("zeros", [True, False])
 def test_null_condition_follows_the_base(tmp_path: Path, zeros: bool) -> None:
     """SDXL's own config replaces the empty prompt by zeros; then ∅ must be zeros in training too."""
-    pipeline = tiny_sdxl(CORPUS, channels=(32, 64))
-    pipeline.register_to_config(force_zeros_for_empty_prompt=zeros)
-    pipeline.save_pretrained(tmp_path)
-    model = Model(family="sdxl", base=str(tmp_path), resolution=64)
+    model = small("sdxl", tmp_path, pipeline={"force_zeros_for_empty_prompt": zeros})
     encoded = SDXL().load_encoders(model, torch.device("cpu")).encode_prompts(["", "red circle"])
     for tensor in encoded.values():
         assert (tensor[0].abs().sum() == 0) == zeros
@@ -161,9 +163,10 @@ def test_unknown_lora_targets_are_one_sentence(model: Model) -> None:
         family(model).add_lora(family(model).load_denoiser(model), Lora(targets=("to_z",)), seed=0)
 
 
-def test_a_layer_that_cannot_be_exported_is_refused_before_training(flux_model: Model) -> None:
+def test_a_layer_that_cannot_be_exported_is_refused_before_training(tmp_path: Path) -> None:
+    model = small("flux", tmp_path)
     with pytest.raises(ValueError, match="'x_embedder', which has no name in the kohya and ComfyUI formats"):
-        family(flux_model).add_lora(family(flux_model).load_denoiser(flux_model), Lora(targets=("x_embedder",)), seed=0)
+        family(model).add_lora(family(model).load_denoiser(model), Lora(targets=("x_embedder",)), seed=0)
 
 
 def test_recomputed_activations_give_the_same_gradient_from_less_memory(model: Model) -> None:

@@ -20,7 +20,7 @@ def test_an_outside_family_loads_predicts_and_exports(tmp_path: Path) -> None:
     outside = known.model_copy(update={"family": OUTSIDE})
     assert family(outside).name == "subdued"
     x_t, time = torch.randn(2, 4, 8, 8), torch.tensor([1, 500])
-    told = conditioning("sdxl", 2)
+    told = conditioning(known, 2)
     plain = family(known).predict(family(known).load_denoiser(known), x_t, time, told)
     denoiser = family(outside).load_denoiser(outside)
     torch.testing.assert_close(family(outside).predict(denoiser, x_t, time, told), 0.9 * plain)

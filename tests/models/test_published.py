@@ -90,9 +90,9 @@ def test_encoders_are_the_published_ones(name: str, encoder: float, text: int) -
     ("name", "size"),
     [
         # Per number of the latent six float16 and one float32, so 16 bytes; text in float16.
-        # For each token a row of either encoder, and one for the pooled text: a little more than is stored.
-        ("sdxl", 16 * 4 * 128 * 128 + 2 * 78 * (768 + 1280)),
-        ("flux", 16 * 16 * 128 * 128 + 2 * (513 * 4096 + 78 * 768)),
+        # Rows for the tokens, one for the pooled text, and six sizes or a guidance value.
+        ("sdxl", 16 * 4 * 128 * 128 + 2 * (77 * (768 + 1280) + 1280 + 6)),
+        ("flux", 16 * 16 * 128 * 128 + 2 * (512 * 4096 + 768 + 1)),
     ],
 )
 def test_a_row_of_targets_takes_this_much(name: str, size: int) -> None:

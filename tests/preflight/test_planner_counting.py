@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from cpo_ray.config import Lora, Model
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.models import family
 from cpo_ray.preflight.counting import OnMeta, count, count_forward, count_step
 
@@ -67,7 +68,7 @@ def allocated(call: Callable[[], Any]) -> int:
     return peak
 
 
-@pytest.fixture(scope="module", params=["sdxl", "flux"])
+@pytest.fixture(scope="module", params=FAMILIES.names)
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return write_base(tmp_path_factory.mktemp("planned"), request.param)
 
@@ -76,7 +77,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("parameters", ["lora", "full"])
 def test_a_step_takes_what_torch_allocates(base: Model, parameters: str, checkpointing: bool) -> None:
     found, batch = family(base), 6  # beside which checkpointing's copies of a generator's state are small
-    x_t, timestep, text = torch.zeros(batch, 4, 16, 16), torch.zeros(batch), conditioning(base.family, batch)
+    x_t, timestep, text = torch.zeros(batch, 4, 16, 16), torch.zeros(batch), conditioning(base, batch)
     text["prompt_embeds"] = torch.ones(batch, 5, text["prompt_embeds"].shape[-1])
 
     def prepared(denoiser: Any) -> Any:
@@ -106,7 +107,7 @@ def test_a_step_takes_what_torch_allocates(base: Model, parameters: str, checkpo
 def test_forwards_of_every_model_take_what_torch_allocates(base: Model) -> None:
     found, skeleton = family(base), family(base).skeleton(base, Path(base.base))
     pipeline = found.load_pipeline(base)
-    x_t, timestep, text = torch.zeros(2, 4, 16, 16), torch.zeros(2), conditioning(base.family, 2)
+    x_t, timestep, text = torch.zeros(2, 4, 16, 16), torch.zeros(2), conditioning(base, 2)
     text["prompt_embeds"] = torch.ones(2, 5, text["prompt_embeds"].shape[-1])
     denoiser = found.load_denoiser(base)
     pictures = torch.zeros(2, 3, 32, 32)
@@ -114,9 +115,10 @@ def test_forwards_of_every_model_take_what_torch_allocates(base: Model) -> None:
         (lambda model: found.predict(model, x_t, timestep, text), denoiser, skeleton.denoiser),
         (lambda model: model(pictures.to(_device(model))), pipeline.vae.encoder, skeleton.vae.encoder),
     ]
+    text_encoders = [part for name, part in pipeline.components.items() if name.startswith("text_encoder")]
     calls += [
         (lambda model: model(torch.zeros(2, 8, dtype=torch.long, device=_device(model))), real, meta)
-        for real, meta in zip((pipeline.text_encoder, pipeline.text_encoder_2), skeleton.text_encoders, strict=True)
+        for real, meta in zip(text_encoders, skeleton.text_encoders, strict=True)
     ]
     for call, real, meta in calls:
         on_meta = OnMeta(meta) if meta is skeleton.denoiser else meta

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from cpo_ray.config import Lora, Model, Optimization
 from cpo_ray.core.plan import Item, Plan
 from cpo_ray.core.randomness import counter_generator
-from cpo_ray.models.tiny import tiny_flux, tiny_sdxl
+from cpo_ray.models import family
+from cpo_ray.models.base import Conditioning, PictureSize
+from cpo_ray.models.tiny import Widths
 from cpo_ray.objectives.preference import PreferenceSettings
 from cpo_ray.targets.store import TargetStore
 from cpo_ray.training.worker import TrainSpec
@@ -21,31 +24,39 @@ SHARD_SIZE = 4
 IDS = [f"picture-{number}" for number in range(10)]
 
 
-def write_base(folder: Path, family: Literal["sdxl", "flux"] = "sdxl", channels: tuple[int, ...] = (32, 64)) -> Model:
-    """`channels` of SDXL's levels: one level has half of the modules, each of which costs DeepSpeed time."""
-    sizes: dict[str, Any] = {"vae_channels": (8, 16, 16), "text_width": TEXT_WIDTH, "latent_channels": 4}
+#: Families that hide padding from attention, so that shards hold texts of a length of their own.
+UNPADDED = {"flux"}
+
+
+def write_base(folder: Path, name: str = "sdxl", channels: tuple[int, ...] = (32, 64)) -> Model:
+    """A small base of a family. `channels` of SDXL's levels: one level has half of the modules, each of which costs DeepSpeed
+    time.
+    """
+    model = Model(family=name, base=str(folder), resolution=32)
+    configurations = family(model).tiny(Widths(denoiser=channels, text=TEXT_WIDTH, latent=4))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if family == "flux":
-            pipeline = tiny_flux(["red circle"], **sizes)
-        else:
-            pipeline = tiny_sdxl(["red circle"], channels=channels, sample_size=8, **sizes)
-    pipeline.save_pretrained(folder)
-    return Model(family=family, base=str(folder), resolution=32)
+        family(model).random_pipeline(configurations, ["red circle"]).save_pretrained(folder)
+    return model
 
 
-def conditioning(family: str, batch: int, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-    """Random conditioning as the family's encoders name it; FLUX's second text is shorter than its first."""
+@lru_cache
+def _told(model: Model) -> tuple[dict[str, tuple[int, ...]], Conditioning]:
+    """The shapes of one text of five tokens, and what else the denoiser is told about a picture."""
+    encoders = family(model).load_encoders(model, torch.device("cpu"))
+    texts = {name: tuple(values.shape[1:]) for name, values in encoders.encode_prompts(["red circle"]).items()}
+    five = {name: (5, *shape[1:]) if len(shape) == 2 else shape for name, shape in texts.items()}
+    return five, encoders.micro_conditioning([PictureSize((32, 32), (0, 0), (32, 32))])
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(batch, *shape, generator=generator)
 
-    if family == "flux":
-        text = normal(5, TEXT_WIDTH)
-        text[1:, 3:] = 0
-        return {"prompt_embeds": text, "pooled_prompt_embeds": normal(TEXT_WIDTH), "guidance": torch.ones(batch)}
-    sizes = torch.tensor([[32.0, 32, 0, 0, 32, 32]] * batch)
-    return {"prompt_embeds": normal(5, 2 * TEXT_WIDTH), "pooled_prompt_embeds": normal(TEXT_WIDTH), "time_ids": sizes}
+def conditioning(model: Model, batch: int, generator: torch.Generator | None = None) -> Conditioning:
+    """Random conditioning as the family's encoders name it; unpadded, the other texts are shorter than the first."""
+    texts, micro = _told(model)
+    made = {name: torch.randn(batch, *shape, generator=generator) for name, shape in texts.items()}
+    if model.family in UNPADDED:
+        for values in (values for values in made.values() if values.ndim == 3):
+            values[1:, 3:] = 0
+    return made | {name: values.repeat(batch, *[1] * (values.ndim - 1)) for name, values in micro.items()}
 
 
 def make_spec(folder: Path, model: Model, *, optimization: dict[str, Any], steps: int = 4, **changes: Any) -> TrainSpec:
@@ -70,10 +81,10 @@ def write_targets(
     """`shapes` has the (h, w) of each sample's latent where they are not all of 8 x 8."""
     for items in spec.plan.shards(spec.shard_size)[first:last]:
         shape = shapes[items[0].sample_id] if shapes else (8, 8)
-        spec.targets.write(items, _tensors(items, spec.model.family, shape), {})
+        spec.targets.write(items, _tensors(items, spec.model, shape), {})
 
 
-def _tensors(items: tuple[Item, ...], family: str, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+def _tensors(items: tuple[Item, ...], model: Model, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
     latents = {
         "x_t": torch.float16, "target": torch.float16, "reference": torch.float32, "null_minus_reference": torch.float16,
         "negative_minus_null": torch.float16, "positive_minus_null": torch.float16, "positive_minus_all": torch.float16,
@@ -83,21 +94,15 @@ def _tensors(items: tuple[Item, ...], family: str, shape: tuple[int, int]) -> di
         drawn = [counter_generator(0, *item, purpose).standard_normal(shape, dtype="float32") for item in items]
         return torch.stack([torch.from_numpy(values) for values in drawn])
 
-    tensors = {
+    texts, micro = _told(model)
+    if model.family in UNPADDED:  # of another length in every shard
+        length = 3 + items[0].draw + len(items)
+        texts = {name: (length, *shape[1:]) if len(shape) == 2 else shape for name, shape in texts.items()}
+    uniform = torch.special.ndtr(normal("timestep").double())
+    return {
         **{name: normal(name, 4, *shape).to(dtype) for name, dtype in latents.items()},
         "prompt_index": torch.arange(len(items)),
-    }
-    if family == "flux":  # texts of another length in every shard
-        length = 3 + items[0].draw + len(items)
-        return tensors | {
-            "timestep": torch.sigmoid(normal("timestep")),
-            "text.prompt_embeds": normal("prompt", length, TEXT_WIDTH).half(),
-            "text.pooled_prompt_embeds": normal("pooled", TEXT_WIDTH).half(),
-            "micro.guidance": torch.ones(len(items)),
-        }
-    return tensors | {
-        "timestep": (normal("timestep").abs() * 300).long().clamp(max=999),
-        "text.prompt_embeds": normal("prompt", 5, 2 * TEXT_WIDTH).half(),
-        "text.pooled_prompt_embeds": normal("pooled", TEXT_WIDTH).half(),
-        "micro.time_ids": torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(len(items), 6).contiguous(),
+        "timestep": family(model).load_process(model).timestep(uniform),
+        **{f"text.{name}": normal(name, *shape).half() for name, shape in texts.items()},
+        **{f"micro.{name}": values.repeat(len(items), *[1] * (values.ndim - 1)) for name, values in micro.items()},
     }

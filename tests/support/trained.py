@@ -40,7 +40,7 @@ def trained(model: Model, change: float, lora: Lora | None = LORA) -> Trained:
         state[name] = parameter.float()
     inputs = {
         "x_t": torch.randn(2, 4, 8, 8, generator=generator).to(DTYPES[model.dtype]),
-        "timestep": torch.tensor([0.1, 0.9] if model.family == "flux" else [100, 900]),
-        "conditioning": conditioning(model.family, 2, generator),
+        "timestep": found.load_process(model).timestep(torch.tensor([0.1, 0.9], dtype=torch.float64)),
+        "conditioning": conditioning(model, 2, generator),
     }
     return Trained(model, denoiser, state, Probe(**inputs, output=probe_output(found, denoiser, **inputs)))

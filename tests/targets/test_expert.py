@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Flow
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.core.plan import Batch, Item
 from cpo_ray.core.prompts import condition_texts
 from cpo_ray.core.schema import TARGET_TENSORS
@@ -27,9 +28,9 @@ from cpo_ray.targets.store import frozen_fingerprint
 ITEMS = (Item("picture-3", 0), Item("picture-1", 0), Item("picture-7", 1), Item("picture-1", 1))
 
 
-@pytest.fixture(scope="module", params=["sdxl", "flux"])
-def expert_spec(request: pytest.FixtureRequest, expert_spec: ExpertSpec, flux_expert_spec: ExpertSpec) -> ExpertSpec:
-    return {"sdxl": expert_spec, "flux": flux_expert_spec}[request.param]
+@pytest.fixture(scope="module", params=FAMILIES.names)
+def expert_spec(request: pytest.FixtureRequest, expert_spec_of: Callable[[str], ExpertSpec]) -> ExpertSpec:
+    return expert_spec_of(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from cpo_ray.config import Pictures
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.core.plan import Item
 from cpo_ray.core.randomness import counter_generator
 from cpo_ray.data.picture import PictureError
@@ -23,10 +25,10 @@ RANDOM = Pictures(buckets="aspect", multiple=8, crop="random")
 ITEMS = (Item("picture-0", 0), Item("picture-0", 1), Item("picture-1", 0))
 
 
-@pytest.fixture(params=["sdxl", "flux"])
-def spec(request: pytest.FixtureRequest, expert_spec: ExpertSpec, flux_expert_spec: ExpertSpec, tmp_path: Path) -> ExpertSpec:
+@pytest.fixture(params=FAMILIES.names)
+def spec(request: pytest.FixtureRequest, expert_spec_of: Callable[[str], ExpertSpec], tmp_path: Path) -> ExpertSpec:
     """Two pictures of 2:3, and one that is too small, taken at random places."""
-    spec = {"sdxl": expert_spec, "flux": flux_expert_spec}[request.param]
+    spec = expert_spec_of(request.param)
     dataset, tree, rows = AnnotatedDataset.open(spec.dataset), load_hierarchy(spec.hierarchy), []
     for name, size in (("picture-0", (96, 144)), ("picture-1", (96, 144)), ("picture-2", (24, 24))):
         stream = io.BytesIO()

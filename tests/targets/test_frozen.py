@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from support.tiny_training import conditioning, write_base
+from support.tiny_training import UNPADDED, conditioning, write_base
 from torch import Tensor, nn
 
 from cpo_ray.config import ConfigError, Model
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.models import family
 from cpo_ray.models.float8 import Float8Linear
 from cpo_ray.objectives import ExpertDifferences, direction_cosine
@@ -21,16 +22,16 @@ from cpo_ray.targets.expert import ExpertSpec, frozen_inputs
 from cpo_ray.targets.frozen import place_together
 from cpo_ray.targets.store import frozen_fingerprint
 
-FAMILIES = pytest.mark.parametrize("name", ["sdxl", "flux"])
+EACH_FAMILY = pytest.mark.parametrize("name", FAMILIES.names)
 
 
-def inputs(name: str, batch: int, tokens: int = 5) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def inputs(model: Model, batch: int, tokens: int = 5) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
-    text = conditioning(name, batch)
-    if name == "flux":
+    text = conditioning(model, batch)
+    if model.family in UNPADDED:
         text["prompt_embeds"] = torch.randn(batch, tokens, text["prompt_embeds"].shape[-1])
-        return torch.randn(batch, 4, 8, 8), torch.rand(batch), text
-    return torch.randn(batch, 4, 8, 8), torch.randint(0, 999, (batch,)), text
+    timestep = family(model).load_process(model).timestep(torch.rand(batch, dtype=torch.float64))
+    return torch.randn(batch, 4, 8, 8), timestep, text
 
 
 def test_what_the_adapter_left_alone_is_held_once_and_nothing_else_changes(expert_spec: ExpertSpec) -> None:
@@ -45,10 +46,10 @@ def test_what_the_adapter_left_alone_is_held_once_and_nothing_else_changes(exper
     assert not torch.equal(reference.get_parameter(own[0]), before[own[0]])
 
 
-@FAMILIES
+@EACH_FAMILY
 def test_compiled_blocks_are_whole_graphs_and_few(name: str, tmp_path: Path) -> None:
     """Traced as for a GPU, and run as they are: each graph is one compilation of a minute there."""
-    model = write_base(tmp_path / "base", "flux" if name == "flux" else "sdxl")
+    model = write_base(tmp_path / "base", name)
     found, graphs = family(model), 0
 
     def backend(graph: Any, _: list[Tensor]) -> Callable[..., Any]:
@@ -61,7 +62,7 @@ def test_compiled_blocks_are_whole_graphs_and_few(name: str, tmp_path: Path) -> 
     made = []
     for batch, tokens in ((8, 5), (3, 7), (8, 9)):
         with torch.no_grad():
-            values = inputs(name, batch, tokens)
+            values = inputs(model, batch, tokens)
             assert torch.equal(found.predict(compiled, *values), found.predict(plain, *values))
         made.append(graphs)
     # SDXL: two widths at each batch size. FLUX.1: two kinds of blocks, and then whatever length the texts have.
@@ -82,15 +83,15 @@ def test_a_linear_layer_in_8_bits_is_off_by_their_rounding() -> None:
         assert relative.min() > 0.015 and relative.max() < 0.07
 
 
-@FAMILIES
+@EACH_FAMILY
 def test_the_linear_layers_of_the_blocks_and_no_modulation_get_8_bits(name: str, tmp_path: Path) -> None:
-    model = write_base(tmp_path / "base", "flux" if name == "flux" else "sdxl").model_copy(update={"dtype": "bfloat16"})
+    model = write_base(tmp_path / "base", name).model_copy(update={"dtype": "bfloat16"})
     found = family(model)
     denoiser, plain = found.load_denoiser(model), found.load_denoiser(model)
     found.use_float8(denoiser)
     replaced = [path for path, module in denoiser.named_modules() if isinstance(module, Float8Linear)]
     assert replaced and all("blocks." in path and "norm" not in path for path in replaced)
-    x_t, timestep, text = inputs(name, 2)
+    x_t, timestep, text = inputs(model, 2)
     with torch.no_grad():
         exact, rough = (found.predict(each, x_t.bfloat16(), timestep, text).float() for each in (plain, denoiser))
     error = float((rough - exact).norm() / exact.norm())
@@ -128,7 +129,7 @@ def test_another_vae_computes_in_float16_and_must_have_the_bases_scale(tmp_path:
     exact, latents = base.encode_pictures(pictures), half.encode_pictures(pictures)
     assert latents.dtype == torch.float32
     assert 0 < float((latents - exact).norm() / exact.norm()) < 1e-2
-    with pytest.raises(ConfigError, match=r"scales its latents by 0\.5, the base's by"):
+    with pytest.raises(ConfigError, match=r"scaling_factor = 0\.5, the base's has"):
         found.load_encoders(model, cpu, write_vae(tmp_path / "other", model, 0.5))
 
 

@@ -17,6 +17,7 @@ from support.tiny_training import write_base
 from support.trained import LORA, Trained, trained
 
 from cpo_ray.config import Model
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.models import family
 from cpo_ray.training.artifacts.card import add_evaluation, base_licence, card_text
 from cpo_ray.training.artifacts.export import (
@@ -29,7 +30,7 @@ from cpo_ray.training.artifacts.export import (
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
-@pytest.fixture(scope="module", params=["sdxl", "flux"])
+@pytest.fixture(scope="module", params=FAMILIES.names)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return write_base(tmp_path_factory.mktemp("base"), request.param)
 
@@ -90,7 +91,7 @@ def test_weights_of_another_training_are_refused(model: Model, tmp_path: Path) -
 def test_a_whole_denoiser_goes_round(model: Model, tmp_path: Path) -> None:
     t, folder = trained(model, 0.01, lora=None), tmp_path / "adapter"
     export(t, folder, parameters="full")
-    part = {"sdxl": "unet", "flux": "transformer"}[model.family]
+    part = family(model).denoiser
     assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", part])
     # As the card tells a user to do it.
     usage = re.findall(r"^    (\w+ = \w+\.from_pretrained.*)$", (folder / "README.md").read_text(), re.MULTILINE)

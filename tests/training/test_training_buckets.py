@@ -11,6 +11,7 @@ import torch
 from support.ranks import Ranks
 from support.tiny_training import IDS, make_spec, write_base, write_targets
 
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.core.plan import Batch, Plan
 from cpo_ray.models import family
 from cpo_ray.objectives.sft import SupervisedSettings
@@ -61,7 +62,7 @@ def expected_loss(spec: TrainSpec, items: list[Any]) -> float:
 
 
 def test_two_shapes_in_one_step_on_two_ranks(pair: Ranks, tmp_path: Path) -> None:
-    specs = [tiny(tmp_path / name, name) for name in ("sdxl", "flux")]
+    specs = [tiny(tmp_path / name, name) for name in FAMILIES.names]
     first, second = pair(_train, specs)
     for spec, one, two in zip(specs, first, second, strict=True):
         shapes = [{SHAPES[item.sample_id] for item in spec.plan.step(k).planned} for k in range(spec.plan.steps)]

@@ -26,7 +26,8 @@ from cpo_ray.domains.toy.corpus import RENDER_SEED, batches, caption, corpus_tex
 from cpo_ray.domains.toy.judge import HEADS, Judge, content_targets
 from cpo_ray.domains.toy.render import SIZE, Scene
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
-from cpo_ray.models.tiny import tiny_sdxl
+from cpo_ray.models.sdxl import FAMILY
+from cpo_ray.models.tiny import Widths
 
 TREE = Path(__file__).parents[3] / "hierarchy" / "painting_toy.yaml"
 
@@ -132,7 +133,8 @@ def average_gradients(model: nn.Module, world: int) -> None:
 def build_pipeline(tree: Hierarchy, output: Path) -> StableDiffusionXLPipeline:
     """The untrained pipeline, with the trained VAE once there is one."""
     torch.manual_seed(0)
-    pipeline = tiny_sdxl(corpus_texts(tree))
+    configurations = FAMILY.tiny(Widths(denoiser=(64, 128), text=64, vae=(16, 32, 64)))
+    pipeline: StableDiffusionXLPipeline = FAMILY.random_pipeline(configurations, corpus_texts(tree))
     if (output / "vae" / "config.json").exists():
         pipeline.vae = type(pipeline.vae).from_pretrained(output / "vae")
     return pipeline

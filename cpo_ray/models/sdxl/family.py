@@ -1,0 +1,58 @@
+"""How SDXL is loaded, predicts and is exported."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from cpo_ray.config import Model
+from cpo_ray.core.diffusion import DiscreteProcess
+from cpo_ray.models.base import Conditioning, Family, base_source
+from cpo_ray.models.on_diffusers import DiffusersFamily
+from cpo_ray.models.sdxl.encoders import SDXLEncoders
+from cpo_ray.models.sdxl.names import original_place
+from cpo_ray.models.sdxl.published import LICENCES, PUBLISHED
+from cpo_ray.models.sdxl.tiny import tiny
+from cpo_ray.models.skeleton import Skeleton
+
+
+class SDXL(DiffusersFamily):
+    """`Family` of Stable Diffusion XL and its fine-tunes."""
+
+    name = "sdxl"
+    pipeline = "StableDiffusionXLPipeline"
+    pipeline_class = StableDiffusionXLPipeline
+    denoiser = "unet"
+    denoiser_class = UNet2DConditionModel
+    text_encoder_classes = (CLIPTextModel, CLIPTextModelWithProjection)
+    scheduler_class = DDIMScheduler
+    encoders_class = SDXLEncoders
+    original_place = staticmethod(original_place)
+    tiny = staticmethod(tiny)
+    published = PUBLISHED
+    licences = LICENCES
+
+    def largest_inputs(self, skeleton: Skeleton, model: Model, batch: int) -> tuple[Tensor, Tensor, Conditioning]:
+        config = skeleton.denoiser.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        conditioning = {
+            "prompt_embeds": torch.zeros(batch, skeleton.text_tokens[0], config.cross_attention_dim),
+            "pooled_prompt_embeds": torch.zeros(batch, pooled),
+            "time_ids": torch.zeros(batch, 6),
+        }
+        x_t = torch.zeros(batch, *skeleton.latent_shape(model.resolution))
+        return x_t, torch.zeros(batch, dtype=torch.long), conditioning
+
+    def load_process(self, model: Model) -> DiscreteProcess:
+        scheduler = DDPMScheduler.from_pretrained(base_source(model), subfolder="scheduler", revision=model.revision)
+        return DiscreteProcess(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+
+    def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+        added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": conditioning["time_ids"]}
+        text = conditioning["prompt_embeds"].to(x_t.dtype)
+        return denoiser(x_t, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
+
+
+FAMILY: Family = SDXL()
