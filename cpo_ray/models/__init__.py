@@ -1,4 +1,4 @@
-"""A folder per architecture behind one Protocol; the only room that imports diffusers, transformers and peft."""
+"""A folder per architecture behind one Protocol; the only package that imports diffusers, transformers and peft."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from cpo_ray.config import ConfigError, Model
 from cpo_ray.config.registry import FAMILIES
 from cpo_ray.models.base import Family
 
-# Without torchvision, which nothing here needs, it says twice in every process that pictures are processed with Pillow.
+# Without torchvision, which nothing here needs, transformers warns twice in every process that it uses Pillow.
 logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
 
 
 def family(model: Model) -> Family:
-    """The architecture that a model section names; imported only when asked for, since each import takes seconds.
+    """Return the architecture that a model section names. It is imported at its first use, since each import takes seconds.
 
-    Raises ConfigError for an unknown one, and for something that is no family.
+    Raises ConfigError for an unknown family, and for something that is not one.
     """
     found: Family = FAMILIES.load(model.family)
     if isinstance(found, type):

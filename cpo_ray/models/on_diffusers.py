@@ -1,4 +1,4 @@
-"""What families have in common whose denoiser diffusers loads and saves: weights, LoRA, exports, the pipeline."""
+"""What families on diffusers share: weights, LoRA, exports, the pipeline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cpo_ray.models.skeleton import Configurations, Skeleton, made_in
 from cpo_ray.models.tiny import random_text_encoder, tokenizer_for
 
 ADAPTER = "default"
-# A block is compiled per width, aspect ratio and batch size; torch gives up after 8.
+# A block is compiled per width, aspect ratio and batch size. torch's default limit is 8.
 _SHAPES = 64
 
 
@@ -90,7 +90,7 @@ class DiffusersFamily:
         parts, texts, tokenizers = {self.denoiser: denoiser, "vae": vae, "scheduler": scheduler}, tuple(corpus), {}
         named = zip(self._text_encoder_names, self.text_encoder_classes, configurations.text_encoders, strict=True)
         for name, kind, values in named:
-            alike = kind.config_class, values.get("max_position_embeddings")  # equal tokenizers are one
+            alike = kind.config_class, values.get("max_position_embeddings")  # equal tokenizers count once
             if alike not in tokenizers:
                 tokenizers[alike] = tokenizer_for(kind, values, texts)
             parts[name] = random_text_encoder(kind, values, tokenizers[alike])
@@ -131,7 +131,7 @@ class DiffusersFamily:
         else:
             vae = kind.from_pretrained(folder, dtype=torch.float16, use_safetensors=True)
             with made_in(torch.device("meta"), torch.float32):
-                base = kind.from_config(self.vae_config(model))  # with what its file leaves to the defaults
+                base = kind.from_config(self.vae_config(model))  # includes the defaults that its file leaves out
             for name in self.latents.same_space:
                 if (own := vae.config[name]) != (expected := base.config[name]):
                     raise ConfigError(
@@ -153,7 +153,7 @@ class DiffusersFamily:
         return denoiser.eval().requires_grad_(False)
 
     def add_lora(self, denoiser: nn.Module, lora: Lora, seed: int) -> list[str]:
-        # The generator's state before and after is not ours: only the seed decides the initial weights.
+        # Forking keeps the caller's generator untouched: only the seed decides the initial weights.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True)
@@ -183,7 +183,7 @@ class DiffusersFamily:
         mixin.compile_repeated_blocks(fullgraph=True, dynamic=self.dynamic_shapes, backend=backend)
 
     def use_float8(self, denoiser: nn.Module) -> None:
-        from cpo_ray.models.float8 import replace_linears  # not every torch that does for the rest has these products
+        from cpo_ray.models.float8 import replace_linears  # not every supported torch has these products
 
         replace_linears(denoiser, self.denoiser_class._repeated_blocks)
 
@@ -205,7 +205,7 @@ class DiffusersFamily:
         )
 
     def save_denoiser(self, model: Model, state: dict[str, Tensor], folder: Path) -> None:
-        # Under ZeRO-3 the trained module is empty, so a fresh one carries the weights.
+        # Under ZeRO-3 the trained module is empty, so a new one carries the weights.
         fresh = self.load_denoiser(model.model_copy(update={"dtype": "float32"}))
         fresh.load_state_dict(state)
         fresh.save_pretrained(folder / self.denoiser)
@@ -220,11 +220,13 @@ class DiffusersFamily:
         return pipeline
 
     def _is_whole(self, adapter: Path | None) -> bool:
-        """Whether an export holds a whole denoiser and not a LoRA."""
+        """Return whether an export holds a whole denoiser and not a LoRA."""
         return adapter is not None and (adapter / self.denoiser).is_dir()
 
     def _check_places(self, config: Any, names: list[str]) -> None:
-        """Before training, not after: a layer that other programs have no name for could not be exported to them."""
+        """Check before training that every adapted layer has a name in the other programs' formats, or it could not be exported
+        to them.
+        """
         for module in sorted({name.partition(".lora_")[0] for name in names}):
             try:
                 self.original_place(config, module)
@@ -233,13 +235,15 @@ class DiffusersFamily:
 
 
 def _layers(denoiser: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The adapter's matrices on the CPU, named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
+    """Return the adapter's matrices on the CPU, named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
     layers = get_peft_model_state_dict(denoiser, state_dict=state, adapter_name=ADAPTER)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in layers.items()}
 
 
 def _metadata(denoiser: Any) -> dict[str, Any]:
-    """What a loader needs beside the weights; without it lora_alpha is lost and the reloaded adapter silently wrong."""
+    """Return what a loader needs beside the weights. Without it lora_alpha is lost, and the reloaded adapter is wrong without an
+    error.
+    """
     config = denoiser.peft_config[ADAPTER].to_dict()
     known = inspect.signature(LoraConfig).parameters
     plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items() if k in known}
@@ -247,7 +251,7 @@ def _metadata(denoiser: Any) -> dict[str, Any]:
 
 
 def _sort_metadata(file: Path) -> None:
-    """Put the header's metadata in order: safetensors writes it in a random one, and equal adapters must be equal files."""
+    """Sort the header's metadata. safetensors writes it in random order, and equal adapters must be equal files."""
     data = file.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])

@@ -1,6 +1,6 @@
-"""Small bases of the real architectures: the embedded domain's and the tests'.
+"""Small bases of the real architectures, for the embedded domain and the tests.
 
-Nothing here is a stand-in: the classes are diffusers' and transformers' own, only the widths differ, so whatever loads, trains,
+Nothing here is a stand-in: the classes are diffusers' and transformers' own, and only the widths differ. Whatever loads, trains,
 saves and exports these does the same with the weights that people download.
 """
 
@@ -20,7 +20,7 @@ START = "<|startoftext|>"
 
 
 def clip_tokenizer(corpus: Sequence[str], max_length: int = 77, vocabulary_size: int = 1200) -> CLIPTokenizer:
-    """A CLIP byte-pair tokenizer trained on a corpus; its words become single tokens, any other text still has tokens."""
+    """Train a CLIP byte-pair tokenizer on a corpus. Its words become single tokens, and any other text still has tokens."""
     tokenizer = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -34,7 +34,7 @@ def clip_tokenizer(corpus: Sequence[str], max_length: int = 77, vocabulary_size:
         end_of_word_suffix="</w>",
         show_progress=False,
     )
-    # CLIP splits at white space before the byte level; the trainer must see words without the leading blank.
+    # CLIP splits at white space before the byte level, so the trainer must see words without the leading blank.
     tokenizer.train_from_iterator((word for text in corpus for word in text.replace(",", " ,").split()), trainer)
     with tempfile.TemporaryDirectory() as folder:
         vocabulary_file, merges_file = tokenizer.model.save(folder)
@@ -50,7 +50,7 @@ def clip_tokenizer(corpus: Sequence[str], max_length: int = 77, vocabulary_size:
 
 
 def t5_tokenizer(corpus: Sequence[str], max_length: int = 512) -> T5Tokenizer:
-    """A T5 unigram tokenizer over the words of a corpus; other words fall into their letters."""
+    """Build a T5 unigram tokenizer over the words of a corpus. Other words split into letters."""
     words = sorted({word for text in corpus for word in text.lower().split()})
     letters = sorted({letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz,"))
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -4.0)]
@@ -60,7 +60,7 @@ def t5_tokenizer(corpus: Sequence[str], max_length: int = 512) -> T5Tokenizer:
 
 @dataclass(frozen=True)
 class Widths:
-    """How wide a small base is, whatever its architecture.
+    """The widths of a small base of any architecture.
 
     `denoiser` has the channels of a UNet's levels; a transformer has the first of them throughout. `text` is the width of every
     text encoder, `text_tokens` the length of CLIP's texts. A VAE with k channels in `vae` makes pictures 2^(k - 1) times smaller.
@@ -123,5 +123,5 @@ def tokenizer_for(kind: Any, configuration: Mapping[str, Any], corpus: Sequence[
 def random_text_encoder(kind: Any, configuration: Mapping[str, Any], tokenizer: CLIPTokenizer | T5Tokenizer) -> Any:
     """Return a text encoder of a class in transformers with random weights and the vocabulary of the tokenizer."""
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    known = {name: number for name, number in ids.items() if number is not None}  # T5 has no start
+    known = {name: number for name, number in ids.items() if number is not None}  # T5 has no start token
     return kind(kind.config_class(**{**configuration, "vocab_size": len(tokenizer), **known}))

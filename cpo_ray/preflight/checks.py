@@ -122,7 +122,9 @@ def _bfloat16(config: Config, pictures: int) -> Iterator[Finding]:
     for section, training in (("expert", config.expert.optimization), ("preference", config.preference.optimization)):
         steps = training.steps or round((training.epochs or 0) * pictures / training.global_batch)
         change = largest_change(steps, training)
-        visible = math.erf(0.477 * change / (BFLOAT16_SHARE * USUAL_WEIGHT))  # of a normal distribution with that median size
+        visible = math.erf(
+            0.477 * change / (BFLOAT16_SHARE * USUAL_WEIGHT)
+        )  # for normally distributed weights of that median size
         if steps and config.model.dtype == "bfloat16" and training.parameters == "full" and visible < 0.5:
             verdict: Literal["note", "missing"] = "missing" if visible < VISIBLE_SHARE else "note"
             yield Finding(verdict, f"{section}.optimization: {swallowed(change, visible)}")
@@ -138,7 +140,7 @@ def _hierarchy(config: Config) -> Iterator[Finding]:
 
 
 def _domain(config: Config) -> Iterator[Finding]:
-    """Who reads labels from the pictures that are drawn, and what they are scored by."""
+    """Say what reads labels from drawn pictures, and what scores them."""
     try:
         domain = open_domain(config)
         scorers = open_scorers(config, domain)
@@ -186,7 +188,7 @@ def _tree(config: Config) -> Hierarchy | None:
     try:
         return load_hierarchy(config.data.hierarchy)
     except HierarchyError:
-        return None  # said elsewhere
+        return None  # reported by another check
 
 
 def _model(config: Config) -> Iterator[Finding]:
@@ -255,7 +257,7 @@ def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
 
 
 def _factor(config: Config) -> int | None:
-    """Return the factor of the base's VAE, or None where the base is not on this machine."""
+    """Return the pixels per number of a latent's side of the base's VAE; None if the base is not on this machine."""
     folder = local_base(config.model)
     file = folder / "vae" / "config.json" if folder else None
     return family(config.model).latents.factor(json.loads(file.read_text())) if file and file.is_file() else None

@@ -78,7 +78,7 @@ def _export_bytes(optimization: Optimization, cost: StepCost) -> int:
 
 
 def trainings(config: Config, trials: Trials | None) -> Iterator[Written]:
-    """Those of stage 1, and of stage 2 and the baselines, whose checkpoints stay, or of the trials."""
+    """Return the trainings of stage 1, and of stage 2 with its baselines, whose checkpoints stay, or of the trials."""
     expert, preference = config.expert, config.preference
     if expert.adapter is None:
         yield Written(expert.optimization, expert.lora, 1, 1)
@@ -89,7 +89,7 @@ def trainings(config: Config, trials: Trials | None) -> Iterator[Written]:
 
 @dataclass(frozen=True)
 class StageNeed:
-    """The target shards that one stage of a run reads. `there` counts those in the store, None where it cannot be known yet."""
+    """The target shards that one stage of a run reads. `there` counts existing ones; None if that cannot be known yet."""
 
     stage: str
     samples: int
@@ -104,9 +104,9 @@ class StageNeed:
 
 
 def stage_needs(config: Config, shared_by_trials: SharedShards | None = None) -> list[StageNeed]:
-    """The target shards of each stage of a run; of a sweep, whose trials share theirs, with `shared_by_trials`.
+    """Return the target shards of each stage of a run; of a sweep, whose trials share theirs, with `shared_by_trials`.
 
-    Raises DataError where there are no pictures; those of the embedded domain need not be drawn yet.
+    Raises DataError if there are no pictures. Those that a domain draws need not exist yet.
     """
     pictures, drawn = _pictures(config)
     learned, size = training_pictures(config, pictures), config.targets.shard_size
@@ -123,7 +123,7 @@ def stage_needs(config: Config, shared_by_trials: SharedShards | None = None) ->
 
 
 def _stage_need(config: Config, stage: str, shards: Sequence[Items], frozen: ExpertSpec, known: bool) -> StageNeed:
-    """`known` says whether there are the pictures and the expert that the address of the shards follows from."""
+    """Return one stage's need. `known` says whether the pictures and the expert exist, which decide the shards' address."""
     samples, row = sum(map(len, shards)), row_of(config, local_base(config.model))
     there = len(shards) - len(target_store(frozen, config.targets.folder).missing(shards)) if known else None
     # Supervised targets are x_t and the truth alone, in float16.
@@ -132,7 +132,7 @@ def _stage_need(config: Config, stage: str, shards: Sequence[Items], frozen: Exp
 
 
 def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
-    """The pictures of the data set and whether it is there; before the embedded domain has drawn it, as many others."""
+    """Return the pictures of the data set and whether it exists. Before a domain has drawn it, others stand for them."""
     try:
         return usable_pictures(config, AnnotatedDataset.open(config.data.folder)), True
     except DataError:

@@ -9,12 +9,14 @@ from cpo_ray.models.lora_formats import LayerPlace
 
 
 def original_place(config: Any, module: str) -> LayerPlace:
-    """Return the original layer, which is one of ours alone. Raises KeyError for one without a place."""
+    """Return the original layer, which has one diffusers layer. Raises KeyError for a layer without a place."""
     return LayerPlace(_original_path(config, module), (module,))
 
 
 def _original_path(config: Any, module: str) -> str:
-    """The original code numbers what goes down and up without blocks, each entry a list: resnet, attention, sampler."""
+    """Return the original name. The original code numbers its layers through all blocks; each entry lists resnet, attention and
+    sampler.
+    """
     if not (match := _IN_BLOCK.fullmatch(module)):
         return _OUTSIDE_BLOCKS[module]
     side, block, kind, number, layer = match.groups(default="0")
