@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from counting import Cost, cost_of
 from PIL import Image
-from random_models import Size, random_family
+from random_models import Size, random_model
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
@@ -70,39 +71,38 @@ class Student:
             torch._foreach_copy_(self.trained, self.masters)
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Samples in a shard and in a micro-batch, what is trained, and the faster variants.
+
+    `compiled` has the blocks of θ1 and of the student compiled at their first call, unless that is forbidden.
+    """
+
+    batch: int
+    micro_batch: int
+    parameters: str
+    compiled: bool
+    half_vae: bool
+
+
 class Roles:
     """Expert, student and naive loop of one architecture, on the same pictures."""
 
-    def __init__(
-        self,
-        name: str,
-        size: Size,
-        folder: Path,
-        device: torch.device,
-        *,
-        batch: int,
-        micro_batch: int,
-        parameters: str,
-        compiled: bool,
-        half_vae: bool,
-    ) -> None:
-        """`compiled` has the blocks of θ1 and of the student compiled at their first call, unless that is forbidden."""
-        self.device, self.size, self.batch, self.micro_batch = device, size, batch, micro_batch
-        dtype = "bfloat16" if device.type == "cuda" else "float32"
-        model = Model(family=name, base="random", dtype=dtype, resolution=size.pixels)
-        self.family = random_family(name, size, device)
-        self.items = [Item(f"picture-{number}", 0) for number in range(batch)]
+    def __init__(self, name: str, size: Size, folder: Path, device: torch.device, choice: Choice) -> None:
+        self.device, self.size, self.batch, self.micro_batch = device, size, choice.batch, choice.micro_batch
+        self.family, model = random_model(name, size, folder / "base", device)
+        self.items = [Item(f"picture-{number}", 0) for number in range(self.batch)]
         self.tree, self.dataset = load_hierarchy(TREE), _dataset(folder / "data", size.pixels, self.items)
         self.images = self.dataset.images([item.sample_id for item in self.items])
         self.store = TargetStore(folder / "targets", "benchmark")
         # Paths that the random family does not read: that there is an adapter, and a VAE for float16.
-        vae = folder if half_vae else None
+        vae = folder if choice.half_vae else None
         spec = ExpertSpec(
-            "expert", model, folder / "data", TREE, 0, adapter=folder, compile=compiled, vae=vae, device=str(device)
+            "expert", model, folder / "data", TREE, 0, adapter=folder, compile=choice.compiled, vae=vae, device=str(device)
         )
         self.expert = Expert(spec, self.family)
         self.encoders, self.process = self.family.load_encoders(model, device, vae), self.family.load_process(model)
-        self.student = Student(self.family, model, parameters, compiled)
+        self.student = Student(self.family, model, choice.parameters, choice.compiled)
         self.reference = self.family.load_denoiser(model)
         self.live = self.family.load_denoiser(model)  # θ1 as the naive loop has it, its adapter beside the weights
         self.family.add_lora(self.live, Lora(), seed=1)

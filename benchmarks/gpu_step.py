@@ -1,4 +1,4 @@
-"""SDXL and FLUX.1 at full size on one GPU: the expert stage, the training step on targets, both, and the naive loop.
+"""Every family at full size on one GPU: the expert stage, the training step on targets, both, and the naive loop.
 
     python benchmarks/gpu_step.py --output benchmarks/results/gpu_step.json        # on a GPU; elsewhere add --size small
 
@@ -46,13 +46,16 @@ from typing import Any
 
 import torch
 from counting import Cost
-from gpu_roles import Roles
-from random_models import SIZES
+from gpu_roles import Choice, Roles
+from random_models import parameters_of, size_of
 
-#: Samples in a shard, which is the expert's batch, and in a micro-batch of the trained model.
-BATCHES = {"sdxl": (8, 4), "flux": (2, 1)}
-#: Parameters in 10^9 of the denoisers; 20 bytes each are weights, gradients, and float32 copies with theirs and two moments.
-BILLIONS, BYTES = {"sdxl": 2.57, "flux": 11.9}, 20
+from cpo_ray.config.registry import FAMILIES
+
+#: A shard, which is the expert's batch, has as many samples as keep parameters times samples below this: 8 for SDXL and 2 for
+#: FLUX.1. A micro-batch of the trained model has half of them.
+PARAMETERS_TIMES_SAMPLES, MOST_SAMPLES = 24e9, 8
+#: Bytes of each parameter that is trained: weights, gradients, and float32 copies with theirs and two moments.
+BYTES = 20
 #: Dense bfloat16 by the data sheet, TFLOP/s, which model FLOP utilisation (MFU) refers to.
 DATA_SHEET = {"NVIDIA H200": 989.5, "NVIDIA H100 80GB HBM3": 989.5, "NVIDIA A100-SXM4-80GB": 312.0}
 SHARES = {"forward": 0.55, "compiled forward": 0.65, "step": 0.45, "compiled step": 0.55, "text": 0.4}
@@ -85,9 +88,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.set_num_threads(CPUS if device.type == "cuda" else 1)
     record = _record(options, device)
     print(record["what"], flush=True)
-    for name in ("sdxl", "flux") if options.family == "both" else (options.family,):
+    for name in FAMILIES.names if options.family == "all" else (options.family,):
         title = f"{name} {options.parameters}"
-        needed = BILLIONS[name] * BYTES if options.parameters == "full" and options.size == "full" else 0.0
+        needed = parameters_of(name, size_of(name, options.size)) * BYTES / 1e9 if options.parameters == "full" else 0.0
         if needed > (record["hardware"]["gigabytes"] or math.inf):
             record["families"][title] = {"failed": f"{needed:.0f} GB of weights, gradients and copies do not fit"}
             print(title, record["families"][title]["failed"])
@@ -103,19 +106,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def _measure(
     name: str, options: argparse.Namespace, folder: Path, device: torch.device, record: dict[str, Any], result: dict[str, Any]
 ) -> None:
-    shard, micro = BATCHES[name]
-    shard = options.batch or shard
-    roles = Roles(
-        name,
-        SIZES[name, options.size],
-        folder,
-        device,
-        batch=shard,
-        micro_batch=min(options.micro_batch or micro, shard),
-        parameters=options.parameters,
-        compiled=options.compile,
-        half_vae=options.vae == "float16",
-    )
+    size = size_of(name, options.size)
+    shard = options.batch or max(1, min(MOST_SAMPLES, int(PARAMETERS_TIMES_SAMPLES / parameters_of(name, size))))
+    micro = min(options.micro_batch or max(1, shard // 2), shard)
+    choice = Choice(shard, micro, options.parameters, options.compile, options.vae == "float16")
+    roles = Roles(name, size, folder, device, choice)
     with _eager(options.compile):
         costs = roles.costs()
     cases = _cases(roles, costs, record["matrix_teraflop_per_second"], options)
@@ -284,11 +279,11 @@ def _commit() -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", choices=["sdxl", "flux", "both"], default="both")
+    parser.add_argument("--family", choices=[*FAMILIES.names, "all"], default="all")
     parser.add_argument("--size", choices=["full", "small"], default="full")
     parser.add_argument("--parameters", choices=["lora", "full"], default="lora")
-    parser.add_argument("--batch", type=int, help="samples per shard, the expert's batch; 8 for SDXL and 2 for FLUX.1 without it")
-    parser.add_argument("--micro-batch", type=int, help="samples per forward of the trained model; 4 and 1 without it")
+    parser.add_argument("--batch", type=int, help="samples per shard, the expert's batch; by the model's size without it")
+    parser.add_argument("--micro-batch", type=int, help="samples per forward of the trained model; half a shard without it")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="also time compiled blocks; on GPUs by default")
     parser.add_argument("--vae", choices=["float32", "float16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7)

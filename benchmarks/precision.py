@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from cpo_ray.config import Model
+from cpo_ray.config.registry import FAMILIES
 from cpo_ray.core.plan import Item
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.dataset import make_dataset
@@ -37,7 +38,7 @@ TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--adapter", type=Path, required=True)
-    parser.add_argument("--family", choices=["sdxl", "flux"], default="sdxl")
+    parser.add_argument("--family", choices=FAMILIES.names, default="sdxl")
     parser.add_argument("--base", default=ToyDomain.base)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--data", type=Path)

@@ -1,135 +1,75 @@
-"""SDXL and FLUX.1 with random weights, made where they are used: at their published size, or small for machines without a GPU."""
+"""A family with random weights, made where they are used: at their published size, or small for machines without a GPU."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
-from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+from diffusers import ConfigMixin
+from torch import nn
 
-from cpo_ray.config import Lora, Model
-from cpo_ray.core.diffusion import DiffusionProcess, DiscreteProcess, FlowProcess
+from cpo_ray.config import Flow, Lora, Model
 from cpo_ray.models import family
-from cpo_ray.models.base import DTYPES, Conditioning, PictureSize
-from cpo_ray.models.published import FLUX, SDXL
-from cpo_ray.models.skeleton import made_in
+from cpo_ray.models.base import DTYPES, Family
+from cpo_ray.models.skeleton import Configurations, made_in
+from cpo_ray.models.tiny import Widths
 
-PUBLISHED = {"sdxl": SDXL, "flux": FLUX}
+#: A text is filled up to its greatest length, whatever its words.
+CORPUS = ("a red circle on a green wall", "blue square over sea")
 
 
 @dataclass(frozen=True)
 class Size:
-    """Pixels of a picture's side, tokens of a text, and what differs from the published configurations."""
+    """Pixels of a picture's side, tokens of a text where the model lets us choose, and what the models are built from."""
 
     pixels: int
     tokens: int
-    denoiser: dict[str, Any]
-    vae: dict[str, Any]
-    text: tuple[dict[str, Any], dict[str, Any]]
+    configurations: Configurations
 
 
-_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "projection_dim": 32}
-_T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
-_VAE = {"block_out_channels": (32, 32, 64, 64)}
-SIZES = {
-    ("sdxl", "full"): Size(1024, 77, {}, {}, ({}, {})),
-    ("flux", "full"): Size(1024, 512, {}, {}, ({}, {})),
-    ("sdxl", "small"): Size(
-        128,
-        77,
-        {
-            "block_out_channels": (32, 64, 128),
-            "attention_head_dim": (1, 2, 4),
-            "transformer_layers_per_block": (1, 1, 2),
-            "cross_attention_dim": 64,
-            "projection_class_embeddings_input_dim": 32 + 6 * 256,
-        },
-        _VAE,
-        (_CLIP, _CLIP),
-    ),
-    ("flux", "small"): Size(
-        128,
-        64,
-        {
-            "num_layers": 2,
-            "num_single_layers": 4,
-            "attention_head_dim": 32,
-            "num_attention_heads": 8,
-            "axes_dims_rope": (8, 12, 12),
-            "joint_attention_dim": 64,
-            "pooled_projection_dim": 32,
-        },
-        _VAE,
-        (_CLIP, _T5),
-    ),
-}
+def size_of(name: str, size: Literal["full", "small"]) -> Size:
+    """Return the published size of a family, or a small one."""
+    found = family(Model(family=name, base="random"))
+    if size == "full":
+        return Size(1024, 512, found.published)
+    return Size(128, 64, found.tiny(Widths(denoiser=(128, 256), text=64, text_tokens=77, vae=(32, 32, 64, 64))))
 
 
-class RandomEncoders:
-    """VAE and text encoders as `models.base.Encoders` has them; a text is random tokens, as many as the model takes."""
-
-    def __init__(self, name: str, size: Size, model: Model, device: torch.device, vae: torch.dtype) -> None:
-        with made_in(device, vae):
-            self.vae = AutoencoderKL(**PUBLISHED[name].vae | size.vae).eval().requires_grad_(False)
-        with made_in(device, DTYPES[model.dtype]):
-            self.text = [encoder.eval().requires_grad_(False) for encoder in _text_encoders(name, *size.text)]
-        self.name, self.size, self.device, self.token_limit = name, size, device, size.tokens
-
-    def place_text(self, device: torch.device) -> None:
-        for encoder in self.text:
-            encoder.to(device)
-
-    @torch.no_grad()
-    def encode_pictures(self, pictures: Tensor) -> Tensor:
-        latents = self.vae.encode(pictures.to(self.device, self.vae.dtype)).latent_dist.mode().float()
-        return latents * self.vae.config.scaling_factor
-
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        clip = self.text[0](torch.randint(1000, (len(prompts), 77), device=self.device), output_hidden_states=True)
-        second = self.text[1](
-            torch.randint(1000, (len(prompts), self.size.tokens), device=self.device), output_hidden_states=True
-        )
-        if self.name == "flux":
-            return {"prompt_embeds": second.last_hidden_state, "pooled_prompt_embeds": clip.pooler_output}
-        embeds = torch.cat([clip.hidden_states[-2], second.hidden_states[-2]], dim=-1)
-        return {"prompt_embeds": embeds, "pooled_prompt_embeds": second.text_embeds}
-
-    def micro_conditioning(self, sizes: Sequence[PictureSize]) -> Conditioning:
-        if self.name == "flux":
-            return {"guidance": torch.ones(len(sizes), device=self.device)}
-        return {"time_ids": torch.tensor([[*s.original, *s.crop, *s.target] for s in sizes], device=self.device).float()}
-
-    def count_tokens(self, text: str) -> int:
-        return len(text.split()) + 2
+def parameters_of(name: str, size: Size) -> int:
+    """Count the parameters of the denoiser."""
+    architecture: Any = family(Model(family=name, base="random"))
+    with made_in(torch.device("meta"), torch.float32):
+        made: nn.Module = architecture.denoiser_class.from_config(size.configurations.denoiser)
+    return sum(values.numel() for values in made.parameters())
 
 
-def random_family(name: str, size: Size, device: torch.device) -> Any:
-    """The architecture's `Family`, whose models are random ones on `device`.
+def random_model(name: str, size: Size, folder: Path, device: torch.device) -> tuple[Family, Model]:
+    """Return the family with models of random weights on `device`, and a model section for it.
 
-    All denoisers that it loads share their weights, so that several roles fit on one GPU: an adapter gives its layers weights of
-    their own, as merging does, and so does training the whole.
+    `folder` gets what a base has beside its weights. All denoisers that the family loads share their weights, so that several
+    roles fit on one GPU: an adapter gives its layers weights of their own, as merging does, and so does training the whole.
     """
-
-    architecture: Any = type(family(Model(family=name, base="random")))
+    dtype: Literal["bfloat16", "float32"] = "bfloat16" if device.type == "cuda" else "float32"
+    flow = Flow(text_tokens=size.tokens, padded_text=True)
+    model = Model(family=name, base=str(folder), dtype=dtype, resolution=size.pixels, flow=flow)
+    architecture: Any = type(family(model))
 
     class Random(architecture):
         def __init__(self) -> None:
-            self.made: nn.Module | None = None
-            self.encoders: RandomEncoders | None = None
+            with made_in(device, DTYPES[dtype]):
+                self.made = self.random_pipeline(size.configurations, CORPUS)
+            for part, made in self.made.components.items():
+                if isinstance(made, nn.Module):
+                    made.eval().requires_grad_(False)
+                if isinstance(made, ConfigMixin):
+                    made.save_config(folder / part)
 
         def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
-            if self.made is None:
-                with made_in(device, DTYPES[model.dtype]):
-                    made = architecture.denoiser_class(**PUBLISHED[name].denoiser | size.denoiser)
-                    self.made = made.eval().requires_grad_(False)
-            denoiser = copy.deepcopy(self.made, {id(parameter): parameter for parameter in self.made.parameters()})
+            made: nn.Module = self.made.components[self.denoiser]
+            denoiser = copy.deepcopy(made, {id(values): values for values in made.parameters()})
             if adapter is not None:
                 for path, layer in denoiser.named_modules():
                     if isinstance(layer, nn.Linear) and path.endswith(Lora().targets):
@@ -137,24 +77,11 @@ def random_family(name: str, size: Size, device: torch.device) -> Any:
                         layer.weight = nn.Parameter(merged, requires_grad=False)
             return denoiser
 
-        def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> RandomEncoders:
-            if self.encoders is None:
-                self.encoders = RandomEncoders(name, size, model, device, torch.float32 if vae is None else torch.float16)
-            return self.encoders
+        def load_text(self, model: Model) -> Any:
+            parts = {name: None if name in (self.denoiser, "vae") else part for name, part in self.made.components.items()}
+            return self.pipeline_class(**parts, **size.configurations.pipeline)
 
-        def load_process(self, model: Model) -> DiffusionProcess:
-            if name == "flux":
-                return FlowProcess()
-            scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-            return DiscreteProcess(scheduler.alphas_cumprod, "epsilon")
+        def load_vae(self, model: Model, device: torch.device, folder: Path | None) -> Any:
+            return self.made.vae.to(torch.float32 if folder is None else torch.float16)
 
-    return Random()
-
-
-def _text_encoders(name: str, *different: dict[str, Any]) -> list[Any]:
-    """CLIP-L, and OpenCLIP bigG or T5-XXL; `different` is what is not as published."""
-    kinds = CLIPTextModel, T5EncoderModel if name == "flux" else CLIPTextModelWithProjection
-    return [
-        kind(kind.config_class(**values | changed))
-        for kind, values, changed in zip(kinds, PUBLISHED[name].text_encoders, different, strict=True)
-    ]
+    return Random(), model

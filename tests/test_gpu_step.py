@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cpo_ray.config.registry import FAMILIES
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 #: A module that is None cannot be imported.
 WITHOUT = "import sys; sys.modules.update(dict.fromkeys(('ray', 'deepspeed', 'mlflow', 'optuna', 'aiohttp')))"
@@ -25,7 +27,7 @@ def test_it_runs_without_the_cluster_and_says_what_is_missing(tmp_path: Path) ->
     record = json.loads(output.read_text())
     assert "THE FIGURES OF THE REAL MODELS ON A GPU ARE MISSING" in run.stdout
     assert record["gpu_figures"] == "missing" and record["matrix_teraflop_per_second"] > 0
-    assert set(record["families"]) == {"sdxl lora", "flux lora"}
+    assert set(record["families"]) == {f"{name} lora" for name in FAMILIES.names}
     for found in record["families"].values():
         counted, cases = found["counted_per_sample"], found["cases"]
         assert set(cases) >= {"expert stage", "training step", "CPO sample", "naive loop"}

@@ -56,7 +56,7 @@ class FluxEncoders(PipelineEncoders):
 
     def __init__(self, family: DiffusersFamily, model: Model, device: torch.device, vae: Path | None = None) -> None:
         super().__init__(family, model, device, vae)
-        self.settings = model.flow
+        self.text.settings = model.flow
         self.guided = bool(family.denoiser_config(model)["guidance_embeds"])  # FLUX.1-schnell is not
         self.token_limit = model.flow.text_tokens
 
@@ -67,7 +67,7 @@ class FluxEncoders(PipelineEncoders):
 
     def micro_conditioning(self, sizes: Sequence[PictureSize]) -> Conditioning:
         # Stored with the sample, so that the expert, the reference and the trained model are told the same.
-        guidance = torch.full((len(sizes),), self.settings.guidance, dtype=torch.float32, device=self.device)
+        guidance = torch.full((len(sizes),), self.text.settings.guidance, dtype=torch.float32, device=self.device)
         return {"guidance": guidance} if self.guided else {}
 
     def count_tokens(self, text: str) -> int:

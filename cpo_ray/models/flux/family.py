@@ -42,11 +42,6 @@ class Flux(DiffusersFamily):
     licences = LICENCES
     dynamic_shapes = None  # unpadded texts have a length of their own in every shard
 
-    def load_text(self, model: Model) -> SameTextFluxPipeline:
-        text: SameTextFluxPipeline = super().load_text(model)
-        text.settings = model.flow
-        return text
-
     def text_tokens(self, model: Model, encoders: Sequence[Any]) -> tuple[int, ...]:
         clip, _ = encoders
         return clip.config.max_position_embeddings, model.flow.text_tokens  # T5 has no length of its own
