@@ -23,13 +23,13 @@ def train_cpo(config: Config, resume: bool = False) -> None:
     run = open_run(config, resume)
     stages.train_expert(run)
     stages.check_obedience(run)
-    objective, *baselines = config.preference.trainings
-    stages.align(run, objective)
-    for baseline in baselines:
+    objective, *baselines = config.preference.trainings.values()
+    stages.train_on_targets(run, run.alignment(objective))
+    for baseline in map(run.alignment, baselines):
         try:
-            stages.align(run, baseline)
-        except TrainingHealthError as error:  # a baseline may show just this, and the rest of the run stays valid
-            run.say(f"{baseline}: {error}; it is left out of the comparison")
+            stages.train_on_targets(run, baseline)
+        except TrainingHealthError as error:  # a baseline may diverge to make a point; the rest of the run goes on
+            run.say(f"{baseline.name}: {error}; it is left out of the comparison")
     stages.evaluate(run)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -43,7 +44,7 @@ def train_expert(run: Run) -> None:
         if not settings.adapter.exists():
             raise ConfigError(f"expert.adapter is {settings.adapter}, which does not exist; train one, or leave the key out")
         return
-    _train(run, expert_training(run.config, run.training_pictures))
+    train_on_targets(run, expert_training(run.config, run.training_pictures))
 
 
 def check_obedience(run: Run) -> None:
@@ -71,13 +72,6 @@ def check_obedience(run: Run) -> None:
         run.say(f"WARNING: {sentence}")
 
 
-def align(run: Run, name: str) -> None:
-    """Train stage 2 (paper, 5.2) or a baseline, by the objective's name: the model is told y alone and learns from frozen
-    outputs.
-    """
-    _train(run, run.alignment(run.config.preference.trainings[name]))
-
-
 def precompute_targets(run: Run) -> ProductionReport:
     """Compute every target shard that stage 2 will read."""
     config, training = run.config, run.alignment(run.config.preference.objective)
@@ -91,23 +85,29 @@ def precompute_targets(run: Run) -> ProductionReport:
     return report
 
 
-def _train(run: Run, training: Training) -> None:
-    """Produce the target shards of a training and train on them, at the same time or one after the other."""
+def train_on_targets(run: Run, training: Training) -> None:
+    """Train on the frozen outputs of a training's targets, which are computed beside it or before."""
     name, plan = training.name, training.plan
     if (run.folder / name / "adapter").exists():
         run.say(f"{name}: already trained")
         return
-    config, shards = run.config, plan.shards(run.config.targets.shard_size)
+    shards = plan.shards(run.config.targets.shard_size)
     run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
     tracker = run.track(name, run.folder / name, run.resume, run.told_of(training))
-    targets = target_store(training.frozen, config.targets.folder)
+    targets, line = target_store(training.frozen, run.config.targets.folder), ProgressLine(name)
     spec = training_spec(run, training, targets, tracker)
+
+    def warn(sentence: str) -> None:
+        run.say(f"{name}: WARNING: {sentence}")
+        tracker.tag("warning", sentence)
+
     with (
         targets.in_use(),
-        sample_watch(config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
+        sample_watch(run.config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
+        _production(run, training, shards, spec.run_id, line) as report,
     ):
-        result, report = _produce_and_train(run, training, spec, shards, tracker)
-    run.say(f"{name}: {told(report)}")
+        result = train(spec, line.counter("steps"), warn)
+        run.say(f"{name}: {told(report())}")
     _record(run, name, result, tracker)
 
 
@@ -136,32 +136,28 @@ def training_spec(run: Run, training: Training, targets: TargetStore, tracker: R
     )
 
 
-def _produce_and_train(
-    run: Run, training: Training, spec: TrainSpec, shards: Sequence[Items], tracker: RunTracker
-) -> tuple[TrainResult, ProductionReport]:
-    """Produce and train at the same time, or one after the other with `targets.overlap = false`.
+@contextmanager
+def _production(
+    run: Run, training: Training, shards: Sequence[Items], run_id: str, line: ProgressLine
+) -> Iterator[Callable[[], ProductionReport]]:
+    """Compute the target shards of a training beside the block, or before it where `targets.overlap` is off.
 
-    Shards are computed in the order of the run's seed. A training with another seed may need the last of them in its first step,
-    so it always comes after them.
+    Shards are computed in the order of the run's seed. A training in another order may need the last of them in its first step,
+    so it always comes after. Yields a function that waits for the end and says what was done.
     """
-    line, targets, frozen = ProgressLine(training.name), run.config.targets, training.frozen
-
-    def warn(sentence: str) -> None:
-        run.say(f"{training.name}: WARNING: {sentence}")
-        tracker.tag("warning", sentence)
-
+    targets, frozen = run.config.targets, training.frozen
     if not targets.overlap or training.plan.order is not None:
         counted = ProgressLine(f"{training.name}, targets").counter("shards", targets.max_actors)
         report = produce(frozen, shards, targets, counted)
-        return train(spec, line.counter("steps"), warn), report
-    with BackgroundProducer(frozen, shards, targets, spec.run_id, line.counter("targets", targets.max_actors)) as producer:
+        yield lambda: report
+        return
+    with BackgroundProducer(frozen, shards, targets, run_id, line.counter("targets", targets.max_actors)) as producer:
         try:
-            result = train(spec, line.counter("steps"), warn)
+            yield producer.join
         except TrainingError:
             producer.stop()
-            producer.join()  # if the targets failed, training only waited for them, and join() raises the cause
+            producer.join()  # where the targets failed, training only waited for them: its sentence is the cause
             raise
-        return result, producer.join()
 
 
 def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> None:

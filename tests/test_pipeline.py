@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 import ray
-from support.main_job import TOY, head, job, settings, submit
+from ray.train import Result
+from ray.train.torch import TorchTrainer
+from support.main_job import ROOT, TOY, head, job, settings, submit
 
 from cpo_ray import stages
 from cpo_ray.config import load
 from cpo_ray.hierarchy import load_hierarchy
-from cpo_ray.run import open_run
 from cpo_ray.training.artifacts.ledger import read_ledger
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -116,12 +121,27 @@ def test_what_exists_is_neither_overwritten_nor_made_again(submitted: Submitted,
     assert card.read_text() == evaluated
 
 
-def test_same_adapter_whatever_computes_the_targets(submitted: Submitted, ray_session: None) -> None:
+def test_same_adapter_whatever_computes_the_targets(
+    submitted: Submitted, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One actor or two beside training, or three ahead of it: the same bytes, in the target shards and in the adapter."""
+    calls: list[str] = []
+
+    def fit(trainer: TorchTrainer, fit: Callable[[TorchTrainer], Result] = TorchTrainer.fit) -> Result:
+        package = str(Path(stages.__file__).parent)
+        calls.extend(frame.name for frame in traceback.extract_stack() if frame.filename.startswith(package))
+        return fit(trainer)
+
+    monkeypatch.setattr(TorchTrainer, "fit", fit)
+    for stage in ("check_obedience", "evaluate"):
+        monkeypatch.setattr(stages, stage, lambda run: None)
     folder, expert = submitted.folder, submitted.run / "expert" / "adapter"
     ahead = ("targets.overlap=false", "targets.min_actors=3", "targets.max_actors=3", f"expert.adapter={expert}")
-    second = open_run(load(TOY, settings(folder, "ahead", *ahead, "targets.cpus_per_actor=0.3")))
-    stages.align(second, "cpo_s")
+    monkeypatch.setattr(sys, "argv", ["train_cpo.py", *settings(folder, "ahead", *ahead, "targets.cpus_per_actor=0.3")])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        runpy.run_path(str(ROOT / "jobs" / "train_cpo.py"), run_name="__main__")
+    # Three calls from the command line to Ray Train, then `train_loop`, and three to the loss (see test_own_objective): seven.
+    assert calls == ["run", "train_cpo", "train_on_targets", "train"]
 
     def contents(folder: Path, pattern: str) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in folder.rglob(pattern)}

@@ -74,8 +74,15 @@ def train(
         return TrainResult(spec.output / ADAPTER, **(done | {"trained_steps": 0}))
     check_resources(spec.optimization)
     write_json(spec.output / _SETTINGS, _settings(spec))
+    trainer = _trainer(spec)
     with _followed(spec, on_progress, on_warning) as told:
-        worker = _fit(spec)
+        try:
+            worker: WorkerResult = trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise TrainingError(
+                f"training {spec.run_id!r} failed {spec.optimization.max_failures + 1} times, at last with: {_last_line(error)}; "
+                "resume it once the cause is gone"
+            ) from error
     warnings = tuple(filter(None, (_winner_warning(spec), *worker.warnings)))
     for warning in warnings:
         if on_warning is not None and warning not in told:
@@ -183,11 +190,12 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
     }
 
 
-def _fit(spec: TrainSpec) -> WorkerResult:
+def _trainer(spec: TrainSpec) -> TorchTrainer:
+    """What runs `train_loop` on every worker, again after a failure, from where Ray Train knows of a checkpoint."""
     optimization = spec.optimization
     on_gpu = optimization.gpus_per_worker > 0
     resources = {"CPU": optimization.cpus_per_worker} | ({"GPU": optimization.gpus_per_worker} if on_gpu else {})
-    trainer = TorchTrainer(
+    return TorchTrainer(
         train_loop,
         train_loop_config={"spec": spec},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
@@ -199,15 +207,6 @@ def _fit(spec: TrainSpec) -> WorkerResult:
             checkpoint_config=CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
         ),
     )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise TrainingError(
-            f"training {spec.run_id!r} failed {optimization.max_failures + 1} times, at last with: {_last_line(error)}; "
-            "resume it once the cause is gone"
-        ) from error
-    worker: WorkerResult = result.return_value
-    return worker
 
 
 def _last_line(error: TrainingFailedError) -> str:

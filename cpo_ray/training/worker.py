@@ -23,7 +23,7 @@ from cpo_ray.core.files import write_json, written_folder
 from cpo_ray.core.plan import Batch, Plan
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
-from cpo_ray.objectives import objective_of
+from cpo_ray.objectives import ViewOutputs, objective_of
 from cpo_ray.targets.reader import TargetBatch, TargetReader
 from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.training.artifacts.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
@@ -129,7 +129,7 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         for batch in self.microbatches(step):
             targets = self.reader.batch(batch, self.engine.device)
-            losses, metrics = self._losses(targets)
+            losses, metrics = self.objective(self._outputs(targets), self.spec.objective)
             weights = targets.weights.to(losses.device)
             # DeepSpeed takes the mean over micro-batches and ranks. This factor makes it the mean over the planned items.
             scale = self.engine.accumulation * self.world_size / planned
@@ -155,7 +155,7 @@ class Trainer:
         for step in range(plan.steps):
             for batch in plan.rank_microbatches(step, self.rank, self.world_size, self.micro_batch):
                 targets = self.reader.batch(batch, self.engine.device)
-                losses, metrics = self._losses(targets)
+                losses, metrics = self.objective(self._outputs(targets), self.spec.objective)
                 _add(totals, metrics, targets.weights.to(losses.device))
         return self._means(totals, plan.total_items)
 
@@ -195,11 +195,11 @@ class Trainer:
         distributed.all_gather(gathered, own)
         return difference(step, [int(checksum) for checksum in gathered])
 
-    def _losses(self, targets: TargetBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss and the metrics per sample, (B,)."""
+    def _outputs(self, targets: TargetBatch) -> tuple[ViewOutputs, ...]:
+        """Return what the objective reads of each view: the model's prediction and the frozen outputs."""
         inputs = targets.inputs(DTYPES[self.spec.model.dtype], self.objective.views)
         predictions = self.family.predict(self.engine.model, *inputs)  # all views in one forward
-        return self.objective(targets.outputs(predictions, self.objective, self.spec.objective), self.spec.objective)
+        return targets.outputs(predictions, self.objective, self.spec.objective)
 
     def _means(self, totals: Mapping[str, Tensor], planned: int) -> dict[str, float]:
         stacked = torch.stack(list(totals.values())).double()

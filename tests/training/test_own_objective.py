@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,10 +48,17 @@ def _train(specs: dict[str, TrainSpec]) -> dict[str, Any]:
         trainer = Trainer(spec)
         counted: Any = Counted(trainer.family)
         trainer.family = counted
+        calls, function = list[str](), trainer.objective.function
+
+        def listening(views: Any, settings: Any, calls: list[str] = calls, function: Any = function) -> Any:
+            calls[:] = [frame.name for frame in traceback.extract_stack() if f"{os.sep}cpo_ray{os.sep}" in frame.filename]
+            return function(views, settings)
+
+        trainer.objective = replace(trainer.objective, function=listening)
         metrics = [trainer.step(step) for step in range(spec.plan.steps)]
         state = trainer.engine.trained_state()
         moved = max(float(values.abs().max()) for key, values in state.items() if "lora_B" in key)
-        made[name] = {"metrics": metrics, "rows": counted.rows, "moved": moved}
+        made[name] = {"metrics": metrics, "rows": counted.rows, "moved": moved, "calls": calls}
     return made
 
 
@@ -75,6 +84,8 @@ def test_objectives_from_outside_train(single: Ranks, tmp_path: Path) -> None:
     made = single(_train, specs)[0]
     metrics = made["pull"]["metrics"]
     assert metrics[0]["loss"] == pytest.approx(first_loss(pull), rel=1e-5)
+    # And the loss itself: three of the seven calls that it is away from the command line (see test_pipeline).
+    assert made["pull"]["calls"] == ["step", "__call__"]
     assert metrics[-1]["loss"] < metrics[0]["loss"] and made["pull"]["moved"] > 0
     assert "distance_to_reference" in metrics[0] and "lose" not in metrics[0]
     card = model_card(pull, metrics[-1])
