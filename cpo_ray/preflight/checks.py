@@ -43,12 +43,15 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
     """Return everything that can be known without starting. The run, or the sweep of `trials`, can start if
     nothing is "missing".
     """
+    if trials is not None:
+        config = next(iter(trials.largest.values()))
     model = list(_model(config))
     pictures, data = _data(config)
     plannable = all(finding.verdict != "missing" for finding in model)
     return [
         *_settings(config, _factor(config) if plannable else None),
         *_bfloat16(config, pictures),
+        *_tried(trials, pictures),
         *_hierarchy(config),
         *_domain(config),
         *data,
@@ -56,6 +59,16 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
         *_resources(config, pictures if plannable else None, trials),
         *_security(os.environ),
     ]
+
+
+def _tried(trials: Trials | None, pictures: int) -> Iterator[Finding]:
+    """What keeps trials of a sweep from starting, each reason once."""
+    missing: dict[str, Finding] = {}
+    for name, trial in trials.tried.items() if trials else ():
+        for finding in (*_optimization("preference.optimization", trial.preference.optimization), *_bfloat16(trial, pictures)):
+            if finding.verdict == "missing":
+                missing.setdefault(finding.sentence, Finding("missing", f"the trial {name}: {finding.sentence}"))
+    yield from missing.values()
 
 
 def unsafe_flags(environment: Mapping[str, str]) -> list[str]:

@@ -22,9 +22,12 @@ def plan_findings(
     """Return the plan for a base in a folder (or the published base of its family) and a number of training pictures (0:
     unknown).
 
-    With `trials` it is the plan of a sweep. Nothing is loaded or started; counting the models on the meta device takes some
-    seconds.
+    With `trials` it is the plan of a sweep, whose trials all take as much as the largest of them. Nothing is loaded or started;
+    counting the models on the meta device takes some seconds.
     """
+    if trials is not None:
+        name, config = max(trials.largest.items(), key=lambda trial: _stage_two(trial[1], base).bytes)
+        yield Finding("ok", f"all trials are planned for as {name}", True)
     try:
         resources = stated(config.machine, found)
     except ConfigError as error:
@@ -47,6 +50,10 @@ def plan_findings(
         yield from _time(config, base, pictures, resources, trials)
         if not trials:
             yield _ratio(config, base, pictures)
+
+
+def _stage_two(config: Config, base: Path | None) -> Need:
+    return dict(roles(config))["preference.optimization"](config, base)
 
 
 def _verdict(need: Need, resources: Resources) -> tuple[Verdict, str]:

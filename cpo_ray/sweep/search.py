@@ -34,7 +34,7 @@ from cpo_ray.sweep.measure import Measurer, goals, save_pictures, scorers_of
 from cpo_ray.sweep.outcome import BASE, conclude
 from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
 from cpo_ray.sweep.records import Rung, read_rungs, rung_file, save_rung
-from cpo_ray.sweep.space import SearchSpace, listed_points, point_config
+from cpo_ray.sweep.space import SearchSpace, label, listed_points, point_config
 from cpo_ray.sweep.trial import Bench
 from cpo_ray.sweep.tuner import run_trials
 from cpo_ray.targets.expert import target_store
@@ -54,7 +54,7 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
     if problem := refusal(machines, demand(config)):
         raise ConfigError(problem)
     trials = planned_trials(config, sweep, machines)
-    run = _everywhere(open_run(config, resume, trials))
+    run = _with_absolute_paths(open_run(config, resume, trials))
     train_expert(run)
     check_obedience(run)
     frozen = expert_spec(run.config, run.adapter)
@@ -95,15 +95,25 @@ def findings(config: Config) -> list[Finding]:
 
 
 def planned_trials(config: Config, sweep: Sweep, machines: Sequence[Room]) -> Trials:
-    """How many trials there are, and how many of them fit on the machines at once.
+    """How many trials there are, how many of them fit on the machines at once, and what they are.
 
     A finished trial leaves no checkpoints; one that a scheduler has stopped leaves them to the end of the sweep.
+
+    Raises ConfigError where the values of a trial do not go together.
     """
-    listed = sweep.search in ("grid", "random")
-    count = len(listed_points(config)) if listed else sweep.trials or 0
+    space = SearchSpace(config)
+    listed = listed_points(config) if sweep.search in ("grid", "random") else None
+    count = len(listed) if listed is not None else sweep.trials or 0
     at_once = min(count, trials_at_once(machines, demand(config), sweep.max_concurrent or count))
     checkpointed = at_once if sweep.scheduler == "none" else count
-    return Trials(count, at_once, checkpointed, drawn=(1 + count * sweep.rungs) * sweep.pictures)
+    return Trials(
+        count,
+        at_once,
+        checkpointed,
+        drawn=(1 + count * sweep.rungs) * sweep.pictures,
+        tried={label(point): point_config(config, point) for point in (space.ends() if listed is None else listed)},
+        largest={label(point): point_config(config, point) for point in space.largest()},
+    )
 
 
 def _section(config: Config) -> Sweep:
@@ -134,21 +144,20 @@ def _machines() -> list[Room]:
     return [Room(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in nodes]
 
 
-def _everywhere(run: Run) -> Run:
+def _with_absolute_paths(run: Run) -> Run:
     """The run with absolute paths: a trial's process does not work in the driver's folder."""
-    config = run.config
-    base = Path(config.model.base)
-    uri = resolve_uri(config.tracking, config.run.output) if config.tracking.uri else None
-    updates: dict[str, dict[str, Any]] = {
-        "run": {"output": config.run.output.absolute()},
-        "model": {"base": str(base.absolute()) if base.is_dir() else config.model.base},
-        "data": {"folder": config.data.folder.absolute(), "hierarchy": config.data.hierarchy.absolute()},
-        "expert": {"adapter": config.expert.adapter and config.expert.adapter.absolute()},
-        "targets": {"folder": config.targets.folder.absolute()},
-        "tracking": {"uri": uri},
-    }
-    sections = {name: getattr(config, name).model_copy(update=values) for name, values in updates.items()}
-    return replace(run, config=config.model_copy(update=sections))
+    tree, base, tracking = _absolute(run.config.model_dump(exclude_unset=True)), Path(run.config.model.base), run.config.tracking
+    if base.is_dir():
+        tree["model"]["base"] = str(base.absolute())
+    if tracking.uri:
+        tree["tracking"]["uri"] = resolve_uri(tracking, run.config.run.output)
+    return replace(run, config=Config.model_validate(tree))
+
+
+def _absolute(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _absolute(value) for key, value in values.items()}
+    return values.absolute() if isinstance(values, Path) else values
 
 
 def _measurers(run: Run, sweep: Sweep) -> tuple[Any, ...]:

@@ -126,7 +126,11 @@ def test_disk_is_counted_by_what_is_written(tmp_path: Path, monkeypatch: pytest.
 def test_a_sweep_is_planned_with_all_its_trials() -> None:
     config = load(CONFIGS / "toy_sweep.toml")
     base = local_base(config.model)
-    trials = Trials(count=5, at_once=2, checkpointed=2, drawn=1320)
+
+    def counted(*counts: int, **largest: Config) -> Trials:
+        return Trials(*counts, tried={}, largest=largest or {"ω 3": config})
+
+    trials = counted(5, 2, 2, 1320)
     planned, single = (list(plan_findings(config, base, HERE, 1280, number)) for number in (trials, None))
     assert all(finding.verdict == "ok" for finding in planned)
     assert "stage 1 200, 5 trials 600" in line(planned, "optimizer steps").sentence
@@ -134,7 +138,7 @@ def test_a_sweep_is_planned_with_all_its_trials() -> None:
     stage_two, all_trials = stages(config, base, 1280, 1e11)[1], stages(config, base, 1280, 1e11, trials)[1]
     assert all_trials.targets == stage_two.targets  # one set of them
     assert 2 * stage_two.training < all_trials.training < 5 * stage_two.training  # two and three turns' worth, and the pictures
-    none, one, five = (disk.training_bytes(config, base, Trials(*count, 0)) for count in ((0, 1, 0), (1, 1, 1), (5, 2, 2)))
+    none, one, five = (disk.training_bytes(config, base, counted(*count, 0)) for count in ((0, 1, 0), (1, 1, 1), (5, 2, 2)))
     assert five[0] - none[0] == 2 * (one[0] - none[0])  # checkpoints of those that run
     assert five[1] - none[1] == 5 * (one[1] - none[1])  # exports of all
     # Two trainings and what draws for them beside each other.
@@ -143,6 +147,12 @@ def test_a_sweep_is_planned_with_all_its_trials() -> None:
     assert memory[0] > memory[1]
     crowded = line(list(plan_findings(config, base, Resources("here", 2.0, 0.0, main_bytes=2e9), 1280, trials)), "main memory; ")
     assert crowded.verdict == "missing"
+    # Trials of several sizes are planned for as the one that takes most.
+    ranks = {f"rank{rank}": override(config, [f"preference.lora.rank={rank}"]) for rank in (4, 64, 8)}
+    several = list(plan_findings(config, base, HERE, 1280, counted(5, 2, 2, 1320, **ranks)))
+    assert line(several, "all trials are planned for as").sentence == "all trials are planned for as rank64"
+    written = [re.findall(r"checkpoints (\S+) GB", line(each, "targets take up to").sentence) for each in (planned, several)]
+    assert float(written[1][0]) > float(written[0][0])
 
 
 def test_time_follows_from_the_operations_and_the_rate() -> None:

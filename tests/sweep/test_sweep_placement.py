@@ -1,4 +1,4 @@
-"""How many trials fit: a table of clusters and demands, worked out by hand."""
+"""How many trials fit: a table of clusters and demands, worked out by hand; and what is checked before any starts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cpo_ray.config import load
+from cpo_ray.config import ConfigError, load
+from cpo_ray.preflight import checks
+from cpo_ray.preflight.machine import Resources
+from cpo_ray.sweep import search
 from cpo_ray.sweep.placement import DRIVER_CPUS, Demand, Room, demand, refusal, trials_at_once
 
 TOY = Path(__file__).parents[2] / "jobs" / "configs" / "toy_sweep.toml"
@@ -59,3 +62,32 @@ def test_what_is_missing_is_named() -> None:
 def test_the_shipped_sweep_runs_two_trials_on_two_cores() -> None:
     assert trials_at_once([Room(2)], demand(load(TOY)), 100) == 2
     assert trials_at_once([Room(1.2)], demand(load(TOY)), 100) == 1
+
+
+def test_every_trial_is_checked_before_any_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for room in (checks, search):
+        monkeypatch.setattr(room, "available", lambda: Resources("here", 2.0, 0.0, main_bytes=25e9))
+    space = "sweep.space={ preference.optimization.steps = [5, 120], preference.lora.rank = [4, 8], omega = [1.0, 2.0] }"
+    hierarchy = f"data.hierarchy={TOY.parents[2] / 'hierarchy' / 'painting_toy.yaml'}"
+    # The file's own steps are replaced in every trial, so that they are no fault.
+    config = load(TOY, [space, hierarchy, "preference.optimization.steps=3"])
+    found = search.findings(config)
+    assert [finding.sentence for finding in found if finding.verdict == "missing"] == [
+        "the trial ω 1, steps 5, rank 4: preference.optimization.warmup_steps is 10, yet training ends after 5 steps"
+    ]
+    sentences = [finding.sentence for finding in found]
+    assert "all trials are planned for as ω 2, steps 120, rank 8" in sentences
+    assert "sweep: 8 trials by search 'grid', 2 at once" in sentences
+
+
+def test_values_that_do_not_go_together_are_refused_before_anything_starts() -> None:
+    space = "sweep.space={ preference.optimization.optimizer = ['adamw', 'adafactor'] }"
+    config = load(TOY, [space])
+    stage_two = config.preference.optimization.model_copy(update={"zero_stage": 2})
+    broken = config.model_copy(update={"preference": config.preference.model_copy(update={"optimization": stage_two})})
+    assert config.sweep is not None
+    with pytest.raises(
+        ConfigError, match=r"^optimizer adafactor: 'preference.optimization': optimizer 'adafactor' needs zero_stage 0"
+    ):
+        search.planned_trials(broken, config.sweep, [Room(2)])
