@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from cpo_ray.config import ConfigError, Section, dump, load
+from cpo_ray.config import ConfigError, Section, changed, dump, load
 from cpo_ray.config.sweep.axis import Axis
 from cpo_ray.config.sweep.searched import checked
 
@@ -58,6 +58,17 @@ def test_a_sweep_survives_a_round_trip(tmp_path: Path) -> None:
     copy = load(tmp_path / "copy.toml")
     assert copy == config and dump(copy) == dump(config)
     assert '"preference.lora.rank" = [4]' in dump(config)
+
+
+def test_a_resumed_sweep_may_have_more_trials_and_another_choice_of_the_same_points(tmp_path: Path) -> None:
+    record, random = tmp_path / "config.toml", ("sweep.search=random", "sweep.trials=3")
+    record.write_text(dump(load(TOY, random)))
+    free = ("sweep.trials=9", "sweep.minutes=5.0", "sweep.choice=knee", "sweep.max_concurrent=1", "sweep.retries=0")
+    assert changed(record, load(TOY, [*random, *free])) == []
+    assert changed(record, load(TOY, [*random, "sweep.space={ omega = [1.0, 2] }", "sweep.rungs=1"])) == [
+        "sweep.rungs = 1 (was 2)",
+        "sweep.space.omega = [1.0, 2.0] (was [1.0, 1.5, 2.0, 2.5, 3.0])",
+    ]
 
 
 def test_an_objective_from_outside_has_its_own_settings_searched() -> None:

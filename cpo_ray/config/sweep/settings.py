@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from cpo_ray.config.section import Section
+from cpo_ray.config.section import Free, Section
 from cpo_ray.config.sweep.axis import Axis, flat, ordered
 
 
@@ -22,9 +22,9 @@ class Sweep(Section):
     "multi_objective": TPE on both together."""
     goals: tuple[str, ...] = Field(default=("negatives", "distance"), min_length=1, max_length=2)
     """The scorers that a sweep goes by: what it is to improve, and what must not get worse for it."""
-    trials: PositiveInt | None = None
+    trials: Free[PositiveInt | None] = None
     """Number of trials, those of a resumed sweep included. A grid without it runs all its points."""
-    minutes: PositiveFloat | None = None
+    minutes: Free[PositiveFloat | None] = None
     """Time for all trials of one call. Unfinished trials continue with --resume."""
     scheduler: Literal["none", "asha", "median"] = "none"
     """What stops trials that fall behind in the first goal: nothing, successive halving, or the median of the others."""
@@ -36,15 +36,15 @@ class Sweep(Section):
     """Pictures drawn and measured at a rung: the same validation prompts and noise for all trials, never those of the test."""
     held_out: PositiveInt = 64
     """Validation pictures for the losses on held-out targets, at most as many as exist."""
-    choice: Literal["bounded", "first", "second", "knee"] = "bounded"
+    choice: Free[Literal["bounded", "first", "second", "knee"]] = "bounded"
     """How the best trial is chosen. "bounded": the best in the first goal among those that are behind the best in the second by
     at most `slack`. "first", "second": the best in one. "knee": the point of the Pareto front nearest to the ideal, both scaled
     to 0 … 1."""
-    slack: float = Field(default=0.1, ge=0)
+    slack: Free[float] = Field(default=0.1, ge=0)
     """Share of the second goal's best value by which "bounded" allows a trial to be worse."""
-    max_concurrent: PositiveInt | None = None
+    max_concurrent: Free[PositiveInt | None] = None
     """Run fewer trials at once than would fit."""
-    retries: int = Field(default=1, ge=0)
+    retries: Free[int] = Field(default=1, ge=0)
     """How often a crashed trial restarts from its last checkpoint before it counts as failed."""
 
     @model_validator(mode="after")
