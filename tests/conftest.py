@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cpo_ray.targets.expert import ExpertSpec
 
 
-pytest_plugins = ["support.limits"]
+pytest_plugins = ["support.checkout", "support.limits"]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -21,7 +21,7 @@ JOBS = sorted(str(path.relative_to(ROOT)) for room in ("jobs", "tune") for path 
 
 
 def job(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, name, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, name, *arguments], capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -29,7 +29,6 @@ def job_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     """`job` in this process, where what is heavy was imported before."""
 
     def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(name, run_name="__main__")
@@ -52,7 +51,7 @@ def test_help_takes_less_than_a_second(name: str) -> None:
 @pytest.mark.parametrize("name", JOBS)
 def test_parsing_imports_nothing_heavy(name: str) -> None:
     code = f"import runpy, sys; runpy.run_path({name!r}); print(*sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert not {"torch", "ray", "mlflow", "diffusers", "transformers", "deepspeed", "pyarrow"} & set(answer.stdout.split())
 
 

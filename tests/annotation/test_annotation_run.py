@@ -24,8 +24,6 @@ from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.domains.toy.dataset import draw_pictures, make_dataset
 from cpo_ray.hierarchy import load_hierarchy
 
-ROOT = Path(__file__).parents[2]
-
 
 def shards(folder: Path) -> dict[str, bytes]:
     """All that must not depend on who asked when; the report counts just that."""
@@ -182,7 +180,7 @@ def test_the_summary_of_a_dry_run_names_the_cost(tmp_path: Path) -> None:
 def test_the_command_line_from_nothing(tmp_path: Path) -> None:
     overrides = [f"pictures.path={tmp_path / 'p'}", "pictures.drawn=8", f"annotation.answers={tmp_path / 'a'}"]
     command = [sys.executable, "jobs/annotate.py", *overrides, f"annotation.output={tmp_path / 'o'}"]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("8 pictures annotated, 0 set aside\n")
     assert "annotate: pictures 8 of 8" in answer.stderr and "questions/s" in answer.stderr

@@ -10,19 +10,17 @@ from cpo_ray.config import Config, load
 from cpo_ray.preflight import checks
 from cpo_ray.preflight.machine import Resources
 
-ROOT = Path(__file__).parents[2]
-TOY = ROOT / "jobs" / "configs" / "toy.toml"
+TOY = Path("jobs/configs/toy.toml")
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative paths lead into an empty folder, and the machine is a fixed one: no other Ray is looked for."""
-    monkeypatch.chdir(tmp_path)
+def _here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine is a fixed one: no other Ray is looked for."""
     monkeypatch.setattr(checks, "available", lambda: Resources("here", 2.0, 0.0, main_bytes=25e9))
 
 
 def toy(*overrides: str) -> Config:
-    return load(TOY, [f"data.hierarchy={ROOT / 'hierarchy' / 'painting_toy.yaml'}", *overrides])
+    return load(TOY, list(overrides))
 
 
 def missing(config: Config) -> list[str]:
@@ -59,10 +57,10 @@ def test_a_fault_is_named(overrides: list[str], expected: str) -> None:
     assert "\n" not in sentence
 
 
-def test_a_folder_that_is_no_pipeline_is_told_from_a_hub_id(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
+def test_a_folder_that_is_no_pipeline_is_told_from_a_hub_id(checkout: Path) -> None:
+    (checkout / "folder").mkdir()
     assert any("has no model_index.json" in sentence for sentence in missing(toy("model.base=folder")))
-    (tmp_path / "folder" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (checkout / "folder" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     assert any("holds a FluxPipeline" in sentence for sentence in missing(toy("model.base=folder")))
     findings = checks.check(toy("model.base=somebody/some-model"))
     assert any(f.verdict == "note" and "somebody/some-model is not on this machine" in f.sentence for f in findings)

@@ -22,7 +22,6 @@ from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.review.judgements import read_judgements, signed_ids
 
-ROOT = Path(__file__).parents[2]
 SWITCHES = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
  --disable-component-update --disable-sync --disable-dev-shm-usage --force-prefers-reduced-motion --window-size=1280,800"""
 
@@ -162,7 +161,7 @@ def test_what_is_not_saved_is_said_so_and_what_is_survives_a_kill(reviewer: Revi
     first = labels_of(review, 0)
     given = [f"review.{name}={getattr(review, name)}" for name in ("annotations", "judgements", "hierarchy", "port")]
     command = [sys.executable, "jobs/review.py", *given, "--reviewer", "ann"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as job:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
         try:
             assert job.stdout is not None
             said = [job.stdout.readline() for _ in range(3)]

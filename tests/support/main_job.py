@@ -54,7 +54,7 @@ def job(script: str, *arguments: str, address: str) -> subprocess.CompletedProce
     """Run in the Ray at the address."""
     command = [sys.executable, str(ROOT / "jobs" / script), *arguments]
     environment = os.environ | {"RAY_ADDRESS": address}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def test_a_killed_sweep_over_other_values_goes_on_with_what_was_left_and_calls_n
     with (folder / "log").open("w") as log:
         command = [sys.executable, str(ROOT / "tune" / "search_cpo.py"), *arguments]
         environment = os.environ | {"RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}
-        driver = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+        driver = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             until(finished)
         finally:
