@@ -34,7 +34,7 @@ def cost_of(call: Callable[[], Result]) -> tuple[Cost, Result]:
 
 class _Kernels(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:

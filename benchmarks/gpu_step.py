@@ -251,7 +251,7 @@ def _record(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
         },
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "peft")},
     }
-    families = {}
+    families: dict[str, Any] = {}
     if options.output and options.output.exists():
         earlier = json.loads(options.output.read_text())
         families = earlier["families"] if all(earlier[key] == value for key, value in record.items()) else {}

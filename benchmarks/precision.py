@@ -91,7 +91,8 @@ def unmerged(model: Model) -> Any:
             if adapter is not None:
                 state, *_, metadata = self.pipeline_class.lora_state_dict(adapter, return_lora_metadata=True)
                 denoiser.load_lora_adapter(state, prefix=self.denoiser, metadata=metadata)
-            return denoiser.eval().requires_grad_(False)
+            frozen: nn.Module = denoiser.eval().requires_grad_(False)
+            return frozen
 
     return Unmerged()
 

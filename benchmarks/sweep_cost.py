@@ -155,7 +155,7 @@ def size(folder: Path) -> int:
 
 def read_rate(sweep: Path, samples: int, stored: int) -> float:
     """Megabytes per second that a trial reads while it trains: what a sample takes on disk times samples per second."""
-    rates = []
+    rates: list[float] = []
     for file in sweep.glob("trials/*/metrics.jsonl"):
         rates.append(mean(json.loads(line)["samples_per_second"] for line in file.read_text().splitlines()[1:]))
     return stored / samples * mean(rates) / 1e6

@@ -231,7 +231,8 @@ class Plan:
     def _first_uses(self) -> list[int]:
         """Return places in the order of training. Epoch `draws` repeats the items of epoch 0, each after its first use."""
         places = self._groups[self._groups >= 0]
-        return places[places < len(self.sample_ids) * self.draws].tolist()
+        used: list[int] = places[places < len(self.sample_ids) * self.draws].tolist()
+        return used
 
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change with anything that changes the plan."""

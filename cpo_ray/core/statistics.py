@@ -90,7 +90,8 @@ def frechet_interval(features: ArrayLike, good: ArrayLike, groups: int = 20) -> 
 def _covariance_root(features: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return R (D, D) with R Rᵀ = the sample's covariance."""
     values, vectors = linalg.eigh(np.atleast_2d(np.cov(features, rowvar=False)))
-    return vectors * np.sqrt(np.clip(values, 0, None))
+    root: NDArray[np.float64] = vectors * np.sqrt(np.clip(values, 0, None))
+    return root
 
 
 def intersection_over_union(requested: Collection[str], found: Collection[str]) -> float:

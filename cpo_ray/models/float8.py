@@ -39,7 +39,8 @@ class Float8Linear(nn.Module):
         output = scaled_mm(
             rows, self.weight.t(), scale, per_row, self.scale.t(), per_row, bias=self.bias, output_dtype=torch.bfloat16
         )
-        return output.unflatten(0, inputs.shape[:-1])
+        unflattened: Tensor = output.unflatten(0, inputs.shape[:-1])
+        return unflattened
 
 
 def replace_linears(denoiser: nn.Module, blocks: Sequence[str]) -> int:

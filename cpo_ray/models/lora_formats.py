@@ -62,4 +62,5 @@ def original_layers(
 def _on_the_diagonal(ups: Mapping[str, Tensor], parts: tuple[str, ...], outputs: Callable[[str], int]) -> Tensor:
     """Return (sum of all parts' outputs, sum of the adapted parts' ranks). Rows of a part without adapter are zero."""
     blocks = [ups[part] if part in ups else torch.zeros(outputs(part), 0) for part in parts]
-    return torch.block_diag(*blocks)
+    diagonal: Tensor = torch.block_diag(*blocks)
+    return diagonal

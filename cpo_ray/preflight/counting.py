@@ -78,7 +78,7 @@ def _let_go(parameter: Tensor) -> None:
 
 class _Counter(TorchDispatchMode):
     def __init__(self, held: Iterable[nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = self.flop = 0
         self._now = 0
         self._live: dict[int, Any] = {}

@@ -18,7 +18,7 @@ from support.annotation_server import FAULTS, Server, tenth_of_each
 
 from cpo_ray.annotation.asking.questions import Questions
 from cpo_ray.annotation.back_ends.base import BackEndUnusable
-from cpo_ray.annotation.back_ends.endpoint import request_body
+from cpo_ray.annotation.back_ends.endpoint import EndpointSettings, request_body
 from cpo_ray.domains.toy.agent import measure
 from cpo_ray.domains.toy.dataset import draw_pictures
 from cpo_ray.hierarchy import load_hierarchy
@@ -230,6 +230,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
     kept = b"".join(path.read_bytes() for path in (tmp_path / "answers").iterdir())
     spoken = caplog.text + "".join(capsys.readouterr()) + repr(outcomes) + repr(config) + config.model_dump_json()
     assert key.encode() not in kept and key not in spoken
+    assert isinstance(config.annotation.back_end, EndpointSettings)
     body = request_body(
         config.annotation.back_end, prepared(config)[0], Questions(load_hierarchy(config.annotation.hierarchy)).content(), ""
     )

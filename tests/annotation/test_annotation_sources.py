@@ -25,7 +25,7 @@ from cpo_ray.data.picture import MAX_BYTES, PictureError
 from cpo_ray.data.shards import DataError
 
 
-def listed(path: Path, **columns: str) -> Listing:
+def listed(path: Path, **columns: Any) -> Listing:
     return list_pictures(PictureSource(path=path, **columns))
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from math import cos, pi, radians
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -49,14 +50,15 @@ def test_answers_for_each_root(tree: Hierarchy) -> None:
         assert valid({"positive_ids": ids, "negative_ids": negatives})
         assert valid({"positive_ids": [], "negative_ids": []})
         foreign = next((name for name in tree.attributes if name not in ids), "unknown")
-        for answer in (
+        wrong: tuple[Any, ...] = (
             {"positive_ids": [foreign], "negative_ids": []},
             {"positive_ids": [f"+{ids[0]}"], "negative_ids": []},
             {"positive_ids": [ids[0]] * (len(ids) + 1), "negative_ids": []},
             {"positive_ids": []},
             {"positive_ids": [], "negative_ids": [], "mood": "fine"},
             ids,
-        ):
+        )
+        for answer in wrong:
             assert not valid(answer), answer
 
 

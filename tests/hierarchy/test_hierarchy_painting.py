@@ -70,7 +70,8 @@ def test_names_of_the_paper(painting: Hierarchy) -> None:
 def test_every_entry_says_something_of_its_own(file: str) -> None:
     tree = load_hierarchy(FOLDER / file)
     attributes = tree.attributes.values()
-    assert all(entry.alternative_labels for entry in (*tree.nodes(), *attributes))
+    assert all(node.alternative_labels for node in tree.nodes())
+    assert all(attribute.alternative_labels for attribute in attributes)
     for texts in ([a.definition for a in attributes], [a.cue for a in attributes], [a.label for a in attributes]):
         assert len(set(texts)) == len(texts)
     # A cue tells both sides of a pair: where to look, then what is seen if it is well, then if it is not.

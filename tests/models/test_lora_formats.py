@@ -23,6 +23,12 @@ EVERYTHING = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "net.0.proj", "net.
 
 
 @pytest.fixture(scope="module")
+def place(found: Any, config: Any, module: str) -> LayerPlace:
+    """Where a layer lies in the original code, which only families of diffusers know."""
+    answer: LayerPlace = found.original_place(config, module)
+    return answer
+
+
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return write_base(tmp_path_factory.mktemp("sdxl"))
 
@@ -79,17 +85,17 @@ def test_kohyas_sdxl_names_are_those_of_the_published_scripts() -> None:
         "down_blocks.1.downsamplers.0.conv": "input_blocks.6.0.op",
         "up_blocks.1.upsamplers.0.conv": "output_blocks.5.2.conv",
     }.items():
-        assert found.original_place(config, ours) == LayerPlace(theirs, (ours,))
+        assert place(found, config, ours) == LayerPlace(theirs, (ours,))
 
 
 def test_every_sdxl_weight_has_the_original_codes_name(sdxl: Model) -> None:
     """diffusers' own converter of original checkpoints takes a UNet under our names back to what it was."""
-    unet = family(sdxl).load_denoiser(sdxl)
+    unet: Any = family(sdxl).load_denoiser(sdxl)
     weights = {name: value for name, value in unet.state_dict().items() if "norm" not in name}
     original = {}
     for name, value in weights.items():
         module, _, kind = name.rpartition(".")
-        original[f"model.diffusion_model.{family(sdxl).original_place(unet.config, module).path}.{kind}"] = value
+        original[f"model.diffusion_model.{place(family(sdxl), unet.config, module).path}.{kind}"] = value
     back = convert_ldm_unet_checkpoint(original, dict(unet.config))
     assert len(original) == len(weights) and all(torch.equal(back[name], value) for name, value in weights.items())
 
@@ -108,13 +114,13 @@ def test_comfyuis_form_of_sdxl_by_comfyuis_rule(sdxl: Model, tmp_path: Path) -> 
     """ComfyUI adds alpha / rank · up down to the weight of that name in the original checkpoint."""
     t = trained(sdxl, 0.1, Lora(rank=4, alpha=8, targets=EVERYTHING))
     comfyui = written(t, tmp_path)["comfyui"]
-    unet = family(sdxl).load_denoiser(sdxl)
-    place = {family(sdxl).original_place(unet.config, n).path: n for n, m in unet.named_modules() if n.endswith(EVERYTHING)}
+    unet: Any = family(sdxl).load_denoiser(sdxl)
+    places = {place(family(sdxl), unet.config, n).path: n for n, m in unet.named_modules() if n.endswith(EVERYTHING)}
     for name in {key.rpartition(".lora_up")[0] for key in comfyui if "lora_up" in key}:
         up, down = comfyui[f"{name}.lora_up.weight"], comfyui[f"{name}.lora_down.weight"]
-        weight = unet.get_submodule(place.pop(name.removeprefix("diffusion_model."))).weight
+        weight = unet.get_submodule(places.pop(name.removeprefix("diffusion_model."))).weight
         weight.data += comfyui[f"{name}.alpha"] / len(down) * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    assert not place, "every adapted layer is in the file"
+    assert not places, "every adapted layer is in the file"
     assert_same_output(t, unet)
 
 

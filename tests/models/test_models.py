@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_our_forward_is_the_pipelines_own(sdxl_model: Model) -> None:
     pipeline = sdxl.load_pipeline(sdxl_model)
     seen: dict[str, Tensor] = {}
 
-    def remember(_: object, arguments: tuple, keywords: dict) -> None:
+    def remember(_: object, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         seen.update(x=arguments[0], t=arguments[1], states=keywords["encoder_hidden_states"], **keywords["added_cond_kwargs"])
 
     pipeline.unet.register_forward_pre_hook(remember, with_kwargs=True)
@@ -169,6 +170,11 @@ def test_a_layer_that_cannot_be_exported_is_refused_before_training(tmp_path: Pa
         family(model).add_lora(family(model).load_denoiser(model), Lora(targets=("x_embedder",)), seed=0)
 
 
+def measured(sizes: list[int], saved: Tensor) -> Tensor:
+    sizes.append(saved.numel())
+    return saved
+
+
 def test_recomputed_activations_give_the_same_gradient_from_less_memory(model: Model) -> None:
     gradients, kept = [], []
     for recompute in (False, True):
@@ -176,7 +182,7 @@ def test_recomputed_activations_give_the_same_gradient_from_less_memory(model: M
         if recompute:
             family(model).checkpoint_gradients(denoiser)
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(partial(measured, sizes), lambda t: t):
             loss = family(model).predict(denoiser, *inputs(model)).square().mean()
         loss.backward()
         gradients.append([denoiser.get_parameter(name).grad for name in names])

@@ -62,7 +62,8 @@ def squared_mean(values: Tensor) -> Tensor:
 
 
 def norm(values: Tensor) -> Tensor:
-    return values.flatten(1).norm(dim=1)
+    found: Tensor = values.flatten(1).norm(dim=1)
+    return found
 
 
 def test_sft_by_hand() -> None:

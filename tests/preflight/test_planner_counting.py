@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def test_forwards_of_every_model_take_what_torch_allocates(base: Model) -> None:
     text["prompt_embeds"] = torch.ones(2, 5, text["prompt_embeds"].shape[-1])
     denoiser = found.load_denoiser(base)
     pictures = torch.zeros(2, 3, 32, 32)
-    calls = [
+    calls: list[tuple[Callable[[Any], Any], Any, Any]] = [
         (lambda model: found.predict(model, x_t, timestep, text), denoiser, skeleton.denoiser),
         (lambda model: model(pictures.to(_device(model))), pipeline.vae.encoder, skeleton.vae.encoder),
     ]
@@ -124,8 +125,8 @@ def test_forwards_of_every_model_take_what_torch_allocates(base: Model) -> None:
         on_meta = OnMeta(meta) if meta is skeleton.denoiser else meta
         with torch.no_grad():
             call(real)
-            seen = allocated(lambda call=call, real=real: call(real))
-        counted = count_forward(lambda call=call, on_meta=on_meta: call(on_meta), [meta])
+            seen = allocated(partial(call, real))
+        counted = count_forward(partial(call, on_meta), [meta])
         # The CPU's convolutions take a buffer of their own.
         assert counted.peak == pytest.approx(seen, rel=0.15 if real is pipeline.vae.encoder else 0.05), type(real).__name__
 

@@ -19,7 +19,7 @@ from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.review import findings
 from cpo_ray.review.findings import Votes
-from cpo_ray.review.judgements import JudgementFile, ReviewError, judgement_file, read_judgements, signed_ids
+from cpo_ray.review.judgements import JudgementFile, ReviewError, Verdict, Verdicts, judgement_file, read_judgements, signed_ids
 from cpo_ray.review.pile import open_pile, reviewed_ids
 from cpo_ray.review.report import report
 
@@ -140,7 +140,7 @@ def test_trust_and_rejections_by_hand(dataset: AnnotatedDataset, tree: Hierarchy
     a, b = dataset.ids[:2]
     signed = next(s for s in signed_ids(dataset.labels(a)) if s in signed_ids(dataset.labels(b)))
     other = next(s for s in signed_ids(dataset.labels(a)) if tree.root_of(s[1:]) != tree.root_of(signed[1:]))
-    reviews = [
+    reviews: list[Verdicts] = [
         {a: {signed: "rejected", other: "confirmed"}, b: {signed: "confirmed"}},
         {a: {signed: "rejected", other: "unsure"}, b: {signed: "rejected"}},
     ]
@@ -212,7 +212,8 @@ def test_the_report_shows_it_all_and_nothing_is_taken_for_markup(tmp_path: Path,
     with pytest.raises(ReviewError, match=r"there are no judgements in .*; review pictures first"):
         report(review, None)
     dataset = AnnotatedDataset.open(review.annotations)
-    for name, verdict in (("ann", "confirmed"), ("bert", "rejected")):
+    given: dict[str, Verdict] = {"ann": "confirmed", "bert": "rejected"}
+    for name, verdict in given.items():
         kept = JudgementFile(judgement_file(review.judgements, name), dataset, tree)
         for sample in dataset.ids[:3]:
             kept.append(sample, dict.fromkeys(signed_ids(dataset.labels(sample)), verdict))

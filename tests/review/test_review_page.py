@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from support.reviewing import TREE, Served, settings
 from cpo_ray.config.review import ReviewSettings
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.hierarchy import load_hierarchy
-from cpo_ray.review.judgements import read_judgements, signed_ids
+from cpo_ray.review.judgements import Verdicts, read_judgements, signed_ids
 
 SWITCHES = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
  --disable-component-update --disable-sync --disable-dev-shm-usage --force-prefers-reduced-motion --window-size=1280,800"""
@@ -49,14 +50,19 @@ class Reviewer:
     def text(self, name: str) -> str:
         return self.driver.find_element(By.ID, name).text
 
+    def is_at(self, number: int) -> bool:
+        return self.text("place") == f"Picture {number}"
+
     def verdicts(self) -> list[str]:
         """Per label what the page shows as kept."""
         pressed = "e => e.querySelector('[aria-pressed=true]')?.className ?? 'open'"
-        return self.driver.execute_script(f"return [...document.querySelectorAll('.label')].map({pressed})")
+        found: list[str] = self.driver.execute_script(f"return [...document.querySelectorAll('.label')].map({pressed})")
+        return found
 
     def current(self) -> str:
         """What a screen reader says of the element that has the focus."""
-        return self.driver.execute_script("return document.activeElement.getAttribute('aria-label') ?? ''")
+        label: str = self.driver.execute_script("return document.activeElement.getAttribute('aria-label') ?? ''")
+        return label
 
     def shows(self, name: str) -> bool:
         return self.driver.find_element(By.ID, name).is_displayed()
@@ -83,7 +89,7 @@ def review(tmp_path: Path) -> ReviewSettings:
     return settings(tmp_path)
 
 
-def on_disk(review: ReviewSettings, name: str) -> dict[str, dict[str, str]]:
+def on_disk(review: ReviewSettings, name: str) -> Verdicts:
     dataset = AnnotatedDataset.open(review.annotations)
     return {**read_judgements(review.judgements / f"{name}.jsonl", dataset, load_hierarchy(TREE))}
 
@@ -146,7 +152,7 @@ def test_a_review_by_keys_goes_on_after_a_reload_and_others_see_nothing_of_it(re
         assert reviewer.verdicts() == ["open"] * len(first)
         for number in range(1, 4):
             reviewer.press(Keys.ENTER)
-            reviewer.until(lambda number=number: reviewer.text("place") == f"Picture {number + 1}")
+            reviewer.until(partial(reviewer.is_at, number + 1))
             assert set(reviewer.verdicts()) == {"open"}
         reviewer.press(Keys.ENTER)
         reviewer.until(lambda: reviewer.shows("end"))

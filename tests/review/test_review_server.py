@@ -36,7 +36,7 @@ class Client:
         return answer.status, dict(answer.getheaders()), content
 
     def get(self, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-        return self.ask("GET", path, **{"Cookie": self.cookie, **headers})
+        return self.ask("GET", path, None, **{"Cookie": self.cookie, **headers})
 
     def judge(self, number: int, sent: Any, **changes: str) -> tuple[int, str]:
         headers = {"Cookie": self.cookie, "Origin": f"http://{self.host}", "Content_Type": "application/json", **changes}

@@ -30,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """A thread that nobody ends, or a farewell that waits for somebody, ends the process late but not never."""
+    assert sys.__stderr__ is not None
     faulthandler.dump_traceback_later(END_SECONDS, file=sys.__stderr__, exit=True)
     if not hasattr(config, "workerinput"):
         _kill_leftovers()

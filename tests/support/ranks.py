@@ -76,8 +76,9 @@ class Ranks:
             failures = [answer for failed, answer in answers.values() if failed]
             if not ready:
                 raise failures[0] if failures else TimeoutError(f"ranks {sorted(open_ranks.values())} did not answer")
-            for connection in ready:
-                rank = open_ranks[connection]
+            for connection, rank in open_ranks.items():
+                if connection not in ready:
+                    continue
                 try:
                     answers[rank] = connection.recv()
                 except EOFError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from support.tiny_training import conditioning
@@ -38,7 +39,7 @@ def trained(model: Model, change: float, lora: Lora | None = LORA) -> Trained:
         if lora is None or "lora_B" in name:
             parameter += change * torch.randn(parameter.shape, generator=generator)
         state[name] = parameter.float()
-    inputs = {
+    inputs: dict[str, Any] = {
         "x_t": torch.randn(2, 4, 8, 8, generator=generator).to(DTYPES[model.dtype]),
         "timestep": found.load_process(model).timestep(torch.tensor([0.1, 0.9], dtype=torch.float64)),
         "conditioning": conditioning(model, 2, generator),

@@ -239,7 +239,6 @@ def test_when_the_time_is_over_nothing_goes_on_and_the_trials_stay_open(first: P
     until(lambda: ray.available_resources().get("CPU") == 2)  # else it has left something reserved
 
 
-@ray.remote(num_cpus=0)
 class Reserving:
     """Reserves a CPU and dies, as a training that is stopped before its workers run."""
 
@@ -248,7 +247,7 @@ class Reserving:
 
 
 def test_what_a_killed_training_has_reserved_is_given_back(ray_session: None) -> None:
-    actor = Reserving.remote()
+    actor = ray.remote(num_cpus=0)(Reserving).remote()
     assert ray.get(actor.reserve.remote()) == "True"
     ray.kill(actor)
     until(lambda: ray.available_resources().get("CPU") == 1)

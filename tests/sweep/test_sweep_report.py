@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cpo_ray.config.sweep.axis import Axis
+from cpo_ray.config.sweep.searched import Point
 from cpo_ray.core.statistics import Interval
 from cpo_ray.domains.toy.scorers import DistanceToGood, ShowsContent
 from cpo_ray.evaluation.measure import Scores
@@ -31,7 +32,7 @@ def row(omega: float, beta: float, negatives: float, distance: float, *, best: b
         {"negatives": point(negatives, 0.2), "content": point(0.75, 0.05), "distance": point(distance, 3)},
         {"negatives": point(negatives - 4, 0.1)},
     )
-    parameters = {"omega_win": omega, "omega_lose": omega, "beta": beta}
+    parameters: Point = {"omega_win": omega, "omega_lose": omega, "beta": beta}
     return TrialRow(Trial({"omega": omega, "beta": beta}, "finished"), parameters, 120, scores, {}, best, best)
 
 

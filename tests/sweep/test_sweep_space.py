@@ -114,7 +114,7 @@ def test_equal_points_are_one_trial_in_any_order() -> None:
 
 def test_a_point_changes_what_it_names_and_nothing_else() -> None:
     start = config()
-    point = {"omega": 1.5, "beta": 7.0, "learning_rate": 1e-5, "objective": "cpo", "proportion": 0.25}
+    point: Point = {"omega": 1.5, "beta": 7.0, "learning_rate": 1e-5, "objective": "cpo", "proportion": 0.25}
     assert parameters(point_config(start, point), point) == {
         "omega_win": 1.5,
         "omega_lose": 1.5,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,12 @@ def test_the_vae_encodes_about_a_megapixel_at_a_time(
     expert: Expert, expert_spec: ExpertSpec, shard: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode, made = expert._encoders.encode_pictures, list[int]()
-    monkeypatch.setattr(expert._encoders, "encode_pictures", lambda part: made.append(len(part)) or encode(part))
+
+    def counted(part: Tensor) -> Tensor:
+        made.append(len(part))
+        return encode(part)
+
+    monkeypatch.setattr(expert._encoders, "encode_pictures", counted)
     expert(ITEMS * 16, images(expert_spec, ITEMS * 16))
     assert made == [64], "a shard of the embedded domain's size is encoded as one"
     monkeypatch.setattr(buckets, "ENCODED_PIXELS", 3 * 64 * 64 + 1)
@@ -118,7 +124,8 @@ def test_text_encoders_in_main_memory_visit_the_device_to_encode_only(
     expert_spec: ExpertSpec, shard: dict[str, Tensor], offload: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def places(expert: Expert) -> set[str]:
-        encoders = [model for name, model in expert._encoders.text.components.items() if name.startswith("text_encoder")]
+        parts: Any = expert._encoders
+        encoders = [model for name, model in parts.text.components.items() if name.startswith("text_encoder")]
         return {values.device.type for encoder in encoders for values in encoder.parameters()}
 
     # Nothing that was on this device comes back from it.
@@ -126,7 +133,12 @@ def test_text_encoders_in_main_memory_visit_the_device_to_encode_only(
 
     expert, placed = Expert(replace(expert_spec, device="cpu:0", offload_text_encoders=offload)), list[str]()
     place = expert._encoders.place_text
-    monkeypatch.setattr(expert._encoders, "place_text", lambda device: placed.append(str(device)) or place(device))
+
+    def follow(device: torch.device) -> None:
+        placed.append(str(device))
+        place(device)
+
+    monkeypatch.setattr(expert._encoders, "place_text", follow)
     made = expert(ITEMS, images(expert_spec, ITEMS))
     assert placed == (["cpu:0", "cpu"] if offload else [])
     assert all(torch.equal(made[name], values) for name, values in shard.items())

@@ -55,7 +55,8 @@ def test_compiled_blocks_are_whole_graphs_and_few(name: str, tmp_path: Path) -> 
     def backend(graph: Any, _: list[Tensor]) -> Callable[..., Any]:
         nonlocal graphs
         graphs += 1
-        return graph.forward
+        forward: Callable[..., Any] = graph.forward
+        return forward
 
     compiled, plain = found.load_denoiser(model), found.load_denoiser(model)
     found.compile_blocks(compiled, backend)

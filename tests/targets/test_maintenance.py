@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from cpo_ray.targets.store import FrozenInputs, TargetStore, TargetStoreError, f
 
 
 def fill(folder: Path, seed: int, shards: int) -> TargetStore:
-    texts = dict.fromkeys(("base", "adapter", "dataset", "hierarchy", "texts", "flow"), "abc")
+    texts: dict[str, Any] = dict.fromkeys(("base", "adapter", "dataset", "hierarchy", "texts", "flow"), "abc")
     inputs = FrozenInputs(kind="expert", resolution=64, dtype="float32", seed=seed, forward_batch=None, **texts)
     store = TargetStore(folder, frozen_fingerprint(inputs))
     store.write_about(inputs)

@@ -192,7 +192,13 @@ def _small_steps() -> dict[str, list[float]]:
     for stage, offload in ((0, False), (1, False), (2, True), (3, False), (3, True)):
         layer = torch.nn.Linear(4, 4, bias=False)
         layer.weight.data.fill_(0.02)
-        settings = {"steps": 20, "zero_stage": stage, "offload_optimizer": offload, "parameters": "full", "gradient_clip": 0}
+        settings: dict[str, Any] = {
+            "steps": 20,
+            "zero_stage": stage,
+            "offload_optimizer": offload,
+            "parameters": "full",
+            "gradient_clip": 0,
+        }
         engine = Engine(layer, Optimization(**settings), micro_batch=1, accumulation=1, bfloat16=True)
         for _ in range(20):
             engine.backward(engine.model(torch.ones(1, 4, dtype=torch.bfloat16)).float().sum())

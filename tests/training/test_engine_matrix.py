@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from support.ranks import Ranks
 from support.tiny_training import make_spec, write_base, write_targets
-from torch import distributed
+from torch import Tensor, distributed
 
 from cpo_ray.config import Optimization
 from cpo_ray.config import optimization as settings
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.slow
 
 Numbers = dict[str, Any]
 KINDS = {"lora": {}, "full": {"parameters": "full", "learning_rate": 1e-4}}
-STAGES = (0, 1, 2, 3)  # in this order: ZeRO-3 replaces torch's linear function for the whole process
+#: In this order, since ZeRO-3 replaces torch's linear function for the whole process.
+STAGES: tuple[Any, ...] = (0, 1, 2, 3)
 
 
 def at(spec: TrainSpec, **changes: Any) -> TrainSpec:
@@ -80,16 +82,15 @@ def _bytes_in_backward() -> dict[int, int]:
         model = torch.nn.Sequential(torch.nn.Linear(16, 16, bias=False), torch.nn.Linear(16, 16, bias=False))
         engine = Engine(model, Optimization(steps=1, parameters="full", zero_stage=stage), micro_batch=1, accumulation=1)
         inputs = torch.ones(1, 16, requires_grad=True)
-        inputs.register_hook(lambda _, stage=stage: largest.update({stage: _largest_tensor()}))
+        inputs.register_hook(partial(_note_largest, largest, stage))
         engine.backward(engine.model(inputs).sum())
         engine.step(1e-3)
     return largest
 
 
-def _largest_tensor() -> int:
-    return max(
-        found.untyped_storage().nbytes() for found in gc.get_objects() if type(found) in (torch.Tensor, torch.nn.Parameter)
-    )
+def _note_largest(largest: dict[int, int], stage: int, _: Tensor) -> None:
+    tensors: list[Tensor] = [found for found in gc.get_objects() if type(found) in (Tensor, torch.nn.Parameter)]
+    largest[stage] = max(found.untyped_storage().nbytes() for found in tensors)
 
 
 def _by_hand(spec: TrainSpec) -> Numbers:
@@ -130,7 +131,7 @@ def _diverged(spec: TrainSpec) -> list[str | None]:
     return [*told, trainer.difference(0)]
 
 
-def _small(folder: Path, optimizer: str) -> list[list[float]]:
+def _small(folder: Path, optimizer: Any) -> list[list[float]]:
     """A layer whose gradient is 1 everywhere: a weight after each of four steps, and after the last two of them from a file."""
 
     def steps(engine: Engine, count: int) -> list[float]:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -35,7 +36,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_base(tmp_path_factory.mktemp("base"), request.param)
 
 
-def export(t: Trained, folder: Path, **more: str) -> None:
+def export(t: Trained, folder: Path, **more: Any) -> None:
     export_adapter(family(t.model), t.denoiser, t.state, t.model, folder, {"objective": "cpo_s"}, t.probe, **more)
 
 

@@ -10,7 +10,7 @@ from cpo_ray.training.engine.optimizers import check_learning_rate
 from cpo_ray.training.health import TrainingHealthError
 
 
-def layer() -> torch.nn.Module:
+def layer() -> torch.nn.Linear:
     module = torch.nn.Linear(64, 64, bias=False)
     torch.nn.init.normal_(module.weight, std=0.03, generator=torch.Generator().manual_seed(0))
     return module.bfloat16()
@@ -27,9 +27,10 @@ def test_a_rate_per_sample_is_refused_and_one_per_batch_is_not() -> None:
 
 
 def test_a_lora_passes_since_half_of_it_starts_at_zero() -> None:
-    module = torch.nn.Sequential(layer(), layer())
-    torch.nn.init.zeros_(module[1].weight)
+    half = layer()
+    module = torch.nn.Sequential(layer(), half)
+    torch.nn.init.zeros_(half.weight)
     check_learning_rate(module, 64, settings(1e-8))
-    module[1].requires_grad_(False)
+    half.requires_grad_(False)
     with pytest.raises(TrainingHealthError):
         check_learning_rate(module, 64, settings(1e-8))

@@ -32,7 +32,8 @@ class Judge(nn.Module):
 
     def features(self, pictures: Tensor) -> Tensor:
         """(B, 3, 64, 64) in [-1, 1] → (B, 64)."""
-        return self.trunk(pictures)
+        found: Tensor = self.trunk(pictures)
+        return found
 
     def forward(self, pictures: Tensor) -> list[Tensor]:
         features = self.features(pictures)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 
 from cpo_ray.core.files import write_bytes, write_json
 from cpo_ray.domains.toy.corpus import RENDER_SEED, batches, caption, corpus_texts, render_corpus
@@ -260,11 +260,11 @@ def main() -> None:
     if not (output / "judge.safetensors").exists():
         train_judge(pictures, scenes, output)
     if not (output / "vae" / "config.json").exists():
-        mp.spawn(train_vae, (options, pictures.share_memory_(), False), nprocs=options.processes)
+        spawn(train_vae, (options, pictures.share_memory_(), False), nprocs=options.processes)
     pipeline = build_pipeline(load_hierarchy(TREE), output)
     latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half().share_memory_()
-    mp.spawn(train_denoiser, (options, latents, scenes), nprocs=options.processes)
-    mp.spawn(train_vae, (options, pictures.share_memory_(), True), nprocs=options.processes)
+    spawn(train_denoiser, (options, latents, scenes), nprocs=options.processes)
+    spawn(train_vae, (options, pictures.share_memory_(), True), nprocs=options.processes)
     crisp = type(pipeline.vae).from_pretrained(output / "vae_final")
     crisp.register_to_config(_name_or_path="")  # the folder it was trained in is nobody's business
     crisp.to(dtype=torch.float16).save_pretrained(output / "base" / "vae")

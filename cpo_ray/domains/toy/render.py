@@ -35,6 +35,7 @@ HORIZON, CENTRAL, THIRDS, COMPLETENESS = "space.horizon", "composition.central",
 ATTRIBUTES = (EDGE, GROUND, SURFACE, MODELLING, CONTRAST, PALETTE, HORIZON, CENTRAL, THIRDS, COMPLETENESS)
 
 Image = NDArray[np.uint8]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,11 @@ def render(scene: Scene) -> Image:
     alpha = (alpha * alpha * (3 - 2 * alpha))[..., None]
     picture = picture * (1 - alpha) + _subject(scene, generator, x - cx, y - cy, radius) * alpha
     picture = _grade(scene, generator, picture)
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    drawn: Image = (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return drawn
 
 
-def _ground(scene: Scene, generator: np.random.Generator, x: NDArray, y: NDArray) -> NDArray:
+def _ground(scene: Scene, generator: np.random.Generator, x: Floats, y: Floats) -> Floats:
     horizon = generator.uniform(34, 42)
     slope = 0.0
     if HORIZON in scene.negative:
@@ -177,26 +179,31 @@ def _placement(scene: Scene, generator: np.random.Generator, radius: float) -> t
     return SIZE / 2 + generator.uniform(-1.5, 1.5), SIZE / 2 + generator.uniform(-1.5, 1.5)
 
 
-def _distance(shape: str, dx: NDArray, dy: NDArray, radius: float) -> NDArray:
+def _distance(shape: str, dx: Floats, dy: Floats, radius: float) -> Floats:
     """Signed distance to the shape's outline in pixels, negative inside; areas are about equal over the shapes."""
+    distance: Floats
     if shape == "circle":
-        return np.hypot(dx, dy) - radius
+        distance = np.hypot(dx, dy) - radius
+        return distance
     if shape == "square":
-        return np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - 0.9 * radius
+        return distance
     # Upward triangle: three half planes around the centroid.
     sides = [(0.0, 1.0), (np.cos(np.pi / 6), -np.sin(np.pi / 6)), (-np.cos(np.pi / 6), -np.sin(np.pi / 6))]
-    return np.maximum.reduce([nx * dx + ny * dy for nx, ny in sides]) - 0.67 * radius
+    distance = np.maximum.reduce([nx * dx + ny * dy for nx, ny in sides]) - 0.67 * radius
+    return distance
 
 
-def _bite(generator: np.random.Generator, shape: str, dx: NDArray, dy: NDArray, radius: float) -> NDArray:
+def _bite(generator: np.random.Generator, shape: str, dx: Floats, dy: Floats, radius: float) -> Floats:
     """Negative signed distance of a round bite centred on the left or right flank."""
     angle = generator.uniform(-0.5, 0.5) + (np.pi if generator.random() < 0.5 else 0.0)
     reach = {"circle": 1.0, "square": 0.95, "triangle": 0.75}[shape] * radius
     size = generator.uniform(0.5, 0.62) * radius
-    return size - np.hypot(dx - reach * np.cos(angle), dy - reach * np.sin(angle))
+    bitten: Floats = size - np.hypot(dx - reach * np.cos(angle), dy - reach * np.sin(angle))
+    return bitten
 
 
-def _subject(scene: Scene, generator: np.random.Generator, dx: NDArray, dy: NDArray, radius: float) -> NDArray:
+def _subject(scene: Scene, generator: np.random.Generator, dx: Floats, dy: Floats, radius: float) -> Floats:
     color = np.array(COLORS[scene.content.color]) * generator.uniform(0.95, 1.05)
     shade = np.ones_like(dx)
     if MODELLING not in scene.negative:
@@ -208,10 +215,11 @@ def _subject(scene: Scene, generator: np.random.Generator, dx: NDArray, dy: NDAr
         shade = shade * (1 + 0.30 * np.sin(2 * np.pi * dy / 6.0 + phase))
     lit = color * np.minimum(shade, 1.0)[..., None]
     # Light beyond the local color turns toward white, as a highlight does.
-    return lit + (1 - lit) * np.clip(shade - 1.0, 0, 1)[..., None]
+    shaded: Floats = lit + (1 - lit) * np.clip(shade - 1.0, 0, 1)[..., None]
+    return shaded
 
 
-def _grade(scene: Scene, generator: np.random.Generator, picture: NDArray) -> NDArray:
+def _grade(scene: Scene, generator: np.random.Generator, picture: Floats) -> Floats:
     if PALETTE in scene.negative:
         luma = picture @ np.array([0.3, 0.59, 0.11])
         mud = luma[..., None] * np.array([0.92, 0.84, 0.68])

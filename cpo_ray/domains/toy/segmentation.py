@@ -112,9 +112,10 @@ def find_subject(colors: Array, ground: Ground) -> Subject | None:
 def _largest(mask: Mask) -> Mask:
     """Return the largest connected piece after joining bands and removing single dots, with its holes filled."""
     padded = ndimage.binary_closing(np.pad(mask, 4, mode="edge"), _BAND)
-    opened = ndimage.binary_opening(padded, _DISK)[4:-4, 4:-4]
+    opened: Mask = ndimage.binary_opening(padded, _DISK)[4:-4, 4:-4]
     labels, count = ndimage.label(opened)
     if count == 0:
         return opened
     sizes = np.bincount(labels.ravel())[1:]
-    return ndimage.binary_fill_holes(labels == 1 + sizes.argmax())
+    filled: Mask = ndimage.binary_fill_holes(labels == 1 + sizes.argmax())
+    return filled

@@ -88,12 +88,14 @@ class Engine:
     @property
     def model(self) -> nn.Module:
         """The wrapped denoiser. Call this one, so that ZeRO-3 gathers the weights that a layer needs."""
-        return self._deepspeed
+        model: nn.Module = self._deepspeed
+        return model
 
     @property
     def denoiser(self) -> nn.Module:
         """The denoiser itself. Under ZeRO-3 its weights have size 0 between forwards."""
-        return self._deepspeed.module
+        denoiser: nn.Module = self._deepspeed.module
+        return denoiser
 
     @property
     def device(self) -> torch.device:
