@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -105,7 +105,7 @@ class Family(Protocol):
     """Class of the denoiser in diffusers."""
     pipeline: str
     """The class that diffusers names in the model_index.json of a base."""
-    licences: dict[str, str]
+    licences: Mapping[str, str]
     """Hub id of a published base → its licence."""
     latents: LatentSpace
     """What the VAE makes of pictures."""

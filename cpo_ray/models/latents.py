@@ -47,7 +47,8 @@ class GaussianLatents:
 
     def encode(self, vae: Any, pictures: Tensor) -> Tensor:
         mean: Tensor = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mode().float()
-        return (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        latents: Tensor = (mean - (vae.config.shift_factor or 0.0)) * vae.config.scaling_factor
+        return latents
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         mean = latents / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)

@@ -22,13 +22,13 @@ from cpo_ray.training.artifacts.export import probe_output
 EVERYTHING = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "net.0.proj", "net.2", "conv1", "conv2", "time_emb_proj")
 
 
-@pytest.fixture(scope="module")
 def place(found: Any, config: Any, module: str) -> LayerPlace:
     """Where a layer lies in the original code, which only families of diffusers know."""
     answer: LayerPlace = found.original_place(config, module)
     return answer
 
 
+@pytest.fixture(scope="module")
 def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return write_base(tmp_path_factory.mktemp("sdxl"))
 

@@ -40,7 +40,8 @@ def small(name: str, folder: Path, **changes: dict[str, Any]) -> Model:
     """A folder that diffusers wrote, of narrow layers; `changes` of its configurations."""
     model = Model(family=name, base=str(folder), resolution=64)
     configurations = family(model).tiny(Widths())
-    changed = replace(configurations, **{part: {**getattr(configurations, part), **told} for part, told in changes.items()})
+    parts: dict[str, Any] = {part: {**getattr(configurations, part), **told} for part, told in changes.items()}
+    changed = replace(configurations, **parts)
     torch.manual_seed(0)
     family(model).random_pipeline(changed, CORPUS).save_pretrained(folder)
     return model

@@ -33,13 +33,16 @@ class SameTextFluxPipeline(FluxPipeline):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:
+        embeds: Tensor
         if self.settings.padded_text:
-            return super()._get_t5_prompt_embeds(prompt, num_images_per_prompt, max_sequence_length, device, dtype)
+            embeds = super()._get_t5_prompt_embeds(prompt, num_images_per_prompt, max_sequence_length, device, dtype)
+            return embeds
         tokens = self.tokenizer_2(prompt, padding=True, truncation=True, max_length=max_sequence_length, return_tensors="pt")
         tokens = tokens.to(self.text_encoder_2.device)
         embeds = self.text_encoder_2(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
         embeds = embeds.masked_fill(tokens.attention_mask[..., None] == 0, 0)
-        return embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        embeds = embeds.to(device).repeat_interleave(num_images_per_prompt, dim=0)
+        return embeds
 
     def __call__(self, prompt: Any = None, *, negative_prompt: Any = None, guidance_scale: float = 3.5, **keywords: Any) -> Any:
         keywords.setdefault("max_sequence_length", self.settings.text_tokens)

@@ -52,7 +52,8 @@ class SDXL(DiffusersFamily):
     def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": conditioning["time_ids"]}
         text = conditioning["prompt_embeds"].to(x_t.dtype)
-        return denoiser(x_t, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
+        prediction: Tensor = denoiser(x_t, timestep, text, added_cond_kwargs=added, return_dict=False)[0]
+        return prediction
 
 
 FAMILY: Family = SDXL()
