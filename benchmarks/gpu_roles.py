@@ -68,7 +68,7 @@ class Student:
         nn.utils.clip_grad_norm_(self.masters, 1.0)
         self.optimizer.step()
         with torch.no_grad():
-            torch._foreach_copy_(self.trained, self.masters)
+            torch._foreach_copy_(tuple(self.trained), tuple(self.masters))
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,15 @@ from typing import Any
 
 from cpo_ray.config import Config, load
 from cpo_ray.pipeline import train_sft
-from cpo_ray.run import open_run
-from cpo_ray.stages import align
+from cpo_ray.run import Run, open_run
+from cpo_ray.stages import train_on_targets
 
 ROOT = Path(__file__).parents[1]
+
+
+def align(run: Run) -> None:
+    """Stage 2 of a run, with its targets."""
+    train_on_targets(run, run.alignment(run.config.preference.objective))
 
 
 def main() -> None:
@@ -64,10 +69,10 @@ def main() -> None:
             work(*arguments)
             return time.monotonic() - started
 
-        together = seconds(align, open_run(settings("together", "a", expert)), "cpo_s")
+        together = seconds(align, open_run(settings("together", "a", expert)))
         alone = open_run(settings("apart", "b", expert, "targets.overlap=false"))
-        both = seconds(align, alone, "cpo_s")
-        again = seconds(align, open_run(settings("again", "b", expert, "targets.overlap=false")), "cpo_s")
+        both = seconds(align, alone)
+        again = seconds(align, open_run(settings("again", "b", expert, "targets.overlap=false")))
     produce = both - again
     result = {
         "seconds": {"targets alone": produce, "training alone": again, "overlapped": together, "one after the other": both},

@@ -35,7 +35,7 @@ from cpo_ray.config import Config, load
 from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.pipeline import train_sft
 from cpo_ray.run import open_run
-from cpo_ray.stages import align
+from cpo_ray.stages import train_on_targets
 from cpo_ray.sweep.search import search
 from cpo_ray.sweep.space import point_config
 from cpo_ray.tracking import git_commit
@@ -106,7 +106,8 @@ def compare(folder: Path, steps: int, counts: list[int]) -> dict[str, dict[str, 
         config = settings(folder, f"run-{number}", steps, expert, "preference.optimization.workers=2",
                           "preference.optimization.cpus_per_worker=0.5")  # fmt: skip
         with meter.measure() as spent:
-            align(open_run(point_config(config, {"omega": omega})), "cpo_s")
+            run = open_run(point_config(config, {"omega": omega}))
+            train_on_targets(run, run.alignment(run.config.preference.objective))
         runs.append(spent)
     found = {}
     for k in counts:

@@ -127,8 +127,8 @@ def test_a_sweep_is_planned_with_all_its_trials() -> None:
     config = load(CONFIGS / "toy_sweep.toml")
     base = local_base(config.model)
 
-    def counted(*counts: int, **largest: Config) -> Trials:
-        return Trials(*counts, tried={}, largest=largest or {"ω 3": config})
+    def counted(count: int, at_once: int, checkpointed: int, drawn: int, **largest: Config) -> Trials:
+        return Trials(count, at_once, checkpointed, drawn, tried={}, largest=largest or {"ω 3": config})
 
     trials = counted(5, 2, 2, 1320)
     planned, single = (list(plan_findings(config, base, HERE, 1280, number)) for number in (trials, None))
