@@ -39,7 +39,7 @@ sweep: $(STAMP)
 
 # Tests that start a Ray wait a lot, for processes to start and to be looked at, so the others run beside them.
 # Each test has a limit, and so has the whole; a test whose process has to be ended is reported, and the others go on in a new one.
-LIMIT := $(if $(shell command -v timeout),timeout --kill-after=30 1800)
+LIMIT := $(if $(shell command -v timeout),timeout --kill-after=30 3600)
 PYTEST := $(LIMIT) $(BIN)/python -m pytest -n 1 --max-worker-restart 2
 
 test: $(STAMP) check browser

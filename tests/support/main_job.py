@@ -54,7 +54,7 @@ def job(script: str, *arguments: str, address: str) -> subprocess.CompletedProce
     """Run in the Ray at the address."""
     command = [sys.executable, str(ROOT / "jobs" / script), *arguments]
     environment = os.environ | {"RAY_ADDRESS": address}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def submit(environment: dict[str, str], *arguments: str) -> subprocess.Completed
     command = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}", "--working-dir", "."]
     command += ["--", "python", "jobs/train_cpo.py", *arguments]
     for _ in range(30):  # the dashboard answers before there is somebody who runs jobs
-        said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        said = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=850)
         if "No available agent" not in said.stdout + said.stderr:
             break
         time.sleep(1)
