@@ -20,13 +20,16 @@ def asked_for(config: Config, monkeypatch: pytest.MonkeyPatch, failing: str = ""
     """What `train_cpo` asks of the stages, in order, and what it says."""
     found: list[str] = []
 
-    def align(run: Any, name: str) -> None:
-        found.append(name)
-        if name == failing:
+    def train_on_targets(run: Any, training: Any) -> None:
+        found.append(training.name)
+        if training.name == failing:
             raise TrainingHealthError("it diverged")
 
-    monkeypatch.setattr(pipeline, "open_run", lambda config, resume: SimpleNamespace(config=config, say=found.append))
-    monkeypatch.setattr(stages, "align", align)
+    def begun(config: Config, resume: bool) -> Any:
+        return SimpleNamespace(config=config, say=found.append, alignment=lambda told: SimpleNamespace(name=told.name))
+
+    monkeypatch.setattr(pipeline, "open_run", begun)
+    monkeypatch.setattr(stages, "train_on_targets", train_on_targets)
     for stage in ("train_expert", "check_obedience", "evaluate"):
         monkeypatch.setattr(stages, stage, lambda run, stage=stage: found.append(stage))
     pipeline.train_cpo(config, resume=True)
