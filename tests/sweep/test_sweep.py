@@ -239,14 +239,13 @@ def test_when_the_time_is_over_nothing_goes_on_and_the_trials_stay_open(first: P
     until(lambda: ray.available_resources().get("CPU") == 2)  # else it has left something reserved
 
 
-class Reserving:
-    """Reserves a CPU and dies, as a training that is stopped before its workers run."""
-
-    def reserve(self) -> str:
-        return str(ray.util.placement_group([{"CPU": 1}]).wait(30))
-
-
 def test_what_a_killed_training_has_reserved_is_given_back(ray_session: None) -> None:
+    class Reserving:  # within the test, so that Ray sends the class itself: its workers cannot import tests
+        """Reserves a CPU and dies, as a training that is stopped before its workers run."""
+
+        def reserve(self) -> str:
+            return str(ray.util.placement_group([{"CPU": 1}]).wait(30))
+
     actor = ray.remote(num_cpus=0)(Reserving).remote()
     assert ray.get(actor.reserve.remote()) == "True"
     ray.kill(actor)
