@@ -18,7 +18,7 @@ from cpo_ray.core.plan import Batch, Item
 from cpo_ray.core.prompts import Labels, condition_texts
 from cpo_ray.data.picture import decode, fit
 from cpo_ray.data.shards import AnnotatedDataset, write_shards
-from cpo_ray.data.validate import annotated_row
+from cpo_ray.data.validate import Origin, annotated_row
 from cpo_ray.domains.toy.render import render, sample_scene
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models.base import DTYPES, Conditioning, Family
@@ -177,6 +177,6 @@ def _dataset(folder: Path, pixels: int, items: list[Item]) -> AnnotatedDataset:
         grain = generator.normal(0, 8, large.shape)
         Image.fromarray((large + grain).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
         labels = Labels(scene.content.prompt, scene.positive_ids, scene.negative_ids)
-        rows.append(annotated_row(item.sample_id, stream.getvalue(), labels, "renderer", tree))
+        rows.append(annotated_row(item.sample_id, stream.getvalue(), labels, Origin("renderer"), tree))
     write_shards(rows, folder)
     return AnnotatedDataset.open(folder)

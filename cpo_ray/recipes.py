@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cpo_ray.config import ConditionMixture, Config, Lora, Optimization
 from cpo_ray.config.objective import ObjectiveSettings
-from cpo_ray.core.plan import Plan, in_training
+from cpo_ray.core.plan import Plan, Split, in_training, split_of
 from cpo_ray.data.buckets import Bucket, assign
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.objectives import objective_of
@@ -20,15 +20,27 @@ from cpo_ray.targets.reader import check_views
 from cpo_ray.targets.store import Kind
 
 
-def usable_pictures(config: Config, dataset: AnnotatedDataset) -> dict[str, Bucket]:
-    """Return the ids of a data set with their buckets, without pictures that are too small for any bucket."""
+@dataclass(frozen=True)
+class Usable:
+    """The pictures of a data set that have a bucket, by id, and the splits that their source has put some of them into."""
+
+    buckets: Mapping[str, Bucket]
+    published: Mapping[str, Split] = field(default_factory=dict)
+
+    def training(self, proportion: float) -> dict[str, Bucket]:
+        """Return the training split. A smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
+        buckets = self.buckets.items()
+        return {name: bucket for name, bucket in buckets if in_training(name, proportion, self.published.get(name))}
+
+    def validation(self) -> list[str]:
+        """Return the ids of the validation split."""
+        return [name for name in self.buckets if (self.published.get(name) or split_of(name)) == "validation"]
+
+
+def usable_pictures(config: Config, dataset: AnnotatedDataset) -> Usable:
+    """Return the pictures of a data set without those that are too small for any bucket."""
     sizes = {name: dataset.size(name) for name in dataset.ids}
-    return assign(sizes, config.model.resolution, config.data.pictures)
-
-
-def training_pictures(config: Config, pictures: Mapping[str, Bucket]) -> dict[str, Bucket]:
-    """Return the training split. A smaller `data.proportion` keeps a nested part of it (paper, Table 3)."""
-    return {name: bucket for name, bucket in pictures.items() if in_training(name, config.data.proportion)}
+    return Usable(assign(sizes, config.model.resolution, config.data.pictures), dataset.published)
 
 
 def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: Optimization, draws: int | None = None) -> Plan:

@@ -17,7 +17,7 @@ from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 from cpo_ray.preflight.checks import check, told_of_pictures
 from cpo_ray.preflight.trials import Trials
-from cpo_ray.recipes import Training, alignment, training_pictures, usable_pictures
+from cpo_ray.recipes import Training, Usable, alignment, usable_pictures
 from cpo_ray.session import connect
 from cpo_ray.tracking import RunDescription, RunTracker, git_commit, open_experiment, resolve_uri, start_run
 
@@ -34,14 +34,14 @@ class Run:
     resume: bool
 
     @property
-    def pictures(self) -> dict[str, Bucket]:
-        """The ids of the data set with their training sizes, without pictures that are too small."""
+    def pictures(self) -> Usable:
+        """The pictures of the data set, without those that are too small."""
         return usable_pictures(self.config, self.dataset)
 
     @property
     def training_pictures(self) -> dict[str, Bucket]:
         """The pictures that stage 1 and stage 2 learn from."""
-        return training_pictures(self.config, self.pictures)
+        return self.pictures.training(self.config.data.proportion)
 
     @property
     def adapter(self) -> Path:

@@ -118,7 +118,7 @@ def _annotated_pictures(folder: Path, hierarchy: Path) -> list[str]:
 
     from cpo_ray.core.prompts import Labels
     from cpo_ray.data.shards import write_shards
-    from cpo_ray.data.validate import annotated_row
+    from cpo_ray.data.validate import Origin, annotated_row
     from cpo_ray.domains.toy.render import render, sample_scene
     from cpo_ray.hierarchy import load_hierarchy
 
@@ -130,7 +130,7 @@ def _annotated_pictures(folder: Path, hierarchy: Path) -> list[str]:
         stream = io.BytesIO()
         Image.fromarray(render(scene)).resize((96, 80) if number == 3 else (64, 64)).save(stream, "PNG")
         labels = Labels(scene.content.prompt, scene.positive_ids, scene.negative_ids)
-        rows.append(annotated_row(f"picture-{number}", stream.getvalue(), labels, "renderer", tree))
+        rows.append(annotated_row(f"picture-{number}", stream.getvalue(), labels, Origin("renderer"), tree))
     write_shards(rows, folder)
     phrases = [pole.phrase for attribute in tree.attributes.values() for pole in attribute.poles.values()]
     return phrases + [row["prompt"] for row in rows]

@@ -22,7 +22,7 @@ from cpo_ray.data.folder import SetAside
 from cpo_ray.data.importer import stage_quarantine
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import SHARDS, DataError, stage_shards, staged
-from cpo_ray.data.validate import RowError, annotated_row
+from cpo_ray.data.validate import Origin, RowError, annotated_row
 from cpo_ray.hierarchy import Hierarchy
 
 ABOUT = "annotation.json"
@@ -89,8 +89,9 @@ def _rows(
                 if isinstance(data, PictureError) or picture_digest(data) != outcome.digest:
                     raise PictureError("the file changed while it was annotated; start again")
                 labels = Labels(outcome.prompt, tuple(outcome.positive_ids), tuple(outcome.negative_ids))
+                size = outcome.width, outcome.height
                 provenance = json.dumps({"source": entry.source, **about}, ensure_ascii=False)
-                yield annotated_row(entry.id, data, labels, provenance, tree, (outcome.width, outcome.height))
+                yield annotated_row(entry.id, data, labels, Origin(provenance, entry.split), tree, size)
             except (PictureError, RowError) as error:
                 reason = str(error).replace("\n", "; ")
                 set_aside.append(SetAside(entry.source, entry.id, "no valid row", reason))

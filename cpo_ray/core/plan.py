@@ -37,9 +37,12 @@ def split_of(sample_id: str, fractions: tuple[float, float, float] = (0.8, 0.1, 
     return "validation" if position < fractions[0] + fractions[1] else "test"
 
 
-def in_training(sample_id: str, proportion: float = 1.0) -> bool:
-    """Return whether a sample is trained on. A smaller proportion of the training split is a part of every larger one."""
-    return split_of(sample_id) == "train" and hash_fraction(f"proportion/{sample_id}") < proportion
+def in_training(sample_id: str, proportion: float = 1.0, published: Split | None = None) -> bool:
+    """Return whether a sample is trained on. A smaller proportion of the training split is a part of every larger one.
+
+    `published` is the split that its source has put it into, which counts instead of the hash.
+    """
+    return (published or split_of(sample_id)) == "train" and hash_fraction(f"proportion/{sample_id}") < proportion
 
 
 class Item(NamedTuple):

@@ -13,7 +13,7 @@ SCHEMA_VERSION = 2
 #: positive_ids ["edge.clarity"], negative_ids ["color.palette"].
 ANNOTATED = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),  # unique in the data set; the split, noise and dropout are functions of it
+        pa.field("id", pa.string(), nullable=False),  # unique in the data set; noise, dropout and mostly the split depend on it
         pa.field("image", pa.binary(), nullable=False),  # the unchanged image file (PNG, JPEG, WebP …)
         pa.field("prompt", pa.string(), nullable=False),  # content prompt y: what the picture shows, without its quality
         pa.field("positive_ids", pa.list_(pa.string()), nullable=False),  # attribute ids in hierarchy order
@@ -22,6 +22,7 @@ ANNOTATED = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("provenance", pa.string(), nullable=False),  # who annotated it: file, back end, model
         pa.field("hierarchy_hash", pa.string(), nullable=False),  # content hash of the tree that the ids refer to
+        pa.field("split", pa.string()),  # where its source has a split: "train", "validation" or "test"; older shards have none
     ]
 )
 

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import QUARANTINE
 from cpo_ray.data.folder import Folder, Pictured, read_folder
 from cpo_ray.data.picture import MAX_BYTES
 from cpo_ray.data.shards import DataError, Stage, stage_shards, staged
-from cpo_ray.data.validate import Reason, RowError, annotated_row
+from cpo_ray.data.validate import Origin, Reason, RowError, annotated_row
 from cpo_ray.hierarchy import Hierarchy
 
 
@@ -25,7 +26,8 @@ from cpo_ray.hierarchy import Hierarchy
 class ImportReport:
     """The numbers of pictures kept and set aside. `reasons` counts faults, and one picture can have several.
 
-    `prompts` says where the prompts came from. `unlabelled` counts the pictures without attributes.
+    `prompts` says where the prompts came from. `unlabelled` counts the pictures without attributes. `splits` counts the pictures
+    of each published split, and those without one as None.
     """
 
     kept: int
@@ -33,6 +35,7 @@ class ImportReport:
     reasons: Counter[str]
     prompts: str = ""
     unlabelled: int = 0
+    splits: Counter[Split | None] = field(default_factory=Counter)
 
     def summary(self) -> str:
         """Return the counts, one sentence per line."""
@@ -44,9 +47,22 @@ class ImportReport:
             ]
         if self.prompts:
             lines.append(f"prompts: {self.prompts}")
+        if told := told_of_splits(self.splits):
+            lines.append(told)
         if self.unlabelled:
             lines.append(f"{self.unlabelled} pictures have no attributes; jobs/annotate.py labels them")
         return "\n".join(lines)
+
+
+def told_of_splits(splits: Counter[Split | None]) -> str:
+    """Return what became of published splits, by their counts, as one line; an empty text where there are none."""
+    published = [f"{name} {splits[name]}" for name in get_args(Split) if splits[name]]
+    if not published:
+        return ""
+    rest = f"; {splits[None]} pictures without one are split by their ids" if splits[None] else ""
+    missing = [name for name in get_args(Split) if not splits[name] and not splits[None]]
+    lacking = f"; there are no {' and no '.join(missing)} pictures" if missing else ""
+    return f"published splits are kept: {', '.join(published)}{rest}{lacking}"
 
 
 def import_folder(folder: Path, output: Path, tree: Hierarchy) -> ImportReport:
@@ -64,7 +80,7 @@ def import_folder(folder: Path, output: Path, tree: Hierarchy) -> ImportReport:
         if not kept:
             raise DataError(run.nothing_kept(folder))
         stage_quarantine(run.set_aside, stage)
-    return ImportReport(kept, len(run.set_aside), run.reasons, run.folder.told(), run.unlabelled)
+    return ImportReport(kept, len(run.set_aside), run.reasons, run.folder.told(), run.unlabelled, run.splits)
 
 
 @dataclass
@@ -77,6 +93,7 @@ class _Import:
     set_aside: list[dict[str, str]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     unlabelled: int = 0
+    splits: Counter[Split | None] = field(default_factory=Counter)
     _sources: dict[str, str] = field(default_factory=dict)
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -106,7 +123,8 @@ class _Import:
         if (first := self._sources.setdefault(sample_id, source)) != source:
             raise RowError([Reason("duplicate id", f"the id {sample_id!r} is that of {first} already")])
         labels = Labels(str(prompt), *self._labels(picture))
-        row = annotated_row(sample_id, _read(picture.path), labels, source, self.tree)
+        row = annotated_row(sample_id, _read(picture.path), labels, Origin(source, picture.split), self.tree)
+        self.splits[picture.split] += 1
         self.unlabelled += not labels.positive_ids and not labels.negative_ids
         return row
 

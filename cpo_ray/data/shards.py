@@ -25,6 +25,8 @@ SHARDS = "annotated-*.parquet"
 # Encoded pictures do not compress further, and statistics or a dictionary would hold whole copies of them.
 _SMALL = [name for name in ANNOTATED.names if name != "image"]
 _COMPRESSION = {name: "none" if name == "image" else "zstd" for name in ANNOTATED.names}
+#: Columns that older shards do not have.
+_NEWER = {"split"}
 
 Stage = Callable[[str], Path]
 
@@ -115,18 +117,21 @@ class AnnotatedDataset:
     _labels: dict[str, Labels] = field(repr=False)
     _sizes: dict[str, tuple[int, int]] = field(repr=False)
     _places: dict[str, _Place] = field(repr=False)
+    published: dict[str, Split] = field(repr=False)
+    """Id → the split that its source has put it into, of those that have one."""
 
     @classmethod
     def open(cls, folder: Path | str) -> AnnotatedDataset:
         """Read everything but the images.
 
         Raises DataError for a missing folder, missing or damaged shards, a column that differs from `schema.ANNOTATED`, no rows,
-        a repeated id, or rows of different hierarchies.
+        a repeated id, an unknown split, or rows of different hierarchies.
         """
         folder = Path(folder)
         labels: dict[str, Labels] = {}
         sizes: dict[str, tuple[int, int]] = {}
         places: dict[str, _Place] = {}
+        published: dict[str, Split] = {}
         hashes: set[str] = set()
         for shard in _shards(folder):
             for row, place in _rows(shard):
@@ -139,13 +144,18 @@ class AnnotatedDataset:
                 sizes[name] = (row["width"], row["height"])
                 places[name] = place
                 hashes.add(row["hierarchy_hash"])
+                if (split := row.get("split")) is not None:
+                    if split not in get_args(Split):
+                        known = ", ".join(get_args(Split))
+                        raise DataError(f"the split of {name!r} in {shard} is {split!r} and none of {known}; import again")
+                    published[name] = split
         if not labels:
             raise DataError(f"the shards in {folder} hold no pictures; import some")
         if len(hashes) > 1:
             raise DataError(
                 f"the shards in {folder} were annotated with {len(hashes)} different hierarchies; import again with one"
             )
-        return cls(folder, hashes.pop(), labels, sizes, places)
+        return cls(folder, hashes.pop(), labels, sizes, places, published)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -163,9 +173,9 @@ class AnnotatedDataset:
         return self._sizes[sample_id]
 
     def split(self, name: Split) -> tuple[str, ...]:
-        """Return the ids of one split, by `plan.split_of`."""
+        """Return the ids of one split: the published one, and `plan.split_of` for pictures without."""
         assert name in get_args(Split), f"no split is named {name!r}"
-        return tuple(sample_id for sample_id in self._labels if split_of(sample_id) == name)
+        return tuple(each for each in self._labels if (self.published.get(each) or split_of(each)) == name)
 
     def images(self, ids: Sequence[str]) -> list[bytes]:
         """Return the encoded images, in the order of `ids`. Only the row groups that hold them are read, each once.
@@ -237,7 +247,8 @@ def _rows(shard: Path) -> Iterator[tuple[dict[str, Any], _Place]]:
         with pq.ParquetFile(shard) as file:
             _check_schema(shard, file.schema_arrow)
             for group in range(file.num_row_groups):
-                for row, values in enumerate(file.read_row_group(group, columns=_SMALL).to_pylist()):
+                columns = [name for name in _SMALL if name in file.schema_arrow.names]
+                for row, values in enumerate(file.read_row_group(group, columns=columns).to_pylist()):
                     yield values, _Place(shard, group, row)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{shard} cannot be read as Parquet ({str(error).rstrip('.')}); import again") from None
@@ -246,6 +257,8 @@ def _rows(shard: Path) -> Iterator[tuple[dict[str, Any], _Place]]:
 def _check_schema(shard: Path, found: pa.Schema) -> None:
     for expected in ANNOTATED:
         if expected.name not in found.names:
+            if expected.name in _NEWER:
+                continue
             raise DataError(f"{shard} has no column {expected.name!r}; annotated shards have {', '.join(ANNOTATED.names)}")
         column = found.field(expected.name)
         if not column.equals(expected):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels, in_hierarchy_order
 from cpo_ray.data.picture import PictureError, decode
 from cpo_ray.hierarchy import Hierarchy
@@ -24,8 +25,15 @@ class RowError(ValueError):
         self.reasons = reasons
 
 
+class Origin(NamedTuple):
+    """Who labelled a picture (file, back end, model), and the split that its source has put it into."""
+
+    provenance: str
+    split: Split | None = None
+
+
 def annotated_row(
-    sample_id: str, image: bytes, labels: Labels, provenance: str, tree: Hierarchy, size: tuple[int, int] | None = None
+    sample_id: str, image: bytes, labels: Labels, origin: Origin, tree: Hierarchy, size: tuple[int, int] | None = None
 ) -> dict[str, Any]:
     """Return the row of `schema.ANNOTATED` for one sample, with its attribute ids in hierarchy order.
 
@@ -52,8 +60,9 @@ def annotated_row(
         "negative_ids": in_hierarchy_order(labels.negative_ids, tree),
         "width": width,
         "height": height,
-        "provenance": provenance,
+        "provenance": origin.provenance,
         "hierarchy_hash": tree.content_hash,
+        "split": origin.split,
     }
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cpo_ray.config import Config, ConfigError, Optimization
 from cpo_ray.config.optimization import missing_package
-from cpo_ray.core.plan import in_training
+from cpo_ray.core.plan import Split, in_training
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.evaluation.domain import open_domain
@@ -188,12 +188,22 @@ def _data(config: Config) -> tuple[int, list[Finding]]:
         way = "; python jobs/import_data.py --images FOLDER makes shards of your own pictures"
         return 0, [Finding("missing", f"data: {error}{'' if folder.exists() else way}")]
     verdict: Literal["ok", "note", "missing"] = "missing" if not sizes.used else "note" if sizes.left_out else "ok"
-    return sizes.used, [Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}; {sizes.sentence}")]
+    found = Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}; {sizes.sentence}")
+    return sizes.used, [found, *_splits(dataset)]
+
+
+def _splits(dataset: AnnotatedDataset) -> Iterator[Finding]:
+    """Say which part of the method uses another split, since its own is empty in the published splits."""
+    uses: dict[Split, str] = {"validation": "held-out losses and the choice of a sweep", "test": "the evaluation"}
+    for split, use in uses.items():
+        if dataset.published and not dataset.split(split):
+            yield Finding("note", f"data: there is no {split} picture; {use} will use pictures or prompts of training")
 
 
 def told_of_pictures(config: Config, dataset: AnnotatedDataset) -> Told:
     """Return the fate of the training pictures. Raises ConfigError if no size has the area of the resolution."""
-    sizes = [dataset.size(name) for name in dataset.ids if in_training(name, config.data.proportion)]
+    published, proportion = dataset.published, config.data.proportion
+    sizes = [dataset.size(name) for name in dataset.ids if in_training(name, proportion, published.get(name))]
     return told(sizes, config.model.resolution, config.data.pictures)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +20,12 @@ from cpo_ray.preflight.engine_memory import checkpoint_bytes
 from cpo_ray.preflight.memory import micro_batch
 from cpo_ray.preflight.model_costs import StepCost, skeleton_of, training_cost
 from cpo_ray.preflight.trials import Trials
-from cpo_ray.recipes import alignment, expert_training, training_pictures, usable_pictures
+from cpo_ray.recipes import Usable, alignment, expert_training, usable_pictures
 from cpo_ray.targets.expert import ExpertSpec, target_store
 from cpo_ray.targets.store import Items
 
 #: The pictures of a data set with their buckets → the shards that all trials of a sweep read.
-SharedShards = Callable[[Mapping[str, Bucket]], Sequence[Items]]
+SharedShards = Callable[[Usable], Sequence[Items]]
 
 #: Checkpoints of a training that are there at the same time: those that are kept, and the next one while it is written.
 CHECKPOINTS = 3
@@ -109,7 +109,7 @@ def stage_needs(config: Config, shared_by_trials: SharedShards | None = None) ->
     Raises DataError if there are no pictures. Those that a domain draws need not exist yet.
     """
     pictures, drawn = _pictures(config)
-    learned, size = training_pictures(config, pictures), config.targets.shard_size
+    learned, size = pictures.training(config.data.proportion), config.targets.shard_size
     adapter = config.expert.adapter or config.folder / "expert" / "adapter"
     found = []
     if config.expert.adapter is None:
@@ -131,7 +131,7 @@ def _stage_need(config: Config, stage: str, shards: Sequence[Items], frozen: Exp
     return StageNeed(stage, samples, len(shards), there, samples * size)
 
 
-def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
+def _pictures(config: Config) -> tuple[Usable, bool]:
     """Return the pictures of the data set and whether it exists. Before a domain has drawn it, others stand for them."""
     try:
         return usable_pictures(config, AnnotatedDataset.open(config.data.folder)), True
@@ -139,7 +139,7 @@ def _pictures(config: Config) -> tuple[dict[str, Bucket], bool]:
         if not config.domain.pictures:
             raise
         square = Bucket(*[config.model.resolution] * 3)
-        return {f"{number:09d}": square for number in range(config.domain.pictures)}, False
+        return Usable({f"{number:09d}": square for number in range(config.domain.pictures)}), False
 
 
 def free_bytes(folder: Path) -> int:

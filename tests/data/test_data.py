@@ -142,6 +142,7 @@ def row(sample_id: str, image: bytes, **changes: Any) -> dict[str, Any]:
         "height": 16,
         "provenance": "by hand",
         "hierarchy_hash": "0123456789abcdef",
+        "split": None,
     } | changes
 
 
@@ -179,6 +180,25 @@ def test_splits_depend_on_the_id_alone(tmp_path: Path) -> None:
     for name, ids in splits.items():
         assert later.split(name) == tuple(sample_id for sample_id in ids if sample_id in set(later.ids))
         assert all(split_of(sample_id) == name for sample_id in ids)
+
+
+def test_a_published_split_is_kept_and_older_shards_have_none(tmp_path: Path) -> None:
+    taken: tuple[Split, ...] = ("test", "train", "validation")
+    content = [each | {"split": split} for each, split in zip(rows(3), taken, strict=True)] + rows(40)[3:]
+    write_shards(content, tmp_path / "new")
+    data = AnnotatedDataset.open(tmp_path / "new")
+    for split, name in zip(taken, data.ids, strict=False):
+        assert name in data.split(split)
+    others = data.ids[3:]
+    assert all(name in data.split(split_of(name)) for name in others) and data.published.keys().isdisjoint(others)
+    (tmp_path / "old").mkdir()
+    shard = tmp_path / "new" / "annotated-00000.parquet"
+    pq.write_table(pq.read_table(shard).drop_columns("split"), tmp_path / "old" / shard.name)
+    old = AnnotatedDataset.open(tmp_path / "old")
+    assert not old.published and old.fingerprint == data.fingerprint
+    write_shards([row("x", b"x", split="dev")], tmp_path / "wrong")
+    with pytest.raises(DataError, match=r"the split of 'x' in .* is 'dev' and none of train, validation, test; import again"):
+        AnnotatedDataset.open(tmp_path / "wrong")
 
 
 def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
@@ -300,7 +320,7 @@ def imported(tmp_path: Path, tree: Hierarchy, *lines: dict[str, Any] | bytes) ->
 def test_import_keeps_the_good_rows(tmp_path: Path, toy: Hierarchy) -> None:
     text = {key: value for key, value in GOOD.items() if key != "prompt"} | {"text": " blue square over sea\n", "id": "named"}
     report, _ = imported(tmp_path, toy, {"file_name": "good.png", **GOOD}, b"", {"file_name": "./good.png", **text})
-    assert report == ImportReport(2, 0, Counter(), "1 from 'prompt', 1 from 'text'")
+    assert report == ImportReport(2, 0, Counter(), "1 from 'prompt', 1 from 'text'", splits=Counter({None: 2}))
     assert report.summary() == "2 pictures imported, none set aside\nprompts: 1 from 'prompt', 1 from 'text'"
     data = AnnotatedDataset.open(tmp_path / "shards")
     data.check_hierarchy(toy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -107,6 +108,20 @@ def test_metadata_in_sub_folders_speaks_of_their_pictures_and_names_their_split(
     found = read_folder(tmp_path)
     assert prompts(found) == {f"{split}/000.png": split for split in ("test", "train", "validation")}
     assert {one.name.split("/")[0]: one.split for one in found.pictures} == {s: s for s in ("train", "validation", "test")}
+
+
+def test_a_published_split_is_kept_in_the_shards_and_told(tmp_path: Path, tree: Hierarchy) -> None:
+    for number, folder in enumerate(("Train", "val", "rest")):
+        picture(tmp_path / "in" / folder / "000.png")
+        (tmp_path / "in" / folder / "000.txt").write_text(f"{PROMPT} {number}")
+    report = import_folder(tmp_path / "in", tmp_path / "out", tree)
+    data = AnnotatedDataset.open(tmp_path / "out")
+    assert data.published == {"Train/000.png": "train", "val/000.png": "validation"}
+    assert "published splits are kept: train 1, validation 1; 1 pictures without one are split by their ids" in report.summary()
+    for folder in ("rest", "val"):
+        shutil.rmtree(tmp_path / "in" / folder)
+    report = import_folder(tmp_path / "in", tmp_path / "again", tree)
+    assert "published splits are kept: train 1; there are no validation and no test pictures" in report.summary()
 
 
 def test_names_as_other_systems_write_them_find_their_pictures(tmp_path: Path) -> None:

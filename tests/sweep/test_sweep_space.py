@@ -11,7 +11,7 @@ from cpo_ray.config import Config, ConfigError, dump, load
 from cpo_ray.config.sweep.searched import Point
 from cpo_ray.core.plan import Item, split_of
 from cpo_ray.data.buckets import Bucket
-from cpo_ray.recipes import training_pictures, training_plan
+from cpo_ray.recipes import Usable, training_plan
 from cpo_ray.sweep.items import sweep_items
 from cpo_ray.sweep.space import SearchSpace, label, listed_points, parameters, point_config, rung_steps, trial_id
 
@@ -140,14 +140,14 @@ def test_rungs_are_where_the_trainer_saves(steps: int, rungs: int, expected: tup
     assert found == tuple(step for step in range(1, steps + 1) if step % every == 0 or step == steps)
 
 
-PICTURES = {f"picture-{number}": Bucket(64, 64, 64) for number in range(60)}
+PICTURES = Usable({f"picture-{number}": Bucket(64, 64, 64) for number in range(60)})
 SMALL = ("preference.optimization.steps=9", "preference.optimization.global_batch=8", "targets.shard_size=8", "targets.draws=2")
 
 
 def test_trials_read_the_shards_that_a_single_run_computes() -> None:
     start = config("{ omega = [1.0, 2.0] }", *SMALL, "sweep.held_out=3")
     shards, held_out = sweep_items(start, PICTURES)
-    alone = training_plan(start, training_pictures(start, PICTURES), start.preference.optimization, 2).shards(8)
+    alone = training_plan(start, PICTURES.training(start.data.proportion), start.preference.optimization, 2).shards(8)
     assert list(shards[: len(alone)]) == alone
     (items,) = shards[len(alone) :]
     assert items == held_out.step(0).items and len(items) == 3
@@ -169,11 +169,11 @@ def test_trials_of_any_length_find_their_items(axis: str) -> None:
     there = {item for items in sweep_items(start, PICTURES)[0] for item in items}
     for point in listed_points(start):
         trial = point_config(start, point)
-        plan = training_plan(trial, training_pictures(trial, PICTURES), trial.preference.optimization, 2)
+        plan = training_plan(trial, PICTURES.training(trial.data.proportion), trial.preference.optimization, 2)
         assert set(plan.production_order()) <= there
 
 
 def _needed(start: Config, share: float) -> set[Item]:
     trial = point_config(start, {"proportion": share})
-    plan = training_plan(trial, training_pictures(trial, PICTURES), trial.preference.optimization, 2)
+    plan = training_plan(trial, PICTURES.training(trial.data.proportion), trial.preference.optimization, 2)
     return set(plan.production_order())

@@ -17,7 +17,7 @@ from cpo_ray.core.plan import Item
 from cpo_ray.core.randomness import counter_generator
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset, write_shards
-from cpo_ray.data.validate import annotated_row
+from cpo_ray.data.validate import Origin, annotated_row
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.targets.expert import Expert, ExpertSpec, target_store
 
@@ -33,7 +33,7 @@ def spec(request: pytest.FixtureRequest, expert_spec_of: Callable[[str], ExpertS
     for name, size in (("picture-0", (96, 144)), ("picture-1", (96, 144)), ("picture-2", (24, 24))):
         stream = io.BytesIO()
         Image.open(io.BytesIO(dataset.images([name])[0])).resize(size).save(stream, "PNG")
-        rows.append(annotated_row(name, stream.getvalue(), dataset.labels(name), "renderer", tree))
+        rows.append(annotated_row(name, stream.getvalue(), dataset.labels(name), Origin("renderer"), tree))
     write_shards(rows, tmp_path / "data")
     return replace(spec, dataset=tmp_path / "data", pictures=RANDOM)
 

@@ -54,7 +54,8 @@ def _list_picture(picture: Pictured, top: Path, listing: Listing) -> None:
     elif not all(isinstance(text, str) and is_unicode(text) for text in (sample_id, prompt)) or not sample_id.strip():
         listing.refuse(picture.entry.source, str(sample_id), "missing or wrong field", "id and prompt must be text")
     else:
-        listing.add(PictureEntry(sample_id, prompt.strip(), name, str(picture.path), 0, picture.path.stat().st_size))
+        length = picture.path.stat().st_size
+        listing.add(PictureEntry(sample_id, prompt.strip(), name, str(picture.path), 0, length, split=picture.split))
 
 
 def _list_container(path: Path, name: str, settings: PictureSource, listing: Listing) -> None:

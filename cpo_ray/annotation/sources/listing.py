@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cpo_ray.core.plan import Split
 from cpo_ray.data.folder import SetAside
 
 
@@ -11,7 +12,8 @@ from cpo_ray.data.folder import SetAside
 class PictureEntry:
     """A picture that was not read yet. `prompt` is empty if there is none; `source` names its place for people.
 
-    Its bytes are `length` bytes from `start` in `file`; with a `column` they are row `length` of row group `start`.
+    Its bytes are `length` bytes from `start` in `file`; with a `column` they are row `length` of row group `start`. `split` is
+    the published one.
     """
 
     id: str
@@ -21,6 +23,7 @@ class PictureEntry:
     start: int
     length: int
     column: str = ""
+    split: Split | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from PIL import Image
 from cpo_ray.core.files import read_json, write_bytes, write_json, write_log
 from cpo_ray.core.prompts import Labels
 from cpo_ray.data.shards import AnnotatedDataset, DataError, stage_shards, staged
-from cpo_ray.data.validate import annotated_row
+from cpo_ray.data.validate import Origin, annotated_row
 from cpo_ray.domains.toy.agent import measure
 from cpo_ray.domains.toy.render import Image as Picture
 from cpo_ray.domains.toy.render import contents_of, render, sample_scene
@@ -66,7 +66,7 @@ def _rows(count: int, seed: int, tree: Hierarchy) -> Iterator[dict[str, Any]]:
             sample_id=f"{prompt.replace(' ', '-')}-{number:05d}",
             image=_png(picture),
             labels=Labels(prompt, seen.positive_ids, seen.negative_ids),
-            provenance=f"measuring agent on toy render {number} of seed {seed}",
+            origin=Origin(f"measuring agent on toy render {number} of seed {seed}"),
             tree=tree,
         )
 
