@@ -27,7 +27,7 @@ from cpo_ray.objectives import ViewOutputs, objective_of
 from cpo_ray.targets.reader import TargetBatch, TargetReader
 from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.training.artifacts.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
-from cpo_ray.training.artifacts.export import ExportError, Probe, export_adapter, probe_output, write_weights
+from cpo_ray.training.artifacts.export import ExportError, Probe, TrainedWeights, export_weights, probe_output
 from cpo_ray.training.artifacts.ledger import LedgerEntry, write_segment
 from cpo_ray.training.artifacts.records import StepTracking, model_card, open_loggers
 from cpo_ray.training.engine.engine import Engine
@@ -167,10 +167,8 @@ class Trainer:
             output = probe_output(self.family, self.engine.model, x_t, timestep, conditioning)
             state = self.engine.trained_state()
         if self.rank == 0:
-            probe = Probe(x_t, timestep, conditioning, output)
-            spec, card = self.spec, model_card(self.spec, metrics)
-            export_adapter(
-                self.family, self.engine.denoiser, state, spec.model, folder, card, probe, spec.optimization.parameters
+            export_weights(
+                self._trained(state), folder, model_card(self.spec, metrics), Probe(x_t, timestep, conditioning, output)
             )
 
     def snapshot(self, folder: Path) -> None:
@@ -179,10 +177,12 @@ class Trainer:
             held_out = {} if self.spec.held_out is None else self.held_out()
             state = self.engine.trained_state()
         if self.rank == 0:
-            model, parameters = self.spec.model, self.spec.optimization.parameters
             with written_folder(folder) as partial:
-                write_weights(self.family, self.engine.denoiser, state, model, partial, parameters)
+                self._trained(state).write(partial)
                 write_json(partial / HELD_OUT, held_out)
+
+    def _trained(self, state: dict[str, Tensor]) -> TrainedWeights:
+        return TrainedWeights(self.spec.model, self.engine.denoiser, state, self.spec.optimization.parameters)
 
     def difference(self, step: int) -> str | None:
         """Return half a sentence if the ranks' weights differ after a step, else None. At ZeRO-3 no two ranks have the same

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import diffusers
 import pytest
@@ -23,7 +23,8 @@ from cpo_ray.models import family
 from cpo_ray.training.artifacts.card import add_evaluation, base_licence, card_text
 from cpo_ray.training.artifacts.export import (
     ExportError,
-    export_adapter,
+    TrainedWeights,
+    export_weights,
     probe_output,
     verify_export,
 )
@@ -36,8 +37,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return write_base(tmp_path_factory.mktemp("base"), request.param)
 
 
-def export(t: Trained, folder: Path, **more: Any) -> None:
-    export_adapter(family(t.model), t.denoiser, t.state, t.model, folder, {"objective": "cpo_s"}, t.probe, **more)
+def export(t: Trained, folder: Path, parameters: Literal["lora", "full"] = "lora") -> None:
+    export_weights(TrainedWeights(t.model, t.denoiser, t.state, parameters), folder, {"objective": "cpo_s"}, t.probe)
 
 
 def test_an_adapter_goes_round_and_has_a_card(model: Model, tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_lost_alpha_is_found_even_where_the_adapter_does_little(model: Model, 
     settings[alpha] = 4
     save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, {**metadata, key: json.dumps(settings)})
     with pytest.raises(ExportError, match="alpha"):
-        verify_export(family(model), model, folder, t.probe)
+        verify_export(model, folder, t.probe)
 
 
 def test_weights_of_another_training_are_refused(model: Model, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_whole_denoiser_goes_round(model: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parameters", ["lora", "full"])
 def test_an_evaluation_is_one_section_of_the_card_and_touches_no_other_line(
-    model: Model, parameters: str, tmp_path: Path
+    model: Model, parameters: Literal["lora", "full"], tmp_path: Path
 ) -> None:
     folder = tmp_path / "adapter"
     export(trained(model, 0.02, lora=LORA if parameters == "lora" else None), folder, parameters=parameters)

@@ -27,7 +27,7 @@ def card_text(model: Model, card: Mapping[str, str], parameters: Literal["lora",
         "library_name": "diffusers",
         "base_model": model.base,
         **({"license": "other", "license_name": licence} if licence else {}),
-        "tags": ["text-to-image", model.family, "cpo", *(["lora"] if parameters == "lora" else [])],
+        "tags": ["text-to-image", family(model).name, "cpo", *(["lora"] if parameters == "lora" else [])],
     }
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cpo_ray.config import Model
 from cpo_ray.core.files import written_folder
+from cpo_ray.models import family
 from cpo_ray.models.base import Conditioning, Family
 from cpo_ray.training.artifacts.card import card_text
 
@@ -40,51 +41,52 @@ class Probe:
     output: Tensor
 
 
-def probe_output(family: Family, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class TrainedWeights:
+    """A trained denoiser, and its trained parameters by name, whole (`Engine.trained_state`).
+
+    These are an adapter's, or with "full" all of them.
+    """
+
+    model: Model
+    denoiser: nn.Module
+    state: dict[str, Tensor]
+    parameters: Literal["lora", "full"] = "lora"
+
+    def write(self, folder: Path) -> None:
+        """Write the adapter or the whole denoiser as diffusers reads it."""
+        found = family(self.model)
+        if self.parameters == "lora":
+            found.save_adapter(self.denoiser, self.state, folder)
+        else:
+            found.save_denoiser(self.model, self.state, folder)
+
+
+def probe_output(found: Family, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
     """Return (B, C, h, w) float32, with full float32 convolutions on GPUs, so that equal models differ by rounding only."""
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return family.predict(denoiser, x_t, timestep, conditioning).float()
+        return found.predict(denoiser, x_t, timestep, conditioning).float()
 
 
-def export_adapter(
-    family: Family,
-    denoiser: nn.Module,
-    state: dict[str, Tensor],
-    model: Model,
-    folder: Path,
-    card: Mapping[str, str],
-    probe: Probe,
-    parameters: Literal["lora", "full"] = "lora",
-) -> None:
-    """Write the adapter, or with "full" the whole denoiser, and a model card; replaces what `folder` held.
+def export_weights(trained: TrainedWeights, folder: Path, card: Mapping[str, str], probe: Probe) -> None:
+    """Write the trained weights and a model card; replaces what `folder` held.
 
-    A LoRA also goes to `formats/`, as kohya's scripts and ComfyUI read it. `state` holds the trained parameters by name, whole
-    (`Engine.trained_state`). Raises ExportError when the files, loaded on a fresh base, do not give `probe.output`, or when they
-    change nothing.
+    A LoRA also goes to `formats/`, as kohya's scripts and ComfyUI read it. Raises ExportError when the files, loaded on a fresh
+    base, do not give `probe.output`, or when they change nothing.
     """
     with written_folder(folder) as partial:
-        write_weights(family, denoiser, state, model, partial, parameters)
-        verify_export(family, model, partial, probe)
-        if parameters == "lora":
-            family.save_other_formats(denoiser, state, partial / FORMATS)
-        (partial / "README.md").write_text(card_text(model, card, parameters))
+        trained.write(partial)
+        verify_export(trained.model, partial, probe)
+        if trained.parameters == "lora":
+            family(trained.model).save_other_formats(trained.denoiser, trained.state, partial / FORMATS)
+        (partial / "README.md").write_text(card_text(trained.model, card, trained.parameters))
 
 
-def write_weights(
-    family: Family, denoiser: nn.Module, state: dict[str, Tensor], model: Model, folder: Path, parameters: Literal["lora", "full"]
-) -> None:
-    """The adapter, or with "full" the whole denoiser, of the whole trained `state`, as diffusers reads it."""
-    if parameters == "lora":
-        family.save_adapter(denoiser, state, folder)
-    else:
-        family.save_denoiser(model, state, folder)
-
-
-def verify_export(family: Family, model: Model, folder: Path, probe: Probe) -> None:
-    """Load `folder` on a fresh base, in float32, and compare outputs. Raises ExportError as `export_adapter` does."""
-    exact = model.model_copy(update={"dtype": "float32"})
-    base = _output(family, family.load_denoiser(exact), probe)
-    reloaded = _output(family, family.load_denoiser(exact, adapter=folder), probe)
+def verify_export(model: Model, folder: Path, probe: Probe) -> None:
+    """Load `folder` on a fresh base, in float32, and compare outputs. Raises ExportError as `export_weights` does."""
+    found, exact = family(model), model.model_copy(update={"dtype": "float32"})
+    base = _output(found, found.load_denoiser(exact), probe)
+    reloaded = _output(found, found.load_denoiser(exact, adapter=folder), probe)
     size = float(probe.output.norm())
     change, error = float((reloaded - base).norm()), float((reloaded - probe.output).norm())
     # The error is allowed a share of the change, not only of the output: an adapter of small effect that is scaled wrongly
@@ -101,11 +103,11 @@ def verify_export(family: Family, model: Model, folder: Path, probe: Probe) -> N
         )
 
 
-def _output(family: Family, denoiser: nn.Module, probe: Probe) -> Tensor:
+def _output(found: Family, denoiser: nn.Module, probe: Probe) -> Tensor:
     """Compute on the probe's device, or on the CPU if the trained model leaves no room beside it."""
     device = probe.x_t.device if _fits(denoiser, probe.x_t.device) else torch.device("cpu")
     conditioning = {name: values.to(device) for name, values in probe.conditioning.items()}
-    output = probe_output(family, denoiser.to(device), probe.x_t.to(device).float(), probe.timestep.to(device), conditioning)
+    output = probe_output(found, denoiser.to(device), probe.x_t.to(device).float(), probe.timestep.to(device), conditioning)
     return output.to(probe.x_t.device)
 
 
