@@ -70,38 +70,29 @@ def generation_job(
     )
 
 
-def generate_batch(
-    pipeline: Any,
-    prompts: Sequence[str],
-    negative_prompts: Sequence[str],
-    seeds: Sequence[int],
-    steps: int,
-    guidance: float,
-    resolution: int | None = None,
-) -> list[Picture]:
-    """Return pictures (H, W, 3) uint8 of a diffusers pipeline; without `resolution` at the pipeline's own size.
+def generate_batch(pipeline: Any, job: GenerationJob, indices: Sequence[int]) -> list[Picture]:
+    """Return the job's pictures with these indices, (H, W, 3) uint8, drawn together by a diffusers pipeline.
 
-    Raises ValueError if only some of the negative prompts are empty, or a picture is NaN.
+    Raises ValueError if only some of their negative prompts are empty, or a picture is NaN.
     """
     # Many pipelines use zeros, not the encoded empty text, as null condition. Only `None` selects it, for the whole batch.
-    negative = list(negative_prompts) if any(negative_prompts) else None
+    negative = [job.negative_prompts[i] for i in indices] if any(job.negative_prompts[i] for i in indices) else None
     if negative is not None and not all(negative):
         raise ValueError("a batch mixes empty and other negative prompts; make the two kinds in batches of their own")
+    seeds = [job.seeds[i] for i in indices]
     with torch.inference_mode():
         pictures = pipeline(
-            prompt=list(prompts),
+            prompt=[job.prompts[i] for i in indices],
             negative_prompt=negative,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=resolution,
-            width=resolution,
+            num_inference_steps=job.inference_steps,
+            guidance_scale=job.guidance_scale,
+            height=job.model.resolution,
+            width=job.model.resolution,
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             output_type="np",
         ).images
     if not np.isfinite(pictures).all():
-        raise ValueError(
-            f"the pipeline drew NaN for seeds {list(seeds)[:3]} …; use weights or a precision (model.dtype) that hold"
-        )
+        raise ValueError(f"the pipeline drew NaN for seeds {seeds[:3]} …; use weights or a precision (model.dtype) that hold")
     return list((pictures * 255).round().astype(np.uint8))
 
 
@@ -158,12 +149,4 @@ class PictureActor:
             self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
             self.pipeline.set_progress_bar_config(disable=True)
             self.loaded = (job.model, job.adapter)
-        return generate_batch(
-            self.pipeline,
-            [job.prompts[i] for i in indices],
-            [job.negative_prompts[i] for i in indices],
-            [job.seeds[i] for i in indices],
-            job.inference_steps,
-            job.guidance_scale,
-            job.model.resolution,
-        )
+        return generate_batch(self.pipeline, job, indices)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cpo_ray.models.tiny import Widths
 
 PROMPTS = ("red circle over sea", "blue square on grey wall", "yellow triangle over field")
 SEEDS = (11, 12, 13)
+MODEL = Model(family="sdxl", base="x", resolution=32)
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +27,16 @@ def pipeline() -> Any:
     return made
 
 
-def job(model: Model, negative_prompts: tuple[str, ...] = ("",) * 3, batch: int = 2) -> GenerationJob:
-    return GenerationJob(model, None, PROMPTS, SEEDS, negative_prompts, inference_steps=2, guidance_scale=3.0, batch=batch)
+def job(model: Model = MODEL, negative_prompts: tuple[str, ...] = ("",) * 3, batch: int = 2, **changes: Any) -> GenerationJob:
+    made = GenerationJob(model, None, PROMPTS, SEEDS, negative_prompts, inference_steps=2, guidance_scale=3.0, batch=batch)
+    return replace(made, **changes)
 
 
 def test_a_picture_is_the_same_in_any_batch(pipeline: Any) -> None:
-    negative = ("dark", "dull", "flat")
-    together = generate_batch(pipeline, PROMPTS, negative, SEEDS, 2, 3.0)
-    alone = [generate_batch(pipeline, [p], [n], [s], 2, 3.0)[0] for p, n, s in zip(PROMPTS, negative, SEEDS, strict=True)]
-    for a, b in zip(together, alone, strict=True):
+    negative = job(negative_prompts=("dark", "dull", "flat"))
+    together = generate_batch(pipeline, negative, (0, 1, 2))
+    for i, a in enumerate(together):
+        (b,) = generate_batch(pipeline, negative, (i,))
         assert a.shape == (32, 32, 3) and a.dtype == np.uint8
         assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
     assert np.abs(together[0].astype(int) - together[1].astype(int)).mean() > 5
@@ -41,29 +44,32 @@ def test_a_picture_is_the_same_in_any_batch(pipeline: Any) -> None:
 
 def test_the_seed_alone_decides_the_noise(pipeline: Any) -> None:
     torch.manual_seed(1)
-    first, other = generate_batch(pipeline, PROMPTS[:1] * 2, [""] * 2, [1, 2], 2, 3.0)
+    first, other = generate_batch(pipeline, job(prompts=PROMPTS[:1] * 3), (0, 1))
     torch.manual_seed(2)
-    again = generate_batch(pipeline, PROMPTS[:1], [""], [1], 2, 3.0)[0]
+    (again,) = generate_batch(pipeline, job(), (0,))
     assert np.abs(first.astype(int) - again.astype(int)).max() <= 1
     assert np.abs(first.astype(int) - other.astype(int)).mean() > 5
 
 
 def test_negative_prompts_and_resolution_take_effect(pipeline: Any) -> None:
-    plain, negative = (generate_batch(pipeline, PROMPTS[:1], [text], [1], 2, 8.0)[0] for text in ("", "blue square"))
+    strong = job(guidance_scale=8.0)
+    (plain,) = generate_batch(pipeline, strong, (0,))
+    (negative,) = generate_batch(pipeline, replace(strong, negative_prompts=("blue square",) * 3), (0,))
     assert not np.array_equal(plain, negative)
-    assert generate_batch(pipeline, PROMPTS[:1], [""], [1], 1, 1.0, resolution=48)[0].shape == (48, 48, 3)
+    larger = job(MODEL.model_copy(update={"resolution": 48}), inference_steps=1, guidance_scale=1.0)
+    assert generate_batch(pipeline, larger, (0,))[0].shape == (48, 48, 3)
 
 
 def test_a_batch_of_empty_and_other_negative_prompts_is_refused(pipeline: Any) -> None:
     with pytest.raises(ValueError, match="mixes empty and other"):
-        generate_batch(pipeline, PROMPTS[:2], ["", "dull"], [1, 2], 1, 3.0)
+        generate_batch(pipeline, job(negative_prompts=("", "dull", "")), (0, 1))
 
 
 def test_a_job_keeps_pictures_without_negative_prompt_apart() -> None:
-    mixed = job(Model(family="sdxl", base="x", resolution=32), ("", "dull", ""), batch=2)
+    mixed = job(negative_prompts=("", "dull", ""), batch=2)
     assert list(mixed.batches()) == [(0, 2), (1,)]
     with pytest.raises(ValueError, match="3 prompts, 2 negative prompts"):
-        job(mixed.model, ("", "dull"))
+        job(negative_prompts=("", "dull"))
 
 
 @pytest.mark.ray
@@ -74,7 +80,7 @@ def test_the_pool_draws_what_one_process_draws(pipeline: Any, tmp_path: Path, ra
     jobs["negative"] = job(jobs["plain"].model, ("", "dull", ""))
     settings = Evaluation(actors=2, cpus_per_actor=0.5)
     drawn = generate_many(jobs, settings)
-    expected = generate_batch(pipeline, PROMPTS, [""] * 3, SEEDS, 2, 3.0, resolution=32)
+    expected = generate_batch(pipeline, jobs["plain"], (0, 1, 2))
     for name, same in (("plain", [True, True, True]), ("negative", [True, False, True])):
         differences = [np.abs(a.astype(int) - b.astype(int)).max() for a, b in zip(drawn[name], expected, strict=True)]
         assert [bool(d <= 1) for d in differences] == same

@@ -13,7 +13,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from cpo_ray.config import Flow, Model
-from cpo_ray.evaluation.generate import generate_batch
+from cpo_ray.evaluation.generate import GenerationJob, generate_batch
 from cpo_ray.models.base import PictureSize
 from cpo_ray.models.flux import Flux
 from cpo_ray.models.flux.family import image_ids, pack, unpack
@@ -149,7 +149,8 @@ def test_a_negative_prompt_guides_by_a_second_pass(model: Model) -> None:
     pipeline.transformer.register_forward_hook(lambda _, a, k, out: passes.append(float(k["guidance"][0])), with_kwargs=True)
 
     def draw(negative: str, scale: float) -> Any:
-        return generate_batch(pipeline, PROMPTS[:1], [negative], [3], 1, scale, 64)[0].astype(int)
+        job = GenerationJob(model, None, tuple(PROMPTS[:1]), (3,), (negative,), inference_steps=1, guidance_scale=scale, batch=1)
+        return generate_batch(pipeline, job, (0,))[0].astype(int)
 
     plain, refused = draw("", 4.0), draw("sea", 4.0)
     assert passes == [4.0, 1.0, 1.0]  # one pass at the embedded scale, then two without it

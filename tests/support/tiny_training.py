@@ -24,12 +24,8 @@ SHARD_SIZE = 4
 IDS = [f"picture-{number}" for number in range(10)]
 
 
-#: Families that hide padding from attention, so that shards hold texts of a length of their own.
-UNPADDED = {"flux"}
-
-
 def write_base(folder: Path, name: str = "sdxl", channels: tuple[int, ...] = (32, 64)) -> Model:
-    """A small base of a family. `channels` of SDXL's levels: one level has half of the modules, each of which costs DeepSpeed
+    """A small base of a family. `channels` has a UNet's levels: one level has half of the modules, each of which costs DeepSpeed
     time.
     """
     model = Model(family=name, base=str(folder), resolution=32)
@@ -49,11 +45,19 @@ def _told(model: Model) -> tuple[dict[str, tuple[int, ...]], Conditioning]:
     return five, encoders.micro_conditioning([PictureSize((32, 32), (0, 0), (32, 32))])
 
 
+@lru_cache
+def unpadded(model: Model) -> bool:
+    """Whether a text has a length of its own, as in families that hide padding from attention."""
+    encoders = family(model).load_encoders(model, torch.device("cpu"))
+    short, long = (encoders.encode_prompts([text])["prompt_embeds"].shape for text in ("circle", "red circle"))
+    return short != long
+
+
 def conditioning(model: Model, batch: int, generator: torch.Generator | None = None) -> Conditioning:
     """Random conditioning as the family's encoders name it; unpadded, the other texts are shorter than the first."""
     texts, micro = _told(model)
     made = {name: torch.randn(batch, *shape, generator=generator) for name, shape in texts.items()}
-    if model.family in UNPADDED:
+    if unpadded(model):
         for values in (values for values in made.values() if values.ndim == 3):
             values[1:, 3:] = 0
     return made | {name: values.repeat(batch, *[1] * (values.ndim - 1)) for name, values in micro.items()}
@@ -95,7 +99,7 @@ def _tensors(items: tuple[Item, ...], model: Model, shape: tuple[int, int]) -> d
         return torch.stack([torch.from_numpy(values) for values in drawn])
 
     texts, micro = _told(model)
-    if model.family in UNPADDED:  # of another length in every shard
+    if unpadded(model):  # of another length in every shard
         length = 3 + items[0].draw + len(items)
         texts = {name: (length, *shape[1:]) if len(shape) == 2 else shape for name, shape in texts.items()}
     uniform = torch.special.ndtr(normal("timestep").double())

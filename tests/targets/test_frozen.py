@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from support.tiny_training import UNPADDED, conditioning, write_base
+from support.tiny_training import conditioning, unpadded, write_base
 from torch import Tensor, nn
 
 from cpo_ray.config import ConfigError, Model
@@ -28,7 +28,7 @@ EACH_FAMILY = pytest.mark.parametrize("name", FAMILIES.names)
 def inputs(model: Model, batch: int, tokens: int = 5) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
     text = conditioning(model, batch)
-    if model.family in UNPADDED:
+    if unpadded(model):
         text["prompt_embeds"] = torch.randn(batch, tokens, text["prompt_embeds"].shape[-1])
     timestep = family(model).load_process(model).timestep(torch.rand(batch, dtype=torch.float64))
     return torch.randn(batch, 4, 8, 8), timestep, text
