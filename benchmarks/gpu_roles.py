@@ -23,14 +23,13 @@ from cpo_ray.domains.toy.render import render, sample_scene
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models.base import DTYPES, Conditioning, Family
 from cpo_ray.objectives import ExpertDifferences
-from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED
-from cpo_ray.objectives.preference import PreferenceSettings
+from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED, StabilisedSettings
 from cpo_ray.targets.expert import Expert, ExpertSpec
 from cpo_ray.targets.reader import TargetReader
 from cpo_ray.targets.store import TargetStore
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
-SETTINGS = PreferenceSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=5000.0)
+SETTINGS = StabilisedSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=5000.0)
 CONDITIONS = ("positive", "negative", "null", "all")
 
 

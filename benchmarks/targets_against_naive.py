@@ -33,14 +33,13 @@ from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.objectives import ExpertDifferences
-from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED
-from cpo_ray.objectives.preference import PreferenceSettings
+from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED, StabilisedSettings
 from cpo_ray.targets.expert import Expert, ExpertSpec, target_store
 from cpo_ray.targets.reader import TargetReader
 
 TREE = Path(__file__).parents[1] / "hierarchy" / "painting_toy.yaml"
 MODEL = Model(family="sdxl", base=str(ToyDomain.base), resolution=64)
-SETTINGS = PreferenceSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=1000.0)
+SETTINGS = StabilisedSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=1000.0)
 
 
 class Student:

@@ -13,6 +13,7 @@ from cpo_ray import stages
 from cpo_ray.config import Config
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.hierarchy import load_hierarchy
+from cpo_ray.recipes import NoPicturesError
 from cpo_ray.run import open_run
 from cpo_ray.targets.producer import ProductionReport
 from cpo_ray.training.health import TrainingHealthError
@@ -23,13 +24,13 @@ def train_cpo(config: Config, resume: bool = False) -> None:
     run = open_run(config, resume)
     stages.train_expert(run)
     stages.check_obedience(run)
-    objective, *baselines = config.preference.trainings.values()
+    (_, objective), *baselines = config.preference.trainings.items()
     stages.train_on_targets(run, run.alignment(objective))
-    for baseline in map(run.alignment, baselines):
+    for name, baseline in baselines:
         try:
-            stages.train_on_targets(run, baseline)
-        except TrainingHealthError as error:  # a baseline may diverge to make a point; the rest of the run goes on
-            run.say(f"{baseline.name}: {error}; it is left out of the comparison")
+            stages.train_on_targets(run, run.alignment(baseline))
+        except (TrainingHealthError, NoPicturesError) as error:  # a baseline may diverge to make a point; the rest goes on
+            run.say(f"{name}: {error}; it is left out of the comparison")
     stages.evaluate(run)
 
 

@@ -20,6 +20,10 @@ from cpo_ray.targets.reader import check_views
 from cpo_ray.targets.store import Kind
 
 
+class NoPicturesError(DataError):
+    """A training is left without pictures; the message says which data it looked at and what to change."""
+
+
 @dataclass(frozen=True)
 class Usable:
     """The pictures of a data set that have a bucket, by id, and the splits that their source has put some of them into."""
@@ -44,9 +48,12 @@ def usable_pictures(config: Config, dataset: AnnotatedDataset) -> Usable:
 
 
 def training_plan(config: Config, pictures: Mapping[str, Bucket], optimization: Optimization, draws: int | None = None) -> Plan:
-    """Return the order of training. Without `draws` every visit of a picture has its own noise."""
+    """Return the order of training. Without `draws` every visit of a picture has its own noise.
+
+    Raises NoPicturesError if there are none.
+    """
     if not pictures:
-        raise DataError(
+        raise NoPicturesError(
             f"{config.data.folder} has no picture for this training; add (large enough) pictures, or raise data.proportion "
             "or the objective's most_negatives"
         )

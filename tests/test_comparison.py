@@ -10,13 +10,15 @@ import pytest
 
 from cpo_ray import pipeline, stages
 from cpo_ray.config import Config, changed, dump, load
+from cpo_ray.config.objective import ObjectiveSettings
+from cpo_ray.recipes import NoPicturesError, alignment
 from cpo_ray.training.health import TrainingHealthError
 
 TOY = Path(__file__).parents[1] / "jobs" / "configs" / "toy.toml"
 BASELINES = 'preference.baselines=["sft", "cpo"]'
 
 
-def asked_for(config: Config, monkeypatch: pytest.MonkeyPatch, failing: str = "") -> list[str]:
+def asked_for(config: Config, monkeypatch: pytest.MonkeyPatch, failing: str = "", without_pictures: str = "") -> list[str]:
     """What `train_cpo` asks of the stages, in order, and what it says."""
     found: list[str] = []
 
@@ -25,8 +27,13 @@ def asked_for(config: Config, monkeypatch: pytest.MonkeyPatch, failing: str = ""
         if training.name == failing:
             raise TrainingHealthError("it diverged")
 
+    def aligned(told: ObjectiveSettings) -> Any:
+        if told.name == without_pictures:
+            alignment(config, told, {}, Path("expert"))
+        return SimpleNamespace(name=told.name)
+
     def begun(config: Config, resume: bool) -> Any:
-        return SimpleNamespace(config=config, say=found.append, alignment=lambda told: SimpleNamespace(name=told.name))
+        return SimpleNamespace(config=config, say=found.append, alignment=aligned)
 
     monkeypatch.setattr(pipeline, "open_run", begun)
     monkeypatch.setattr(stages, "train_on_targets", train_on_targets)
@@ -50,3 +57,11 @@ def test_a_baseline_that_diverges_is_left_out_and_the_objective_is_not(monkeypat
     assert found[3:] == ["sft", "sft: it diverged; it is left out of the comparison", "cpo", "evaluate"]
     with pytest.raises(TrainingHealthError):
         asked_for(load(TOY, [BASELINES]), monkeypatch, failing="cpo_s")
+
+
+def test_a_baseline_without_pictures_is_left_out_and_the_objective_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked_for(load(TOY, [BASELINES]), monkeypatch, without_pictures="sft")
+    assert "has no picture for this training" in found[3] and found[3].endswith("it is left out of the comparison")
+    assert found[4:] == ["cpo", "evaluate"]
+    with pytest.raises(NoPicturesError):
+        asked_for(load(TOY, [BASELINES]), monkeypatch, without_pictures="cpo_s")

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from cpo_ray.objectives.base import LossAndMetrics, Objective, ViewOutputs
-from cpo_ray.objectives.preference import NEEDS, PreferenceSettings, error_change, logistic_loss, preference_metrics
+from cpo_ray.objectives.preference import (
+    NEEDS,
+    PreferenceSettings,
+    error_change,
+    guarded,
+    logistic_loss,
+    preference_metrics,
+)
 
 
 def cpo_loss(views: tuple[ViewOutputs, ...], settings: PreferenceSettings) -> LossAndMetrics:
@@ -12,11 +19,14 @@ def cpo_loss(views: tuple[ViewOutputs, ...], settings: PreferenceSettings) -> Lo
     For κ and the metrics see `cpo_ray.objectives.preference`.
     """
     (view,) = views
-    reference = view.frozen("reference")
+    reference, winning, losing = view.frozen("reference"), view.frozen("winning"), view.frozen("losing")
     displacement = view.prediction - reference
-    win = error_change(displacement, view.frozen("winning") - reference)
-    lose = error_change(displacement, view.frozen("losing") - reference)
-    return logistic_loss(win - lose, settings), preference_metrics(win, lose, displacement)
+    win = error_change(displacement, winning - reference)
+    lose = error_change(displacement, losing - reference)
+    metrics = preference_metrics(win, lose, displacement)
+    lose = guarded(lose, view.prediction - winning, view.prediction - losing, settings.safeguard)
+    loss, share = logistic_loss(win - lose, settings.beta)
+    return loss, metrics | share
 
 
 CPO = Objective(name="cpo", settings=PreferenceSettings, needs=NEEDS, function=cpo_loss)

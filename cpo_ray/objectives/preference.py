@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cpo_ray.config.objective import ObjectiveSettings
-from cpo_ray.objectives.base import FrozenName, mean_per_sample
+from cpo_ray.objectives.base import FrozenName, LossAndMetrics, mean_per_sample
 
 #: The frozen outputs that a loss with a winning and a losing side reads.
 NEEDS: frozenset[FrozenName] = frozenset({"reference", "winning", "losing"})
@@ -28,6 +28,9 @@ class PreferenceSettings(ObjectiveSettings):
     """ω_l: how far z_l lies beyond θ1(∅) towards θ1(y, A_pos, A_neg) (CPO, Eq. 11)."""
     beta: PositiveFloat = 5000.0
     """β of the public Diffusion-DPO code: κ = β / 2 on the mean over C, H, W."""
+    safeguard: float | None = Field(default=None, ge=0, le=1)
+    """μ of Diffusion-SDPO: the push away from z_l is weakened wherever it would leave less than the share μ of the pull towards
+    z_w. Without it the push is never weakened."""
 
 
 def error_change(displacement: Tensor, offset: Tensor) -> Tensor:
@@ -40,9 +43,31 @@ def error_change(displacement: Tensor, offset: Tensor) -> Tensor:
     return mean_per_sample(displacement * (displacement - 2 * offset))
 
 
-def logistic_loss(balance: Tensor, settings: PreferenceSettings) -> Tensor:
-    """Return -log sigmoid(-κ balance) per sample, κ = β / 2 (CPO, Eq. 12 and 14); ln 2 if the balance is 0."""
-    return functional.softplus(settings.beta / 2 * balance)
+def logistic_loss(balance: Tensor, beta: float | Tensor) -> LossAndMetrics:
+    """Return -log sigmoid(-κ balance) per sample, κ = β / 2 (CPO, Eq. 12 and 14); ln 2 if the balance is 0.
+
+    `balance` is (B,), and `beta` one number or (B,). The metric `open` (B,) is sigmoid(κ balance), the factor of the gradient. It
+    is 1/2 at the start, and near 0 where a sample no longer teaches anything.
+    """
+    scaled = beta / 2 * balance
+    return functional.softplus(scaled), {"open": torch.sigmoid(scaled.detach())}
+
+
+def guarded(lose: Tensor, winner: Tensor, loser: Tensor, safeguard: float | None) -> Tensor:
+    """Return `lose` (B,) with the same value, and its gradient weakened per sample as in Diffusion-SDPO (arXiv 2511.03317).
+
+    `winner` is half the gradient of the winning part and `loser` minus half that of the losing part, both (B, ...) up to the same
+    factor. The gradient is scaled by λ = clamp((1 - μ) |winner|² / <loser, winner>, 0, 1), with μ the `safeguard`. A small step
+    along both then lowers the winner's error by at least the share μ of what the winning part alone would.
+    """
+    if safeguard is None:
+        return lose
+    winner, loser = winner.detach(), loser.detach()
+    against = mean_per_sample(loser * winner)
+    allowed = (1 - safeguard) * mean_per_sample(winner.square())
+    # Where the losing part does not act against the winning one, nothing is to be weakened.
+    scale = torch.where(against > allowed, allowed / against, torch.ones_like(against))
+    return scale * lose + (1 - scale) * lose.detach()
 
 
 @torch.no_grad()

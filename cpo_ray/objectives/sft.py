@@ -15,10 +15,12 @@ class SupervisedSettings(ObjectiveSettings):
     """Train on pictures with at most this many negative attributes; a large number takes all."""
 
 
-def sft_loss(views: tuple[ViewOutputs, ...], settings: SupervisedSettings) -> LossAndMetrics:
+def sft_loss(views: tuple[ViewOutputs, ...], settings: ObjectiveSettings) -> LossAndMetrics:
     """Return the mean squared error of the prediction against the denoising target, per sample (CPO, section 5.1)."""
     (view,) = views
     return mean_per_sample((view.prediction - view.frozen("target")).square()), {}
 
 
 SFT = Objective(name="sft", settings=SupervisedSettings, needs=frozenset({"target"}), function=sft_loss)
+#: The same on all pictures, good and bad.
+SFT_ALL = Objective(name="sft_all", settings=ObjectiveSettings, needs=frozenset({"target"}), function=sft_loss)

@@ -9,11 +9,12 @@ from support.outside.objective import PullSettings
 
 from cpo_ray.config import Config, ConfigError, changed, dump, load, override
 from cpo_ray.config.objective import ObjectiveSettings
+from cpo_ray.objectives.cpo_stabilised import StabilisedSettings
 from cpo_ray.objectives.preference import PreferenceSettings
 from cpo_ray.objectives.sft import SupervisedSettings
 
 TOY = Path(__file__).parents[2] / "jobs" / "configs" / "toy.toml"
-FILE = PreferenceSettings(name="cpo_s", omega_win=1.0, omega_lose=1.0, beta=1000.0)
+FILE = StabilisedSettings(name="cpo_s", omega_win=1.0, omega_lose=1.0, beta=1000.0)
 
 
 def again(config: Config, folder: Path) -> Config:
@@ -31,7 +32,11 @@ def again(config: Config, folder: Path) -> Config:
         (("preference.objective=cpo", "preference.objective.beta=7"), PreferenceSettings(name="cpo", beta=7.0)),
         (("preference.objective={ name = 'cpo', omega_win = 3 }",), PreferenceSettings(name="cpo", omega_win=3.0)),
         # Its key replaces the name alone.
-        (("preference.objective.name=cpo",), FILE.model_copy(update={"name": "cpo"})),
+        (("preference.objective.name=cpo",), PreferenceSettings(name="cpo", omega_win=1.0, omega_lose=1.0, beta=1000.0)),
+        (
+            ('preference.objective={ margin = "normalised", omega_win = 1 }',),
+            StabilisedSettings(name="cpo_s", margin="normalised", omega_win=1.0),
+        ),
         (("preference.objective=sft",), SupervisedSettings(name="sft", most_negatives=1)),
         (("preference.objective=sft", "preference.objective.most_negatives=2"), SupervisedSettings(name="sft", most_negatives=2)),
         (
@@ -51,7 +56,7 @@ def test_the_default_is_stabilised_cpo_as_in_the_paper(tmp_path: Path) -> None:
     text = TOY.read_text()
     first, end = text.index("[preference.objective]"), text.index("[preference.lora]")
     (tmp_path / "short.toml").write_text(text[:first] + text[end:])
-    default = PreferenceSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=5000.0)
+    default = StabilisedSettings(name="cpo_s", omega_win=2.0, omega_lose=2.0, beta=5000.0)
     assert load(tmp_path / "short.toml").preference.objective == default
     assert load(tmp_path / "short.toml", ["preference.objective.beta=7"]).preference.objective == default.model_copy(
         update={"beta": 7.0}
@@ -83,13 +88,13 @@ def test_trainings_of_one_name_are_one_or_refused() -> None:
     [
         (
             "preference.objective.omega_wim=1",
-            "unknown key 'preference.objective.omega_wim'; did you mean 'omega_win'? valid keys here: beta, most_negatives",
+            "unknown key 'preference.objective.omega_wim'; did you mean 'omega_win'? valid keys here: beta, margin",
         ),
         ("preference.beta=1", "unknown key 'preference.beta'; did you mean 'objective.beta'? valid keys here: baselines, lora"),
         ("preference.objective.beta=0", "'preference.objective.beta' is 0: input should be greater than 0"),
         (
             "preference.objective=dpo",
-            "'preference.objective' is 'dpo': there is no objective 'dpo'; choose one of sft, cpo, cpo_s",
+            "'preference.objective' is 'dpo': there is no objective 'dpo'; choose one of sft, sft_all, cpo, cpo_s",
         ),
         ("preference.objective.name=sft", "unknown key 'preference.objective.omega_win'; valid keys here: most_negatives, name"),
         (

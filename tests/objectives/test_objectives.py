@@ -14,13 +14,17 @@ from cpo_ray.config import ConfigError
 from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.config.registry import OBJECTIVES
 from cpo_ray.objectives import ExpertDifferences, Objective, ViewOutputs, objective_of
+from cpo_ray.objectives.contrast_regression import CONTRAST_REGRESSION, ContrastSettings
 from cpo_ray.objectives.cpo import CPO, cpo_loss
-from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED, cpo_stabilised_loss, stabilised_losing
+from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED, StabilisedSettings, cpo_stabilised_loss, stabilised_losing
+from cpo_ray.objectives.linear_dpo import LINEAR_DPO, LinearSettings
+from cpo_ray.objectives.nft import NFT, NegativeAwareSettings
 from cpo_ray.objectives.preference import NEEDS, PreferenceSettings
 from cpo_ray.objectives.sft import SFT, SupervisedSettings, sft_loss
+from cpo_ray.objectives.win_only import WIN_ONLY, WinOnlySettings
 
 TWO_SIDED = [CPO, CPO_STABILISED]
-SETTINGS = PreferenceSettings(name="cpo", beta=6.0)  # κ = 3
+SETTINGS = StabilisedSettings(name="cpo_s", beta=6.0)  # κ = 3
 SUPERVISED = SupervisedSettings(name="sft")
 SHAPE = (4, 3, 8, 8)
 
@@ -85,6 +89,7 @@ def test_cpo_by_hand() -> None:
         "margin": 4.0,
         "implicit_accuracy": 1.0,
         "distance_to_reference": 0.5,
+        "open": pytest.approx(1 / (1 + math.exp(12))),
     }
     torch.testing.assert_close(loss.item(), math.log1p(math.exp(-12)))
     torch.testing.assert_close(metrics["loss"], loss.detach())
@@ -106,12 +111,117 @@ def test_stabilised_cpo_by_hand() -> None:
     torch.testing.assert_close(gradient(loss, prediction), expected)
 
 
+def test_contrast_regression_by_hand() -> None:
+    view = two_numbers()
+    loss, metrics = CONTRAST_REGRESSION((view,), ContrastSettings(name="cpo_d", gamma=2.0, beta=6.0))
+    # z_w - z_l = (4, -1), so (8, -2) is asked for and (1, 0) is there: (49 + 4) / 2 is left of (64 + 4) / 2.
+    torch.testing.assert_close(loss, torch.tensor([3 * 26.5]))
+    torch.testing.assert_close(metrics["residual"], torch.tensor([26.5 / 34]))
+    torch.testing.assert_close(gradient(loss, view.prediction), torch.tensor([[-21.0, 6.0]]))  # β / 2 · 2 / D · (d - γ c)
+    assert (metrics["win"].item(), metrics["lose"].item(), metrics["distance_to_reference"].item()) == (-0.5, 3.5, 0.5)
+
+
+def test_contrast_regression_is_the_balance_of_cpo_held_by_the_distance_to_the_reference() -> None:
+    view = random_case()
+    settings = ContrastSettings(name="cpo_d", gamma=3.0, beta=50.0)
+    _, metrics = CONTRAST_REGRESSION((view,), settings)
+    constant = settings.gamma**2 * squared_mean(view.frozen("winning") - view.frozen("losing"))
+    by_parts = settings.gamma * (metrics["win"] - metrics["lose"]) + metrics["distance_to_reference"] + constant
+    torch.testing.assert_close(metrics["loss"], 25 * by_parts)
+
+
+def test_the_winning_side_alone_by_hand() -> None:
+    loss, metrics = WIN_ONLY((two_numbers(),), WinOnlySettings(name="win_only", beta=6.0))
+    torch.testing.assert_close(loss.item(), math.log1p(math.exp(-1.5)))
+    assert metrics["win"].item() == -0.5 and "lose" not in metrics
+
+
+def test_nft_by_hand() -> None:
+    view, settings = two_numbers(), NegativeAwareSettings(name="nft", mixing=0.5)
+    loss, _ = NFT((view,), settings)
+    # v+ = (0.5, 0) is (0.5, 2) from z_w, and v- = (-0.5, 0) is (2.5, 3) from z_l.
+    torch.testing.assert_close(loss, torch.tensor([4.25 / 2 + 15.25 / 2]))
+    torch.testing.assert_close(gradient(loss, view.prediction), torch.tensor([[-1.5, 0.5]]))
+    there = torch.tensor([[4.0, -1.0]], requires_grad=True)  # (z_w - z_l) / (2 · 0.5) from the reference
+    loss, _ = NFT((replace(view, prediction=there),), settings)
+    assert gradient(loss, there).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize(("beta", "weight"), [(0.25, 0.3), (6.0, 0.1)])
+def test_linear_dpo_by_hand(beta: float, weight: float) -> None:
+    view = two_numbers()
+    loss, metrics = LINEAR_DPO((view,), LinearSettings(name="linear_dpo", beta=beta))
+    torch.testing.assert_close(metrics["open"], torch.tensor([weight]))  # 0.2 β · (-4) + 0.5, at least 0.1
+    torch.testing.assert_close(loss, torch.tensor([beta / 2 * weight * -4]))
+    torch.testing.assert_close(gradient(loss, view.prediction), torch.tensor([[-4.0, 1.0]]) * beta / 2 * weight)
+
+
+def test_a_normalised_margin_gives_every_sample_its_own_beta() -> None:
+    view = random_case()
+    twice = replace(view, winning=view.frozen("losing") + 2 * (view.frozen("winning") - view.frozen("losing")))
+    settings = StabilisedSettings(name="cpo_s", margin="normalised", normalised_beta=0.5)
+    for each in (view, twice):
+        betas = settings.betas(each.frozen("winning"), each.frozen("losing"))
+        torch.testing.assert_close(betas, 0.5 / (squared_mean(each.frozen("winning") - each.frozen("losing")) + 1e-4))
+        loss, metrics = cpo_stabilised_loss((each,), settings)
+        torch.testing.assert_close(loss, functional.softplus(betas / 2 * (metrics["win"] + metrics["lose_stabilised"])))
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"margin": "normalised", "beta": 7.0}, "beta = 7 has no effect with margin = 'normalised'; leave it out"),
+        ({"normalised_beta": 0.1}, "normalised_beta = 0.1 has no effect with margin = 'fixed'; leave it out"),
+    ],
+)
+def test_a_margin_with_a_setting_of_the_other_kind_is_refused(given: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        StabilisedSettings(name="cpo_s", **given)
+
+
+def test_a_baseline_takes_no_beta_that_its_margin_leaves_without_effect() -> None:
+    main = PreferenceSettings(name="cpo", beta=7.0, omega_win=1.5)
+    baseline = StabilisedSettings(name="cpo_s", margin="normalised").completed(main)
+    assert baseline == StabilisedSettings(name="cpo_s", margin="normalised", omega_win=1.5)
+    assert StabilisedSettings(name="cpo_s").completed(main) == StabilisedSettings(name="cpo_s", beta=7.0, omega_win=1.5)
+
+
+def test_the_safeguard_by_hand() -> None:
+    view = two_numbers()
+    free = CPO((view,), SETTINGS)[0]
+    for safeguard, scale in ((0.5, 1 / 3), (0.0, 2 / 3)):
+        loss, _ = CPO((view,), SETTINGS.model_copy(update={"safeguard": safeguard}))
+        assert loss.item() == free.item()
+        # <a, b> = 6 and |a|² = 4 for a = (0, -2), b = (4, -3): of b the share (1 - μ) 4 / 6 is kept.
+        expected = 3 / (1 + math.exp(12)) * torch.tensor([[-4 * scale, -2 + 3 * scale]])
+        torch.testing.assert_close(gradient(loss, view.prediction), expected)
+
+
+@pytest.mark.parametrize("objective", [CPO, CPO_STABILISED, LINEAR_DPO], ids=by_name)
+@pytest.mark.parametrize("safeguard", [0.0, 0.4, 1.0])
+def test_with_a_safeguard_no_step_takes_the_winner_more_than_its_share(objective: Objective[Any], safeguard: float) -> None:
+    view = random_case()
+    reference, winning, losing = tensors(view)
+    # z_l lies behind z_w as seen from the model, and a little aside: the push acts against the pull.
+    view = replace(view, losing=2 * winning - view.prediction.detach() + 0.3 * (losing - reference))
+    toward = (view.prediction - winning).detach().flatten(1)
+
+    def along_the_pull(guard: float | None) -> tuple[Tensor, Tensor]:
+        loss, metrics = objective((view,), objective.settings(name=objective.name, beta=6.0, safeguard=guard))
+        return (gradient(loss, view.prediction).flatten(1) * toward).sum(1), metrics["open"]
+
+    free, factor = along_the_pull(None)
+    alone = SETTINGS.beta / 2 * factor * 2 * squared_mean(toward)  # what the winning part alone would do
+    assert bool((free < alone).all())
+    torch.testing.assert_close(along_the_pull(safeguard)[0], torch.maximum(free, safeguard * alone), rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("objective", TWO_SIDED, ids=by_name)
 @pytest.mark.parametrize("beta", [1.0, 5000.0])
 def test_loss_is_ln_2_at_the_reference(objective: Objective[Any], beta: float) -> None:
     view = random_case(torch.float32)
     at_reference = replace(view, prediction=view.frozen("reference").clone())
-    loss, metrics = objective((at_reference,), PreferenceSettings(name=objective.name, beta=beta))
+    loss, metrics = objective((at_reference,), StabilisedSettings(name=objective.name, beta=beta))
     assert torch.equal(loss, torch.full((4,), math.log(2)))
     for name in ("win", "lose", "margin", "implicit_accuracy", "distance_to_reference"):
         assert torch.equal(metrics[name], torch.zeros(4)), name
@@ -292,11 +402,16 @@ def test_each_objective_names_what_it_needs() -> None:
     found = {name: OBJECTIVES.load(name) for name in OBJECTIVES.names}
     assert {name: set(objective.needs) for name, objective in found.items()} == {
         "sft": {"target"},
+        "sft_all": {"target"},
         "cpo": {"reference", "winning", "losing"},
         "cpo_s": {"reference", "winning", "losing"},
+        "cpo_d": {"reference", "winning", "losing"},
+        "win_only": {"reference", "winning"},
+        "nft": {"reference", "winning", "losing"},
+        "linear_dpo": {"reference", "winning", "losing"},
     }
     assert all(objective.name == name and objective.views == ((0, 0),) for name, objective in found.items())
-    assert [name for name, objective in found.items() if objective.supervised] == ["sft"]
+    assert [name for name, objective in found.items() if objective.supervised] == ["sft", "sft_all"]
 
 
 def test_only_what_is_needed_is_made_of_the_expert_s_outputs() -> None:
@@ -314,7 +429,9 @@ def test_only_what_is_needed_is_made_of_the_expert_s_outputs() -> None:
 
 def test_mistakes_are_answered_in_one_sentence() -> None:
     view = random_case(torch.float32)
-    with pytest.raises(ConfigError, match="there is no objective 'dpo2'; choose one of sft, cpo, cpo_s, or"):
+    with pytest.raises(
+        ConfigError, match=r"there is no objective 'dpo2'; choose one of sft, sft_all, cpo, cpo_s, .*, or give your own"
+    ):
         objective_of(ObjectiveSettings(name="dpo2"))
     with pytest.raises(ConfigError, match="'cpo' is not an objective that takes SupervisedSettings"):
         objective_of(SupervisedSettings(name="cpo"))

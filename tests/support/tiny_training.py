@@ -15,7 +15,7 @@ from cpo_ray.core.randomness import counter_generator
 from cpo_ray.models import family
 from cpo_ray.models.base import Conditioning, PictureSize
 from cpo_ray.models.tiny import Widths
-from cpo_ray.objectives.preference import PreferenceSettings
+from cpo_ray.objectives.cpo_stabilised import StabilisedSettings
 from cpo_ray.targets.store import TargetStore
 from cpo_ray.training.worker import TrainSpec
 
@@ -71,7 +71,7 @@ def make_spec(folder: Path, model: Model, *, optimization: dict[str, Any], steps
         "run_id": "tiny",
         "output": folder / "output",
         "lora": Lora(rank=4, alpha=8),
-        "objective": PreferenceSettings(name="cpo_s", beta=1.0),
+        "objective": StabilisedSettings(name="cpo_s", beta=1.0),
         "targets": TargetStore(folder / "targets", "tiny"),
         "shard_size": SHARD_SIZE,
         "timeout_seconds": 60.0,
