@@ -10,7 +10,8 @@ from typing import Any
 
 from cpo_ray.config import ConditionMixture, Config, Lora, Optimization
 from cpo_ray.config.objective import ObjectiveSettings
-from cpo_ray.core.plan import Plan, Split, in_training, split_of
+from cpo_ray.core.plan import Plan
+from cpo_ray.core.splits import Split, in_training, split_of
 from cpo_ray.data.buckets import Bucket, assign
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.objectives import objective_of

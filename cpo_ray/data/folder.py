@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from cpo_ray.core.plan import Split
+from cpo_ray.core.splits import Split
 from cpo_ray.data.metadata import NAMES, SIDECARS, Entry, MetadataError, entries, sidecar
 
 #: Suffixes of picture files. Kinds that cannot be read are set aside when they are decoded.

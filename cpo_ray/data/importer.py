@@ -12,9 +12,9 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import QUARANTINE
+from cpo_ray.core.splits import Split
 from cpo_ray.data.folder import Folder, Pictured, read_folder
 from cpo_ray.data.picture import MAX_BYTES
 from cpo_ray.data.shards import DataError, Stage, stage_shards, staged

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.core.files import disk_full_in, sync
-from cpo_ray.core.plan import Split, split_of
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import ANNOTATED
+from cpo_ray.core.splits import Split, split_of
 from cpo_ray.hierarchy import Hierarchy
 
 SHARDS = "annotated-*.parquet"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels, in_hierarchy_order
+from cpo_ray.core.splits import Split
 from cpo_ray.data.picture import PictureError, decode
 from cpo_ray.hierarchy import Hierarchy
 

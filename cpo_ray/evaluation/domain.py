@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.config.registry import DOMAINS
-from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels
+from cpo_ray.core.splits import Split
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.hierarchy import Hierarchy
 

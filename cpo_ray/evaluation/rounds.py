@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cpo_ray.config import Config
-from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels
+from cpo_ray.core.splits import Split
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.evaluation.domain import Domain, open_domain
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from cpo_ray.config import Config, ConfigError, Optimization
 from cpo_ray.config.optimization import missing_package
-from cpo_ray.core.plan import Split, in_training
+from cpo_ray.core.splits import Split, in_training
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.evaluation.domain import open_domain

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpo_ray.core.plan import Item, Plan, split_of
+from cpo_ray.core.plan import Item, Plan
 from cpo_ray.core.randomness import counter_generator, hash_fraction
+from cpo_ray.core.splits import split_of
 
 IDS = [f"painting-{number}" for number in range(11)]
 

@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 from cpo_ray.core.files import DiskFullError
-from cpo_ray.core.plan import Split, split_of
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import ANNOTATED, QUARANTINE
+from cpo_ray.core.splits import Split, split_of
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.picture import MAX_BYTES, PictureError, decode, fit
 from cpo_ray.data.shards import AnnotatedDataset, DataError, stage_shards, staged, write_shards

@@ -9,7 +9,8 @@ import pytest
 
 from cpo_ray.config import Config, ConfigError, dump, load
 from cpo_ray.config.sweep.searched import Point
-from cpo_ray.core.plan import Item, split_of
+from cpo_ray.core.plan import Item
+from cpo_ray.core.splits import split_of
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.recipes import Usable, training_plan
 from cpo_ray.sweep.items import sweep_items

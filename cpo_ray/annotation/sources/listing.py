@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cpo_ray.core.plan import Split
+from cpo_ray.core.splits import Split
 from cpo_ray.data.folder import SetAside
 
 

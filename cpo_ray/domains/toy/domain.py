@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpo_ray.core.plan import Split
 from cpo_ray.core.prompts import Labels
+from cpo_ray.core.splits import Split
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.domains.toy.agent import MeasuringAgent
 from cpo_ray.domains.toy.dataset import draw_pictures, make_dataset
