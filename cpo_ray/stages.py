@@ -21,7 +21,7 @@ from cpo_ray.evaluation.report import RunReport, write_report
 from cpo_ray.evaluation.rounds import evaluation_round
 from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.tables import card_section, table
-from cpo_ray.models.base import base_source
+from cpo_ray.models.bases.source import base_source
 from cpo_ray.objectives import objective_of
 from cpo_ray.recipes import Training, expert_training
 from cpo_ray.run import Run

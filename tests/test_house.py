@@ -32,7 +32,7 @@ OWN_WRITERS = {
     "cpo_ray/data/importer.py",
     "cpo_ray/data/shards.py",
     "cpo_ray/hierarchy/__main__.py",  # a layer below; an export for people, to a file that they name
-    "cpo_ray/models/on_diffusers.py",
+    "cpo_ray/models/adapters/saving.py",
     "cpo_ray/sweep/trial.py",
     "cpo_ray/targets/maintenance.py",
     "cpo_ray/targets/store.py",

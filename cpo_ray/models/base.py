@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from cpo_ray.config import ConfigError, Lora, Model
+from cpo_ray.config import Lora, Model
 
 if TYPE_CHECKING:
     from cpo_ray.core.diffusion import DiffusionProcess
@@ -23,40 +21,7 @@ if TYPE_CHECKING:
 #: Named conditioning tensors, with the batch as first dimension. The family chooses the names.
 Conditioning = dict[str, Tensor]
 
-#: Begins the address of a base that a Python package ships; it means the same on every machine.
-PACKAGE = "package:"
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*[A-Za-z0-9]")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def base_source(model: Model) -> str:
-    """Where the base is loaded from: a local folder, one in a Python package, or a hub id.
-
-    Raises ConfigError for a package that is not installed or has no such folder.
-    """
-    if not model.base.startswith(PACKAGE):
-        return model.base
-    module, _, folder = model.base.removeprefix(PACKAGE).partition("/")
-    try:
-        found = Path(str(files(module))) / folder
-    except (ImportError, ValueError) as error:
-        raise ConfigError(f"model.base is {model.base!r}, and {module!r} cannot be imported: {error}") from None
-    if not found.is_dir():
-        raise ConfigError(f"model.base is {model.base!r}, and the package {module} has no folder {folder!r}")
-    return str(found)
-
-
-def local_base(model: Model) -> Path | None:
-    """Return the base's folder on this machine, its own or in the hub's cache; None if it is in neither."""
-    source = base_source(model)
-    if Path(source).is_dir():
-        return Path(source)
-    if not HUB_ID.fullmatch(source):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(source, "model_index.json", revision=model.revision)
-    return Path(index).parent if isinstance(index, str) else None
 
 
 @dataclass(frozen=True)
@@ -117,6 +82,12 @@ class Family(Protocol):
 
     def random_pipeline(self, configurations: Configurations, corpus: Iterable[str]) -> Any:
         """Return a whole diffusers pipeline with random weights; its tokenizers know the words of the corpus."""
+
+    def check_base(self, model: Model, folder: Path) -> Sequence[str]:
+        """Open everything that is loaded from a base's folder, but for the weights' numbers, and return what to know about it.
+
+        Raises ConfigError with the first reason that keeps it from being loaded, or from being trained rightly.
+        """
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         """Load the VAE on `device`, in float32 or from the folder `vae` in float16, and the text encoders in main memory.

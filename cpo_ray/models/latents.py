@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from cpo_ray.config import ConfigError
+
 
 class LatentSpace(Protocol):
     """What a class of VAE makes of pictures. `config` is the configuration of a VAE of this class."""
@@ -16,6 +18,9 @@ class LatentSpace(Protocol):
     """Class of the VAE in diffusers."""
     same_space: tuple[str, ...]
     """Settings of `config` in which two VAEs agree when they have one latent space."""
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raise ConfigError for a VAE whose latents are not encoded as `encode` does it."""
 
     def factor(self, config: Mapping[str, Any]) -> int:
         """Return the pixels of a picture's side per number of its latent's side."""
@@ -38,6 +43,14 @@ class GaussianLatents:
 
     vae_class: Any = AutoencoderKL
     same_space: tuple[str, ...] = ("latent_channels", "scaling_factor", "shift_factor")
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        for name in ("latents_mean", "latents_std"):
+            if config.get(name) is not None:
+                raise ConfigError(
+                    f"the VAE's config.json has {name}, a scale for each channel of its latents; "
+                    "bases with one scale for all channels are supported"
+                )
 
     def factor(self, config: Mapping[str, Any]) -> int:
         return int(2 ** (len(config["block_out_channels"]) - 1))

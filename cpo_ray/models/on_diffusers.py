@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,21 @@ from typing import Any
 import diffusers
 import torch
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from cpo_ray.config import ConfigError, Lora, Model
-from cpo_ray.models.base import DTYPES, Encoders, base_source
+from cpo_ray.core.diffusion import DiffusionProcess
+from cpo_ray.models.adapters import saving
+from cpo_ray.models.adapters.formats import LayerPlace, write_lora_formats
+from cpo_ray.models.base import DTYPES, Encoders
+from cpo_ray.models.bases.folder import check_folder, check_tokenizers
+from cpo_ray.models.bases.hub import variant
+from cpo_ray.models.bases.source import base_source
+from cpo_ray.models.bases.weights import DIFFUSERS, TRANSFORMERS, find_weights
 from cpo_ray.models.latents import GaussianLatents, LatentSpace
-from cpo_ray.models.lora_formats import LayerPlace, write_lora_formats
 from cpo_ray.models.skeleton import Configurations, Skeleton, made_in
 from cpo_ray.models.tiny import random_text_encoder, tokenizer_for
 
-ADAPTER = "default"
 # A block is compiled per width, aspect ratio and batch size. torch's default limit is 8.
 _SHAPES = 64
 
@@ -40,7 +42,10 @@ class DiffusersFamily:
     denoiser_class: Any
     text_encoder_classes: tuple[Any, ...]
     scheduler_class: Any
+    schedulers: Sequence[str]
+    """The schedulers in diffusers that a base may have, by class; `load_process` reads them all rightly."""
     encoders_class: Callable[[DiffusersFamily, Model, torch.device, Path | None], Encoders]
+    load_process: Callable[[Model], DiffusionProcess]
     original_place: Callable[[Any, str], LayerPlace]
     published: Configurations
     licences: Mapping[str, str]
@@ -64,18 +69,21 @@ class DiffusersFamily:
 
     def _configurations(self, folder: Path) -> Configurations:
         """Read those of the models in a pipeline's folder."""
-        texts = (
-            kind.config_class.from_pretrained(folder / name).to_dict()
-            for kind, name in zip(self.text_encoder_classes, self._text_encoder_names, strict=True)
-        )
+        named = zip(self.text_encoder_classes, self.text_encoder_names, strict=True)
+        texts = (kind.config_class.from_pretrained(folder / name).to_dict() for kind, name in named)
         return Configurations(
             self.denoiser_class.load_config(folder, subfolder=self.denoiser),
             self.latents.vae_class.load_config(folder, subfolder="vae"),
             tuple(texts),
         )
 
+    def _text_config(self, model: Model, name: str) -> Mapping[str, Any]:
+        kind = dict(zip(self.text_encoder_names, self.text_encoder_classes, strict=True))[name]
+        config = kind.config_class.from_pretrained(base_source(model), subfolder=name, revision=model.revision)
+        return dict(config.to_dict())
+
     @property
-    def _text_encoder_names(self) -> list[str]:
+    def text_encoder_names(self) -> list[str]:
         """diffusers' names of a pipeline's text encoders."""
         return ["text_encoder", *(f"text_encoder_{number}" for number in range(2, len(self.text_encoder_classes) + 1))]
 
@@ -88,7 +96,7 @@ class DiffusersFamily:
         vae = self.latents.vae_class.from_config(configurations.vae)
         scheduler = self.scheduler_class.from_config(configurations.scheduler)
         parts, texts, tokenizers = {self.denoiser: denoiser, "vae": vae, "scheduler": scheduler}, tuple(corpus), {}
-        named = zip(self._text_encoder_names, self.text_encoder_classes, configurations.text_encoders, strict=True)
+        named = zip(self.text_encoder_names, self.text_encoder_classes, configurations.text_encoders, strict=True)
         for name, kind, values in named:
             alike = kind.config_class, values.get("max_position_embeddings")  # equal tokenizers count once
             if alike not in tokenizers:
@@ -105,6 +113,16 @@ class DiffusersFamily:
         """Return the configuration of the base's VAE."""
         return self._config(self.latents.vae_class, model, "vae")
 
+    def scheduler_config(self, model: Model) -> Mapping[str, Any]:
+        """Return the configuration of the base's scheduler. Raises ConfigError for a class that the family is not trained on."""
+        config = self._config(self.scheduler_class, model, "scheduler")
+        if (found := config.get("_class_name")) not in self.schedulers:
+            raise ConfigError(
+                f"{model.base}/scheduler names {found}, whose schedule {self.name} is not trained on here; supported are "
+                f"{', '.join(self.schedulers)}"
+            )
+        return config
+
     def _config(self, kind: Any, model: Model, part: str) -> Mapping[str, Any]:
         config: Mapping[str, Any] = kind.load_config(base_source(model), subfolder=part, revision=model.revision)
         return config
@@ -112,12 +130,35 @@ class DiffusersFamily:
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         return self.encoders_class(self, model, device, vae)
 
-    def load_text(self, model: Model) -> Any:
-        """Load the pipeline without denoiser and VAE, on the CPU."""
-        left_out = {self.denoiser: None, "vae": None}
+    def load_text(self, model: Model, tokenizers_only: bool = False) -> Any:
+        """Load the pipeline without denoiser and VAE, on the CPU; with `tokenizers_only` without text encoders, too.
+
+        Raises ConfigError for a tokenizer without a length.
+        """
+        left_out = {self.denoiser: None, "vae": None, **dict.fromkeys(self.text_encoder_names if tokenizers_only else ())}
+        pipeline = self._pipeline(model, **left_out)
+        most = {name: self._text_config(model, name).get("max_position_embeddings") for name in self.text_encoder_names}
+        check_tokenizers(pipeline, most, model.base)
+        return pipeline
+
+    def _pipeline(self, model: Model, **parts: Any) -> Any:
+        """Load the pipeline with the given parts in place of its own; None leaves one out."""
+        names = (self.denoiser, "vae", *self.text_encoder_names)
+        variants = {found for name in names if name not in parts and (found := self._variant(model, name))}
         return self.pipeline_class.from_pretrained(
-            base_source(model), revision=model.revision, dtype=DTYPES[model.dtype], use_safetensors=True, **left_out
+            base_source(model),
+            revision=model.revision,
+            variant=next(iter(variants), None),
+            dtype=DTYPES[model.dtype],
+            use_safetensors=True,
+            **parts,
         )
+
+    def _variant(self, model: Model, part: str) -> str | None:
+        return variant(model, part, TRANSFORMERS if part in self.text_encoder_names else DIFFUSERS)
+
+    def check_base(self, model: Model, folder: Path) -> Sequence[str]:
+        return check_folder(self, model, folder)
 
     def load_vae(self, model: Model, device: torch.device, folder: Path | None) -> Any:
         """Load the base's VAE in float32 (SDXL's overflows in float16), or the one in `folder` in float16, frozen.
@@ -126,10 +167,11 @@ class DiffusersFamily:
         """
         kind = self.latents.vae_class
         if folder is None:
-            source: dict[str, Any] = {"subfolder": "vae", "revision": model.revision, "dtype": torch.float32}
-            vae = kind.from_pretrained(base_source(model), **source)
+            source: dict[str, Any] = {"subfolder": "vae", "revision": model.revision, "variant": self._variant(model, "vae")}
+            vae = kind.from_pretrained(base_source(model), **source, dtype=torch.float32, use_safetensors=True)
         else:
-            vae = kind.from_pretrained(folder, dtype=torch.float16, use_safetensors=True)
+            found = find_weights(folder, DIFFUSERS)
+            vae = kind.from_pretrained(folder, variant=found.variant, dtype=torch.float16, use_safetensors=True)
             with made_in(torch.device("meta"), torch.float32):
                 base = kind.from_config(self.vae_config(model))  # includes the defaults that its file leaves out
             for name in self.latents.same_space:
@@ -137,13 +179,18 @@ class DiffusersFamily:
                     raise ConfigError(
                         f"the VAE in {folder} has {name} = {own}, the base's has {expected}; give one of the same latent space"
                     )
+        self.latents.check(vae.config)
         return vae.to(device).eval().requires_grad_(False)
 
     def load_denoiser(self, model: Model, adapter: Path | None = None) -> Any:
         whole = self._is_whole(adapter)
-        source, revision = (str(adapter), None) if whole else (base_source(model), model.revision)
+        source: dict[str, Any] = {} if whole else {"revision": model.revision, "variant": self._variant(model, self.denoiser)}
         denoiser = self.denoiser_class.from_pretrained(
-            source, subfolder=self.denoiser, revision=revision, dtype=DTYPES[model.dtype], use_safetensors=True
+            str(adapter) if whole else base_source(model),
+            **source,
+            subfolder=self.denoiser,
+            dtype=DTYPES[model.dtype],
+            use_safetensors=True,
         )
         if adapter is not None and not whole:
             state, *_, metadata = self.pipeline_class.lora_state_dict(adapter, return_lora_metadata=True)
@@ -159,7 +206,7 @@ class DiffusersFamily:
             config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), init_lora_weights=True)
             mixin: Any = denoiser  # diffusers mixes peft's methods into its models
             try:
-                mixin.add_adapter(config, adapter_name=ADAPTER)
+                mixin.add_adapter(config, adapter_name=saving.ADAPTER)
             except ValueError as error:
                 names = list(lora.targets)
                 raise ConfigError(f"no layer of the denoiser is named like lora.targets = {names}: {error}") from None
@@ -188,16 +235,16 @@ class DiffusersFamily:
         replace_linears(denoiser, self.denoiser_class._repeated_blocks)
 
     def save_adapter(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
-        layers, metadata = _layers(denoiser, state), _metadata(denoiser)
-        keywords: dict[str, Any] = {f"{self.denoiser}_lora_layers": layers, f"{self.denoiser}_lora_adapter_metadata": metadata}
+        found, metadata = saving.layers(denoiser, state), saving.metadata(denoiser)
+        keywords: dict[str, Any] = {f"{self.denoiser}_lora_layers": found, f"{self.denoiser}_lora_adapter_metadata": metadata}
         self.pipeline_class.save_lora_weights(folder, **keywords)
-        _sort_metadata(folder / "pytorch_lora_weights.safetensors")
+        saving.sort_metadata(folder / "pytorch_lora_weights.safetensors")
 
     def save_other_formats(self, denoiser: nn.Module, state: dict[str, Tensor] | None, folder: Path) -> None:
         mixin: Any = denoiser
-        lora = mixin.peft_config[ADAPTER]
+        lora = mixin.peft_config[saving.ADAPTER]
         write_lora_formats(
-            _layers(denoiser, state),
+            saving.layers(denoiser, state),
             scale=lora.lora_alpha / lora.r,
             place=lambda module: self.original_place(mixin.config, module),
             outputs=lambda module: mixin.get_submodule(module).out_features,
@@ -212,9 +259,7 @@ class DiffusersFamily:
 
     def load_pipeline(self, model: Model, adapter: Path | None = None) -> Any:
         whole = {self.denoiser: self.load_denoiser(model, adapter)} if self._is_whole(adapter) else {}
-        pipeline = self.pipeline_class.from_pretrained(
-            base_source(model), revision=model.revision, dtype=DTYPES[model.dtype], use_safetensors=True, **whole
-        )
+        pipeline = self._pipeline(model, **whole)
         if adapter is not None and not whole:
             pipeline.load_lora_weights(adapter)
         return pipeline
@@ -232,30 +277,3 @@ class DiffusersFamily:
                 self.original_place(config, module)
             except KeyError:
                 raise ConfigError(f"lora.targets reach {module!r}, which has no name in the kohya and ComfyUI formats") from None
-
-
-def _layers(denoiser: nn.Module, state: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return the adapter's matrices on the CPU, named `<layer>.lora_A.weight` and `<layer>.lora_B.weight`."""
-    layers = get_peft_model_state_dict(denoiser, state_dict=state, adapter_name=ADAPTER)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in layers.items()}
-
-
-def _metadata(denoiser: Any) -> dict[str, Any]:
-    """Return what a loader needs beside the weights. Without it lora_alpha is lost, and the reloaded adapter is wrong without an
-    error.
-    """
-    config = denoiser.peft_config[ADAPTER].to_dict()
-    known = inspect.signature(LoraConfig).parameters
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items() if k in known}
-    return {k: v for k, v in plain.items() if isinstance(v, str | int | float | bool | list)}
-
-
-def _sort_metadata(file: Path) -> None:
-    """Sort the header's metadata. safetensors writes it in random order, and equal adapters must be equal files."""
-    data = file.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors stay aligned
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 from cpo_ray.config import Config, ConfigError, Optimization
@@ -20,7 +21,8 @@ from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
 from cpo_ray.models import family
-from cpo_ray.models.base import HUB_ID, local_base
+from cpo_ray.models.bases.hub import look_up, unpinned
+from cpo_ray.models.bases.source import is_hub_id, local_base
 from cpo_ray.preflight.findings import Finding
 from cpo_ray.preflight.machine import Resources, available
 from cpo_ray.preflight.planner import plan_findings
@@ -215,24 +217,20 @@ def _tree(config: Config) -> Hierarchy | None:
 
 
 def _model(config: Config) -> Iterator[Finding]:
-    base, folder = config.model.base, local_base(config.model)
+    """Open the base and the expert's adapter by the loaders' own rules."""
+    model = config.model
     try:
-        expected = family(config.model).pipeline
+        architecture, folder = family(model), local_base(model)
+        if folder is None:
+            parts = (architecture.denoiser, "vae", "text_encoder", "scheduler")
+            yield from (Finding("note", f"model: {sentence}") for sentence in look_up(model, parts))
+        else:
+            notes = architecture.check_base(model, folder)
+            yield Finding("ok", f"model: {folder} holds a {architecture.pipeline}")
+            pinned = unpinned(model) if is_hub_id(model.base) and not Path(model.base).is_dir() else None
+            yield from (Finding("note", f"model: {sentence}") for sentence in (*notes, *filter(None, [pinned])))
     except ConfigError as error:
         yield Finding("missing", f"model: {error}")
-        return
-    if folder is not None:
-        index = folder / "model_index.json"
-        if not index.is_file():
-            yield Finding("missing", f"model: {folder} has no model_index.json; it must be a pipeline saved by diffusers")
-        else:
-            pipeline = json.loads(index.read_text()).get("_class_name")
-            verdict: Literal["ok", "missing"] = "ok" if pipeline == expected else "missing"
-            yield Finding(verdict, f"model: {folder} holds a {pipeline}; model.family {config.model.family!r} takes a {expected}")
-    elif HUB_ID.fullmatch(base):
-        yield Finding("note", f"model: {base} is not on this machine and will be downloaded from the hub by every node")
-    else:
-        yield Finding("missing", f"model: there is no folder {base}; give a folder saved by diffusers or a hub id")
     adapter = config.expert.adapter
     if adapter is not None and not adapter.exists():
         yield Finding("missing", f"expert.adapter: there is nothing at {adapter}; leave it out to train an expert")

@@ -14,7 +14,7 @@ from cpo_ray.core.schema import target_row_bytes
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.models import family
-from cpo_ray.models.base import local_base
+from cpo_ray.models.bases.source import local_base
 from cpo_ray.preflight.durations import work
 from cpo_ray.preflight.engine_memory import checkpoint_bytes
 from cpo_ray.preflight.memory import micro_batch

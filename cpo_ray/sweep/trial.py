@@ -25,7 +25,7 @@ from cpo_ray.config.sweep.searched import Point
 from cpo_ray.core.files import read_json
 from cpo_ray.core.plan import Plan
 from cpo_ray.evaluation.generate import grid
-from cpo_ray.models.base import base_source
+from cpo_ray.models.bases.source import base_source
 from cpo_ray.run import Run
 from cpo_ray.stages import training_spec
 from cpo_ray.sweep.measure import save_pictures

@@ -26,7 +26,8 @@ from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
-from cpo_ray.models.base import DTYPES, Family, PictureSize, base_source
+from cpo_ray.models.base import DTYPES, Family, PictureSize
+from cpo_ray.models.bases.source import base_source
 from cpo_ray.targets.frozen import FrozenDenoisers, Texts
 from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cpo_ray.config import Lora, Model
 from cpo_ray.models import family
-from cpo_ray.models.lora_formats import LayerPlace, original_layers
+from cpo_ray.models.adapters.formats import LayerPlace, original_layers
 from cpo_ray.training.artifacts.export import probe_output
 
 EVERYTHING = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "net.0.proj", "net.2", "conv1", "conv2", "time_emb_proj")

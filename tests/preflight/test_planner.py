@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpo_ray.config import Config, load, override
-from cpo_ray.models.base import local_base
+from cpo_ray.models.bases.source import local_base
 from cpo_ray.preflight import disk
 from cpo_ray.preflight.durations import ideal_ratio, stages, work
 from cpo_ray.preflight.findings import Finding

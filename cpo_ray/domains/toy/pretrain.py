@@ -136,7 +136,7 @@ def build_pipeline(tree: Hierarchy, output: Path) -> StableDiffusionXLPipeline:
     configurations = FAMILY.tiny(Widths(denoiser=(64, 128), text=64, vae=(16, 32, 64)))
     pipeline: StableDiffusionXLPipeline = FAMILY.random_pipeline(configurations, corpus_texts(tree))
     if (output / "vae" / "config.json").exists():
-        pipeline.vae = type(pipeline.vae).from_pretrained(output / "vae")
+        pipeline.vae = type(pipeline.vae).from_pretrained(output / "vae", use_safetensors=True)
     return pipeline
 
 
@@ -265,7 +265,7 @@ def main() -> None:
     latents = (encode(pipeline, pictures) * pipeline.vae.config.scaling_factor).half().share_memory_()
     spawn(train_denoiser, (options, latents, scenes), nprocs=options.processes)
     spawn(train_vae, (options, pictures.share_memory_(), True), nprocs=options.processes)
-    crisp = type(pipeline.vae).from_pretrained(output / "vae_final")
+    crisp = type(pipeline.vae).from_pretrained(output / "vae_final", use_safetensors=True)
     crisp.register_to_config(_name_or_path="")  # the folder it was trained in is nobody's business
     crisp.to(dtype=torch.float16).save_pretrained(output / "base" / "vae")
     record = {

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from cpo_ray.config import Model
 from cpo_ray.core.diffusion import FlowProcess
-from cpo_ray.models.base import Conditioning, Family, base_source
+from cpo_ray.models.base import Conditioning, Family
 from cpo_ray.models.flux.encoders import FluxEncoders, SameTextFluxPipeline
 from cpo_ray.models.flux.names import original_place
 from cpo_ray.models.flux.published import LICENCES, PUBLISHED
@@ -35,6 +35,7 @@ class Flux(DiffusersFamily):
     denoiser_class = FluxTransformer2DModel
     text_encoder_classes = (CLIPTextModel, T5EncoderModel)
     scheduler_class = FlowMatchEulerDiscreteScheduler
+    schedulers = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
     encoders_class = FluxEncoders
     original_place = staticmethod(original_place)
     tiny = staticmethod(tiny)
@@ -56,7 +57,8 @@ class Flux(DiffusersFamily):
         return torch.zeros(batch, *skeleton.latent_shape(model.resolution)), torch.zeros(batch), conditioning
 
     def load_process(self, model: Model) -> FlowProcess:
-        return FlowProcess(model.flow.timesteps, model.flow.shift or self._shift_of_base(model))
+        shift = self._shift_of_base(model)  # also where the configuration has its own, since it checks the scheduler
+        return FlowProcess(model.flow.timesteps, model.flow.shift or shift)
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         height, width = x_t.shape[-2:]
@@ -82,8 +84,7 @@ class Flux(DiffusersFamily):
 
     def _shift_of_base(self, model: Model) -> float:
         """How far the base's pipeline moves its times at this resolution: FLUX.1-dev the further, the more tokens there are."""
-        source = base_source(model)
-        scheduler = self.scheduler_class.load_config(source, subfolder="scheduler", revision=model.revision)
+        scheduler = self.scheduler_config(model)
         if not scheduler.get("use_dynamic_shifting", False):
             return float(scheduler.get("shift", 1.0))
         tokens = (model.resolution // (2 * self.latents.factor(self.vae_config(model)))) ** 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cpo_ray.models.lora_formats import LayerPlace
+from cpo_ray.models.adapters.formats import LayerPlace
 
 
 def original_place(_: Any, module: str) -> LayerPlace:

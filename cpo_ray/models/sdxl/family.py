@@ -7,15 +7,35 @@ from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline, U
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from cpo_ray.config import Model
+from cpo_ray.config import ConfigError, Model
 from cpo_ray.core.diffusion import DiscreteProcess
-from cpo_ray.models.base import Conditioning, Family, base_source
+from cpo_ray.models.base import Conditioning, Family
 from cpo_ray.models.on_diffusers import DiffusersFamily
 from cpo_ray.models.sdxl.encoders import SDXLEncoders
 from cpo_ray.models.sdxl.names import original_place
 from cpo_ray.models.sdxl.published import LICENCES, PUBLISHED
 from cpo_ray.models.sdxl.tiny import tiny
 from cpo_ray.models.skeleton import Skeleton
+
+#: Schedulers with a discrete noise schedule, which they all compute from betas. Others (EDM, flows) have another one.
+DISCRETE = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+)
 
 
 class SDXL(DiffusersFamily):
@@ -28,6 +48,7 @@ class SDXL(DiffusersFamily):
     denoiser_class = UNet2DConditionModel
     text_encoder_classes = (CLIPTextModel, CLIPTextModelWithProjection)
     scheduler_class = DDIMScheduler
+    schedulers = DISCRETE
     encoders_class = SDXLEncoders
     original_place = staticmethod(original_place)
     tiny = staticmethod(tiny)
@@ -46,8 +67,15 @@ class SDXL(DiffusersFamily):
         return x_t, torch.zeros(batch, dtype=torch.long), conditioning
 
     def load_process(self, model: Model) -> DiscreteProcess:
-        scheduler = DDPMScheduler.from_pretrained(base_source(model), subfolder="scheduler", revision=model.revision)
-        return DiscreteProcess(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+        config = self.scheduler_config(model)
+        if config.get("use_flow_sigmas") or config.get("timestep_type") == "continuous":
+            raise ConfigError(f"{model.base}/scheduler asks for a flow or EDM; sdxl takes a discrete noise schedule")
+        # Every scheduler of the list computes its noise schedule from the same settings; this one keeps it as it is.
+        scheduler = DDPMScheduler.from_config(config)
+        try:
+            return DiscreteProcess(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+        except ValueError as error:
+            raise ConfigError(f"{model.base}/scheduler: {error}") from None
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": conditioning["time_ids"]}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from cpo_ray.models.lora_formats import LayerPlace
+from cpo_ray.models.adapters.formats import LayerPlace
 
 
 def original_place(config: Any, module: str) -> LayerPlace:

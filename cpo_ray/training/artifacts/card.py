@@ -12,7 +12,7 @@ import yaml
 from cpo_ray.config import Model
 from cpo_ray.core.files import write_text
 from cpo_ray.models import family
-from cpo_ray.models.base import base_source
+from cpo_ray.models.bases.source import base_source
 
 _EVALUATION = ("<!-- evaluation -->", "<!-- end of evaluation -->")
 _FRONT_MATTER = re.compile(r"---\n(.*?)\n---\n", re.DOTALL)

@@ -1,0 +1,1 @@
+"""LoRA in the formats that people have, and in those that other programs read."""
