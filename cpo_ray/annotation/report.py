@@ -15,13 +15,15 @@ from cpo_ray.config.annotation import AnnotationConfig
 class AnnotationReport:
     """The pictures listed, annotated and set aside (by kind of reason), the questions, and what was dropped from answers.
 
-    `unlisted` counts the files and rows that could not even be listed as pictures, by kind of reason.
+    `unlisted` counts the files and rows that could not even be listed as pictures, by kind of reason. `told` says which columns
+    were read, and which published splits are kept.
     """
 
     config: AnnotationConfig
     pictures: int
     dry_run: bool
     unlisted: Counter[str] = field(default_factory=Counter)
+    told: str = ""
     annotated: int = 0
     set_aside: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -61,16 +63,20 @@ class AnnotationReport:
     def summary(self) -> str:
         """Return the counts as a few lines for a terminal."""
         effort, aside = self.effort, self.set_aside + self.unlisted
+        listed = [self.told] if self.told else []
         reasons = f" ({', '.join(f'{kind}: {count}' for kind, count in aside.most_common())})" if aside else ""
         if self.dry_run:
-            return (
-                f"{self.pictures} pictures: {self.annotated} can be annotated, {aside.total()} cannot{reasons}\n"
-                f"{effort.asked} questions to ask, {effort.known} answered already\n"
-                f"about {_short(effort.tokens_in)} tokens in and {_short(effort.tokens_out)} out"
-                + (f", which cost about {self.cost:.2f}" if self.cost else "")
-            )
+            cost = f", which cost about {self.cost:.2f}" if self.cost else ""
+            lines = [
+                f"{self.pictures} pictures: {self.annotated} can be annotated, {aside.total()} cannot{reasons}",
+                *listed,
+                f"{effort.asked} questions to ask, {effort.known} answered already",
+                f"about {_short(effort.tokens_in)} tokens in and {_short(effort.tokens_out)} out{cost}",
+            ]
+            return "\n".join(lines)
         lines = [
             f"{self.annotated} pictures annotated, {aside.total()} set aside{reasons}",
+            *listed,
             f"{effort.asked} questions asked, {effort.known} answered before; "
             f"{effort.calls} calls, {effort.calls - effort.asked} of them retries; {self._tokens}",
         ]

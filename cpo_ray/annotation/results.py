@@ -11,17 +11,17 @@ from typing import Any
 
 from cpo_ray.annotation.asking.annotator import Outcome
 from cpo_ray.annotation.asking.questions import PROMPT_VERSION
+from cpo_ray.annotation.listing import Listing, PictureEntry
 from cpo_ray.annotation.pictures import picture_digest
 from cpo_ray.annotation.report import AnnotationReport
-from cpo_ray.annotation.sources.listing import Listing, PictureEntry
-from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.core.files import Log, write_json, write_text
 from cpo_ray.core.prompts import Labels
-from cpo_ray.data.folder import SetAside
 from cpo_ray.data.importer import stage_quarantine
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import SHARDS, DataError, stage_shards, staged
+from cpo_ray.data.sources.extent import read
+from cpo_ray.data.sources.listed import SetAside
 from cpo_ray.data.validate import Origin, RowError, annotated_row
 from cpo_ray.hierarchy import Hierarchy
 
@@ -83,7 +83,7 @@ def _rows(
                 set_aside.append(SetAside(entry.source, entry.id, outcome.kind, outcome.problem))
             else:
                 good.append(entry)
-        for entry, data in zip(good, read(good), strict=True):
+        for entry, data in zip(good, read(entry.extent for entry in good), strict=True):
             outcome = outcomes[entry.id]
             try:
                 if isinstance(data, PictureError) or picture_digest(data) != outcome.digest:

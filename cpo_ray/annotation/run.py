@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -25,15 +25,14 @@ from ray.util.annotations import RayDeprecationWarning
 from cpo_ray.annotation.asking.annotator import Annotator, Effort, Outcome
 from cpo_ray.annotation.asking.cache import Answers
 from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, open_back_end
+from cpo_ray.annotation.listing import Listing, PictureEntry, list_pictures
 from cpo_ray.annotation.pictures import Picture, picture_digest, prepare
 from cpo_ray.annotation.report import AnnotationReport
 from cpo_ray.annotation.results import check_output, write_results
-from cpo_ray.annotation.sources.files import list_pictures
-from cpo_ray.annotation.sources.listing import Listing, PictureEntry
-from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.picture import PictureError
+from cpo_ray.data.sources.extent import Extent, read
 from cpo_ray.evaluation.domain import domain_named
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 
@@ -77,7 +76,8 @@ def annotate(
     tree = load_hierarchy(config.annotation.hierarchy)
     check_output(config.annotation.output, config.pictures.path)
     listing = listed(config, limit)
-    report = AnnotationReport(config, len(listing.entries), dry_run, Counter(one.kind for one in listing.set_aside))
+    unlisted = Counter(one.kind for one in listing.set_aside)
+    report = AnnotationReport(config, len(listing.entries), dry_run, unlisted, listing.told)
     outcomes: dict[str, Outcome] = {}
     in_vain = 0
     for outcome in _outcomes(_for_workers(config), listing.entries, dry_run, retry_failed):
@@ -94,9 +94,20 @@ def annotate(
                 "the same command with --retry-failed"
             )
     if not dry_run:
+        if not report.annotated:
+            raise AnnotationError(_nothing_annotated(config, listing, outcomes))
         write_results(config, tree, listing, outcomes, report)
     report.seconds = time.monotonic() - started
     return report
+
+
+def _nothing_annotated(config: AnnotationConfig, listing: Listing, outcomes: Mapping[str, Outcome]) -> str:
+    """Return why there is no data set, with an example."""
+    reasons = [outcome.problem for outcome in outcomes.values()] + [one.reason for one in listing.set_aside]
+    place = config.pictures.path
+    if not reasons:
+        return f"{place} holds no pictures; set pictures.path to a folder, a Parquet file or a tar that does"
+    return f"no picture of {place} could be annotated, and {len(reasons)} were set aside; for instance: {reasons[0]}"
 
 
 def listed(config: AnnotationConfig, limit: int | None) -> Listing:
@@ -167,9 +178,10 @@ def annotator(
 
 def prepare_block(rows: pa.Table, config: AnnotationConfig) -> pa.Table:
     """Read and decode the pictures of one row of entries. A file that is not a picture continues as an outcome that says so."""
-    entries = [PictureEntry(**entry) for entry in json.loads(rows["entries"][0].as_py())]
+    listed = json.loads(rows["entries"][0].as_py())
+    entries = [PictureEntry(**{**entry, "extent": Extent(**entry["extent"])}) for entry in listed]
     pictures, unusable = [], []
-    for entry, data in zip(entries, read(entries), strict=True):
+    for entry, data in zip(entries, read(entry.extent for entry in entries), strict=True):
         try:
             if isinstance(data, PictureError):
                 raise data

@@ -48,12 +48,14 @@ class PictureSource(Section):
     """A domain that can draw pictures of its own, by name or as "module:Class"."""
     drawn: int = Field(default=0, ge=0)
     """With a positive number that domain draws that many pictures into `path` when it holds no metadata.jsonl."""
-    image_column: str = "image"
-    """Column of Parquet files with the encoded images, as bytes or as a struct with a field `bytes`."""
-    id_column: str = "id"
-    """Column of Parquet files with the ids. Without such a column, file and row number are the id."""
-    prompt_column: str = "prompt"
-    """Column of Parquet files with the content prompt y. It may be missing if the back end writes prompts."""
+    image_column: str | None = None
+    """Column of Parquet files with the encoded images, as bytes or as a struct with a field `bytes`. By default the one that is
+    named like a picture, or the only one of such a type."""
+    id_column: str | None = None
+    """Column of Parquet files with the ids. By default `id`; without such a column, file and row number are the id."""
+    prompt_column: str | None = None
+    """Column of Parquet files with the content prompt y. By default `prompt`, `text` or `caption`. It may be missing if the back
+    end writes prompts."""
 
 
 class AnnotationSettings(Section):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import QUARANTINE
 from cpo_ray.core.splits import Split
-from cpo_ray.data.folder import Folder, Pictured, read_folder
-from cpo_ray.data.picture import MAX_BYTES
+from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import DataError, Stage, stage_shards, staged
+from cpo_ray.data.sources.extent import read
+from cpo_ray.data.sources.folder import read_pictures
+from cpo_ray.data.sources.listed import Folder, Pictured, told_of_splits
 from cpo_ray.data.validate import Origin, Reason, RowError, annotated_row
 from cpo_ray.hierarchy import Hierarchy
 
@@ -26,8 +28,8 @@ from cpo_ray.hierarchy import Hierarchy
 class ImportReport:
     """The numbers of pictures kept and set aside. `reasons` counts faults, and one picture can have several.
 
-    `prompts` says where the prompts came from. `unlabelled` counts the pictures without attributes. `splits` counts the pictures
-    of each published split, and those without one as None.
+    `prompts` says which columns and files the prompts and other fields came from. `unlabelled` counts the pictures without
+    attributes. `splits` counts the pictures of each published split, and those without one as None.
     """
 
     kept: int
@@ -46,7 +48,7 @@ class ImportReport:
                 f"{self.kept} pictures imported, {self.set_aside} set aside ({reasons}); quarantine.jsonl says why, row by row"
             ]
         if self.prompts:
-            lines.append(f"prompts: {self.prompts}")
+            lines.append(self.prompts)
         if told := told_of_splits(self.splits):
             lines.append(told)
         if self.unlabelled:
@@ -54,27 +56,14 @@ class ImportReport:
         return "\n".join(lines)
 
 
-def told_of_splits(splits: Counter[Split | None]) -> str:
-    """Return what became of published splits, by their counts, as one line; an empty text where there are none."""
-    published = [f"{name} {splits[name]}" for name in get_args(Split) if splits[name]]
-    if not published:
-        return ""
-    rest = f"; {splits[None]} pictures without one are split by their ids" if splits[None] else ""
-    missing = [name for name in get_args(Split) if not splits[name] and not splits[None]]
-    lacking = f"; there are no {' and no '.join(missing)} pictures" if missing else ""
-    return f"published splits are kept: {', '.join(published)}{rest}{lacking}"
-
-
 def import_folder(folder: Path, output: Path, tree: Hierarchy) -> ImportReport:
-    """Import a folder of pictures; write shards, quarantine.parquet and quarantine.jsonl to `output`.
+    """Import a folder of pictures, a Parquet file or a tar; write shards, quarantine.parquet and quarantine.jsonl to `output`.
 
     An entry has a prompt, the two lists `positive` and `negative` of attribute ids or neither, and an optional `id` (by default
-    the file's name). A bad entry is set aside with its reasons. Raises DataError if the folder is missing, no picture could be
-    kept, `output` already holds shards, or the disk is full.
+    the file's name). A bad entry is set aside with its reasons. Raises DataError if there is no such folder or file, no picture
+    could be kept, `output` already holds shards, or the disk is full.
     """
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; give the folder that holds the pictures")
-    run = _Import(read_folder(folder), folder.name, tree)
+    run = _Import(read_pictures(folder), folder.name if folder.is_dir() else folder.parent.name, tree)
     with staged(output) as stage:
         kept = stage_shards(run.rows(), stage)
         if not kept:
@@ -97,10 +86,11 @@ class _Import:
     _sources: dict[str, str] = field(default_factory=dict)
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        for picture in self.folder.pictures:
+        pictures = self.folder.pictures
+        for picture, data in zip(pictures, read(picture.extent for picture in pictures), strict=True):
             sample_id = picture.entry.fields.get("id", picture.name)
             try:
-                yield self._row(picture, sample_id)
+                yield self._row(picture, sample_id, data)
             except RowError as error:
                 self._set_aside(f"{self.name}/{picture.entry.source}", str(sample_id), error.reasons)
         for refused in self.folder.set_aside:
@@ -114,7 +104,7 @@ class _Import:
         example = f"{first['source']}: {first['reason']}"
         return f"no picture of {folder} could be kept, and {len(self.set_aside)} were set aside; {example}"
 
-    def _row(self, picture: Pictured, sample_id: Any) -> dict[str, Any]:
+    def _row(self, picture: Pictured, sample_id: Any, data: bytes | PictureError) -> dict[str, Any]:
         fields, source = picture.entry.fields, f"{self.name}/{picture.entry.source}"
         prompt = fields.get("prompt")
         texts = {"prompt": prompt, "id": sample_id}
@@ -123,7 +113,9 @@ class _Import:
         if (first := self._sources.setdefault(sample_id, source)) != source:
             raise RowError([Reason("duplicate id", f"the id {sample_id!r} is that of {first} already")])
         labels = Labels(str(prompt), *self._labels(picture))
-        row = annotated_row(sample_id, _read(picture.path), labels, Origin(source, picture.split), self.tree)
+        if isinstance(data, PictureError):
+            raise RowError([Reason("unreadable file", str(data))])
+        row = annotated_row(sample_id, data, labels, Origin(source, picture.split), self.tree)
         self.splits[picture.split] += 1
         self.unlabelled += not labels.positive_ids and not labels.negative_ids
         return row
@@ -147,15 +139,6 @@ class _Import:
         row = {"source": source, "id": sample_id, "reason": "; ".join(reason.sentence for reason in reasons)}
         # Broken text is escaped, since Parquet holds valid Unicode only.
         self.set_aside.append({key: text.encode("utf-8", "backslashreplace").decode() for key, text in row.items()})
-
-
-def _read(path: Path) -> bytes:
-    """Return the bytes of a file, at most one byte more than a picture may have, so that larger files are noticed."""
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RowError([Reason("unreadable file", f"the file {str(path)!r} cannot be read: {error.strerror}")]) from None
 
 
 def stage_quarantine(rows: list[dict[str, str]], stage: Stage) -> None:

@@ -6,18 +6,26 @@ import io
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from cpo_ray.models.base import PictureSize
 
 # No other decoder of PIL is reachable from a data set. Some start programs, such as EPS.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 MAX_PIXELS = 100_000_000
+#: Above this number of pixels a file must have a byte for every so many pixels. No photograph compresses further; files that are
+#: made to fill the memory do.
+BOMB_PIXELS, BOMB_RATIO = 25_000_000, 100
+#: Transparent pictures are put on white in strips of this many pixels, since several whole copies take gigabytes.
+_STRIP = 2**22
 MIN_SIDE = 16
 # This limit keeps a row group of 16 pictures within the 2 GiB of one Arrow binary array.
 MAX_BYTES = 64 * 2**20
 
 CENTER = (0.5, 0.5)
+
+# The only compressed chunk that PIL reads of a PNG here is the colour profile, which may be larger than the megabyte it allows.
+PngImagePlugin.MAX_TEXT_CHUNK = 2**24
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION = 0x0112
@@ -41,16 +49,17 @@ def decode(data: bytes) -> Image.Image:
     """Decode an image file to RGB with sRGB values in [0, 255].
 
     A colour profile is converted, EXIF rotation is applied, transparency becomes white, and of several frames the first is taken.
-    The size is read from the header and checked before any pixel is decoded. Text chunks are not read.
+    The size is read from the header and checked before any pixel is decoded, and so is how far the pixels are compressed. Text
+    chunks are not read. A picture takes 8 bytes of memory a pixel at most.
 
     Raises PictureError if the file is not an image, is damaged or truncated, has a side below 16 pixels, more than 100
-    megapixels, more than 64 MiB, or 32 bits per channel.
+    megapixels, more than 64 MiB, over 25 megapixels in less than a byte for 100 of them, or 32 bits per channel.
     """
     if len(data) > MAX_BYTES:
         raise PictureError(f"the image file is larger than {MAX_BYTES // 2**20} MiB; save it smaller")
     try:
         with Image.open(io.BytesIO(_without_text(data)), formats=FORMATS) as opened:
-            _check_size(*opened.size)
+            _check_size(*opened.size, len(data))
             opened.load()
             return _upright(_rgb(opened), _orientation(opened))
     except PictureError:
@@ -84,9 +93,11 @@ def fit(
     return np.array(cropped), PictureSize((height, width), (top, left), (rows, columns))
 
 
-def _check_size(width: int, height: int) -> None:
+def _check_size(width: int, height: int, size: int) -> None:
     if width * height > MAX_PIXELS:
         raise PictureError(f"the picture has {width} x {height} pixels; {MAX_PIXELS // 10**6} megapixels are the most")
+    if width * height > max(BOMB_PIXELS, BOMB_RATIO * size):
+        raise PictureError(f"{size:,} bytes would unpack to {width} x {height} pixels, as no photograph does; save it smaller")
     if min(width, height) < MIN_SIDE:
         raise PictureError(f"the picture has {width} x {height} pixels; {MIN_SIDE} on each side are the least")
 
@@ -150,11 +161,20 @@ def _rgb(picture: Image.Image) -> Image.Image:
         # PIL would clip 16-bit grey at 255 and turn nearly everything white.
         picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.has_transparency_data:
-        seen = _srgb(_with_profile_of(picture, picture.convert("RGBA")))
-        return Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen).convert("RGB")
+        return _on_white(picture)
     if picture.mode == "P":
         picture = _with_profile_of(picture, picture.convert("RGB"))
     return _srgb(picture).convert("RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    seen, (width, height) = Image.new("RGB", picture.size), picture.size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = picture.crop((0, top, width, min(top + rows, height)))
+        part = _srgb(_with_profile_of(picture, _with_profile_of(picture, strip).convert("RGBA")))
+        seen.paste(Image.alpha_composite(Image.new("RGBA", part.size, "white"), part).convert("RGB"), (0, top))
+    return seen
 
 
 def _with_profile_of(picture: Image.Image, converted: Image.Image) -> Image.Image:

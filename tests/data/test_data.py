@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from cpo_ray.core.files import DiskFullError
 from cpo_ray.core.prompts import Labels
@@ -64,6 +64,22 @@ def test_every_mode_becomes_rgb() -> None:
     assert color(encoded(Image.new("P", square, 0), "png", transparency=0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_a_large_transparent_picture_is_put_on_white_piece_by_piece(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = noise(3, 50).convert("RGBA")
+    pixels.putalpha(noise(4, 50).convert("L"))
+    data = encoded(pixels.quantize(30) if mode == "P" else pixels.convert(mode))
+    whole = np.asarray(decode(data))
+    monkeypatch.setattr("cpo_ray.data.picture._STRIP", 50 * 7)
+    np.testing.assert_array_equal(np.asarray(decode(data)), whole)
+
+
+def test_a_colour_profile_of_over_a_megabyte_is_read() -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    large = (len(profile) + 3 * 2**20).to_bytes(4, "big") + profile[4:] + bytes(3 * 2**20)
+    assert color(encoded(Image.new("RGB", (16, 16), (10, 20, 30)), icc_profile=large)) == (10, 20, 30)
+
+
 def test_exif_rotation_is_applied() -> None:
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, :20] = 255
@@ -85,6 +101,7 @@ def test_exif_rotation_is_applied() -> None:
         (encoded(Image.new("1", (40_000, 5_000))), "more than 100 megapixels"),
         (encoded(Image.new("F", (16, 16)), "tiff"), "32 bits per channel"),
         (bytes(MAX_BYTES + 1), "larger than 64 MiB"),
+        (encoded(Image.new("1", (8_000, 8_000))), r"bytes would unpack to 8000 x 8000 pixels, as no photograph does"),
     ],
 )
 def test_unusable_pictures_say_why(data: bytes, message: str) -> None:
@@ -320,7 +337,7 @@ def imported(tmp_path: Path, tree: Hierarchy, *lines: dict[str, Any] | bytes) ->
 def test_import_keeps_the_good_rows(tmp_path: Path, toy: Hierarchy) -> None:
     text = {key: value for key, value in GOOD.items() if key != "prompt"} | {"text": " blue square over sea\n", "id": "named"}
     report, _ = imported(tmp_path, toy, {"file_name": "good.png", **GOOD}, b"", {"file_name": "./good.png", **text})
-    assert report == ImportReport(2, 0, Counter(), "1 from 'prompt', 1 from 'text'", splits=Counter({None: 2}))
+    assert report == ImportReport(2, 0, Counter(), "prompts: 1 from 'prompt', 1 from 'text'", splits=Counter({None: 2}))
     assert report.summary() == "2 pictures imported, none set aside\nprompts: 1 from 'prompt', 1 from 'text'"
     data = AnnotatedDataset.open(tmp_path / "shards")
     data.check_hierarchy(toy)

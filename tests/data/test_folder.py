@@ -9,15 +9,17 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cpo_ray.data.folder import Folder, read_folder
 from cpo_ray.data.importer import import_folder
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.data.sources.folder import read_pictures
+from cpo_ray.data.sources.listed import Folder
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 
 PROMPT = "red circle over sea"
@@ -84,7 +86,7 @@ def test_a_metadata_file_of_any_form_is_read(tmp_path: Path, tree: Hierarchy, fo
 def test_a_parquet_of_metadata_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     pq.write_table(pa.Table.from_pylist([{"file_name": "a.png", "text": PROMPT}]), tmp_path / "metadata.parquet")
-    assert prompts(read_folder(tmp_path)) == {"a.png": PROMPT}
+    assert prompts(read_pictures(tmp_path)) == {"a.png": PROMPT}
 
 
 def test_captions_beside_pictures_are_read_and_the_pictures_are_told_to_lack_attributes(tmp_path: Path, tree: Hierarchy) -> None:
@@ -105,7 +107,7 @@ def test_metadata_in_sub_folders_speaks_of_their_pictures_and_names_their_split(
     for split in ("train", "validation", "test"):
         picture(tmp_path / split / "000.png")
         (tmp_path / split / "metadata.jsonl").write_text(json.dumps({"file_name": "000.png", "text": split}))
-    found = read_folder(tmp_path)
+    found = read_pictures(tmp_path)
     assert prompts(found) == {f"{split}/000.png": split for split in ("test", "train", "validation")}
     assert {one.name.split("/")[0]: one.split for one in found.pictures} == {s: s for s in ("train", "validation", "test")}
 
@@ -130,8 +132,65 @@ def test_names_as_other_systems_write_them_find_their_pictures(tmp_path: Path) -
     picture(tmp_path / "UPPER.PNG")
     written = ("sub\\000.png", unicodedata.normalize("NFC", "café.png"), "upper.png")
     (tmp_path / "metadata.jsonl").write_text(_lines([{"file_name": name, "prompt": name} for name in written]))
-    found = read_folder(tmp_path)
+    found = read_pictures(tmp_path)
     assert set(prompts(found).values()) == set(written) and not found.set_aside
+
+
+def test_names_without_a_suffix_are_pictures_and_find_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "000")
+    picture(tmp_path / "001.png")
+    picture(tmp_path / "002.jpg_large", "jpeg")
+    (tmp_path / "000.txt").write_text("beside")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "001", "prompt": "named"}))
+    found = read_pictures(tmp_path)
+    assert prompts(found) == {"000": "beside", "001.png": "named", "002.jpg_large": None} and not found.set_aside
+
+
+def test_a_split_that_metadata_names_counts_and_an_unknown_one_is_told(tmp_path: Path) -> None:
+    splits = enumerate(("val", "", "x"))
+    rows = [{"file_name": f"train/{number}.png", "prompt": PROMPT, "split": split} for number, split in splits]
+    for row in rows:
+        picture(tmp_path / str(row["file_name"]))
+    (tmp_path / "metadata.jsonl").write_text(_lines(rows))  # type: ignore[arg-type]
+    found = read_pictures(tmp_path)
+    assert [(one.name, one.split) for one in found.pictures] == [("train/0.png", "validation"), ("train/1.png", "train")]
+    assert [one.reason for one in found.set_aside] == [
+        "the split 'x' is none of train, validation and test; name one of them, or leave the column out"
+    ]
+
+
+def test_columns_that_were_taken_and_those_that_were_not_are_told(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "metadata.csv").write_text("image_path,caption,score\na.png,a house,0.3\n")
+    assert read_pictures(tmp_path).told() == "prompts: 1 from 'caption'; also file_name from 'image_path'; not read: 'score'"
+    (tmp_path / "metadata.csv").write_text("image_path,caption\na.png,a house, red\n")
+    (broken,) = read_pictures(tmp_path).set_aside
+    assert "more cells than the header; put texts that hold ',' in double quotes" in broken.reason
+
+
+def test_a_text_and_a_json_beside_one_picture_are_both_read(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"positive": ["edge.clarity"], "negative": [], "width": 20}))
+    (tmp_path / "a.txt").write_text(PROMPT)
+    (one,) = read_pictures(tmp_path).pictures
+    assert one.entry.fields == {"prompt": PROMPT, "positive": ["edge.clarity"], "negative": []}
+    assert (one.entry.source, one.entry.unread) == ("a.json and a.txt", ("width",))
+
+
+def test_a_folder_that_cannot_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def closed(path: str) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = read_pictures(tmp_path)
+    assert set(prompts(found)) == {"a.png"}
+    assert [one.reason for one in found.set_aside] == ["the folder closed cannot be read: Permission denied"]
 
 
 def test_every_file_is_listed_or_set_aside_with_its_reason(tmp_path: Path) -> None:
@@ -145,7 +204,7 @@ def test_every_file_is_listed_or_set_aside_with_its_reason(tmp_path: Path) -> No
     (tmp_path / "unread.txt").write_text("no picture of this name")
     (tmp_path / "Thumbs.db").write_bytes(b"x")
     (tmp_path / "round").symlink_to(tmp_path, target_is_directory=True)
-    found = read_folder(tmp_path)
+    found = read_pictures(tmp_path)
     assert set(prompts(found)) == {"real.png", "blob", "link.png"}
     reasons = {one.id: one.kind for one in found.set_aside}
     assert reasons == {
@@ -161,7 +220,7 @@ def test_a_caption_that_nobody_reads_is_said_to_be(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "a.txt").write_text("another prompt")
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "prompt": PROMPT}))
-    found = read_folder(tmp_path)
+    found = read_pictures(tmp_path)
     assert prompts(found) == {"a.png": PROMPT}
     assert [(one.kind, one.reason) for one in found.set_aside] == [("unused caption", "metadata.jsonl:1 speaks of a.png already")]
 
@@ -178,7 +237,7 @@ def test_a_caption_that_nobody_reads_is_said_to_be(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, tree: Hierarchy, name: str, content: bytes, sentence: str) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / name).write_bytes(content)
-    assert any(sentence in one.reason for one in read_folder(tmp_path).set_aside)
+    assert any(sentence in one.reason for one in read_pictures(tmp_path).set_aside)
     with pytest.raises(DataError, match=r"no picture of .* could be kept"):
         import_folder(tmp_path, tmp_path / "shards", tree)
     assert not (tmp_path / "shards").exists() or not list((tmp_path / "shards").iterdir())

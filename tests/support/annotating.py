@@ -14,11 +14,11 @@ from typing import Any
 from cpo_ray.annotation.asking.annotator import Annotator, Effort, Outcome
 from cpo_ray.annotation.asking.cache import Answers
 from cpo_ray.annotation.back_ends.base import open_back_end
+from cpo_ray.annotation.listing import list_pictures
 from cpo_ray.annotation.pictures import Picture, prepare
-from cpo_ray.annotation.sources.files import list_pictures
-from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.data.picture import PictureError
+from cpo_ray.data.sources.extent import read
 from cpo_ray.hierarchy import load_hierarchy
 
 TREE = Path(__file__).parents[2] / "hierarchy" / "painting_toy.yaml"
@@ -45,7 +45,7 @@ def settings(folder: Path, url: str = "", **endpoint: Any) -> AnnotationConfig:
 def prepared(config: AnnotationConfig) -> list[Picture]:
     """The readable pictures of a configuration."""
     entries = list_pictures(config.pictures).entries
-    found = zip(entries, read(entries), strict=True)
+    found = zip(entries, read(entry.extent for entry in entries), strict=True)
     return [
         prepare(entry.id, entry.prompt, data, config.annotation.side, config.annotation.format)
         for entry, data in found

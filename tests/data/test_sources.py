@@ -6,7 +6,10 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +19,15 @@ import pytest
 from PIL import Image
 from support.mixed_folder import encoded, mixed_folder, rotated
 
+from cpo_ray.annotation.listing import Listing, list_pictures
 from cpo_ray.annotation.pictures import prepare
-from cpo_ray.annotation.sources.files import list_pictures
-from cpo_ray.annotation.sources.listing import Listing
-from cpo_ray.annotation.sources.read import read
 from cpo_ray.config.annotation import PictureSource
+from cpo_ray.core.prompts import Labels
+from cpo_ray.data.importer import import_folder
 from cpo_ray.data.picture import MAX_BYTES, PictureError
-from cpo_ray.data.shards import DataError
+from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.data.sources.extent import read
+from cpo_ray.hierarchy import load_hierarchy
 
 
 def listed(path: Path, **columns: Any) -> Listing:
@@ -32,7 +37,7 @@ def listed(path: Path, **columns: Any) -> Listing:
 def reasons(listing: Listing) -> dict[str, str]:
     """Id → why it cannot be prepared, or ""."""
     found = {}
-    for entry, data in zip(listing.entries, read(listing.entries), strict=True):
+    for entry, data in zip(listing.entries, read(entry.extent for entry in listing.entries), strict=True):
         try:
             if isinstance(data, PictureError):
                 raise data
@@ -79,7 +84,7 @@ def test_metadata_gives_prompts_and_ids_and_its_bad_lines_are_set_aside(tmp_path
     listing = listed(tmp_path)
     assert [(e.id, e.prompt) for e in listing.entries] == [("a.png", "a house"), ("field", "a field")]
     assert sorted((s.source, s.kind) for s in listing.set_aside) == [
-        ("d.png", "duplicate id"),
+        ("metadata.jsonl:3", "duplicate id"),
         ("metadata.jsonl:4", "broken line"),
         ("metadata.jsonl:5", "missing or wrong field"),
         ("metadata.jsonl:6", "unreadable file"),
@@ -143,7 +148,7 @@ def test_parquet_with_bytes_or_structs_of_bytes(tmp_path: Path) -> None:
     assert [name for name, reason in found.items() if not reason] == ["x", "b.parquet:0", "b.parquet:2"]
     assert found["b.parquet:1"] == "the row holds no image bytes"
     # One row group after another, in any order that is asked for.
-    back = list(read(listing.entries[::-1]))
+    back = list(read(entry.extent for entry in listing.entries[::-1]))
     assert back[0] == back[2] == image
 
 
@@ -153,8 +158,107 @@ def test_parquet_that_is_none_or_lacks_the_column(tmp_path: Path) -> None:
     listing = listed(tmp_path)
     assert [e.id for e in listing.entries] == ["a.png"] and "cannot be read as Parquet" in listing.set_aside[0].reason
     pq.write_table(pa.table({"picture": [b""], "id": ["x"]}), tmp_path / "broken.parquet")
-    with pytest.raises(DataError, match=r"no column 'image'; set pictures\.image_column to one of picture, id"):
-        listed(tmp_path)
+    with pytest.raises(DataError, match=r"no column 'image', as pictures\.\*_column says; choose among picture, id"):
+        listed(tmp_path, image_column="image")
+
+
+def test_columns_are_found_by_name_and_type_and_splits_by_the_files_name(tmp_path: Path) -> None:
+    image = {"bytes": encoded(), "path": "x.png"}
+    for name, more in (("train-00000-of-00001.parquet", {"id": [7]}), ("data/val.parquet", {"label": [3]})):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table({"pixel": [image], "text": ["a house"], **more}), tmp_path / name)
+    listing = listed(tmp_path)
+    assert [(e.id, e.prompt, e.split) for e in listing.entries] == [
+        ("7", "a house", "train"),
+        ("data/val.parquet:0", "a house", "validation"),
+    ]
+    assert listing.told.startswith("prompts: 2 from 'text'; not read: 'label'\npublished splits are kept: train 1, validation 1;")
+
+
+def test_parquet_and_tars_are_imported_as_they_are_annotated(tmp_path: Path) -> None:
+    tree = load_hierarchy(Path(__file__).parents[2] / "hierarchy" / "painting_toy.yaml")
+    (tmp_path / "in").mkdir()
+    image = {"bytes": encoded(), "path": None}
+    labels = {"positive": [["edge.clarity"]] * 2, "negative": [["color.palette"], []]}
+    pq.write_table(
+        pa.table({"image": [image] * 2, "caption": ["a house", "a field"], **labels}), tmp_path / "in" / "test.parquet"
+    )
+    tar_of(tmp_path / "in" / "part.tar", [("train/1.png", encoded()), ("train/1.txt", b"a hill")])
+    report = import_folder(tmp_path / "in", tmp_path / "out", tree)
+    data = AnnotatedDataset.open(tmp_path / "out")
+    assert (report.kept, report.set_aside, report.unlabelled) == (3, 0, 1)
+    assert data.published == {"test.parquet:0": "test", "test.parquet:1": "test", "part.tar/train/1": "train"}
+    assert data.labels("test.parquet:0") == Labels("a house", ("edge.clarity",), ("color.palette",))
+    assert data.images(["part.tar/train/1"]) == [encoded()]
+    # One file alone, and the shards themselves, whose labels and splits are kept.
+    assert import_folder(tmp_path / "in" / "part.tar", tmp_path / "one", tree).kept == 1
+    import_folder(tmp_path / "out", tmp_path / "again", tree)
+    again = AnnotatedDataset.open(tmp_path / "again")
+    assert (again.published, again.fingerprint) == (data.published, data.fingerprint)
+
+
+def _repeated(path: Path) -> None:
+    pq.write_table(pa.table({"image": [{"bytes": bytes(1_300_000), "path": None}] * 600}), path, compression="zstd")
+
+
+def _repeated_text(path: Path) -> None:
+    pq.write_table(pa.table({"image": [encoded()] * 1000, "prompt": ["x" * 1_300_000] * 1000}), path, compression="zstd")
+
+
+def _large(path: Path) -> None:
+    table = pa.table({"image": [encoded()], "prompt": ["x" * 1_000_000_000]})
+    pq.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+
+
+def _many(path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.nulls(100_000_000, pa.binary())}), path, compression="zstd")
+
+
+@pytest.mark.parametrize(
+    ("bomb", "reason"),
+    [
+        (_repeated, "not an image of a known format"),
+        (_repeated_text, "a text is larger than 64 KiB, which no prompt is"),
+        (_large, "column 'prompt' would unpack from"),
+        (_many, "it claims 100,000,000 values in"),
+    ],
+)
+def test_a_small_parquet_file_that_unpacks_to_gigabytes_takes_no_memory(
+    tmp_path: Path, bomb: Callable[[Path], None], reason: str
+) -> None:
+    bomb(tmp_path / "a.parquet")
+    listing_and_reading = """
+import resource, sys
+from pathlib import Path
+from cpo_ray.data.picture import PictureError, decode
+from cpo_ray.data.sources.extent import read
+from cpo_ray.data.sources.folder import read_pictures
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = read_pictures(Path(sys.argv[1]))
+print(*{one.reason for one in found.set_aside})
+for data in read(one.extent for one in found.pictures):
+    try:
+        decode(data if isinstance(data, bytes) else b"")
+    except PictureError as error:
+        print(error)
+        break
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    command = [sys.executable, "-c", listing_and_reading, str(tmp_path)]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    *said, taken = answer.stdout.splitlines()
+    assert reason in " ".join(said), (answer.stdout, answer.stderr)
+    assert int(taken) < 100, "MiB"
+
+
+def test_a_pipe_in_the_place_of_a_listed_picture_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded())
+    listing = listed(tmp_path)
+    (tmp_path / "a.png").unlink()
+    os.mkfifo(tmp_path / "a.png")
+    assert "is no plain file any more" in reasons(listing)["a.png"]
+    with pytest.raises(DataError, match=r"a\.png is neither a picture nor a Parquet file nor a tar"):
+        listed(tmp_path / "a.png")
 
 
 # ---- tars
@@ -182,14 +286,15 @@ def test_a_webdataset_tar_is_read_without_unpickling_or_unpacking_anything(tmp_p
     trace = tmp_path / "trace"
     members = [
         ("0001.jpg", encoded("jpeg")),
-        ("0001.json", json.dumps({"caption": "a house", "prompt": 3}).encode()),
+        ("0001.json", json.dumps({"caption": "a house", "prompt": 3, "url": "https://example.org"}).encode()),
         ("0001.pkl", pickle.dumps(Bomb(trace))),
         ("sub/0002.png", encoded()),
         ("sub/0002.txt", b"a field\n"),
         ("0003.left.png", encoded()),
         ("0003.right.png", encoded(size=(32, 32))),
         ("../../0004.png", encoded()),
-        ("/0005.png", b"no picture"),
+        ("/0005.png", encoded()),
+        ("0008.png", b"no picture"),
         ("0006.txt", b"a caption without a picture"),
     ]
     tar_of(tmp_path / "part.tar", members)
@@ -204,16 +309,21 @@ def test_a_webdataset_tar_is_read_without_unpickling_or_unpacking_anything(tmp_p
         "part.tar/sub/0002": "a field",
         "part.tar/0003.left.png": "",
         "part.tar/0003.right.png": "",
-        "part.tar/../../0004": "",
-        "part.tar/0005": "",
+        "part.tar/0008": "",
     }
     found = reasons(listing)
-    assert [name for name, reason in found.items() if reason] == ["part.tar/0005"]
+    assert [name for name, reason in found.items() if reason] == ["part.tar/0008"]
     contents = dict(members)
-    by_name = {
-        entry.source.removeprefix("part.tar:"): data for entry, data in zip(listing.entries, read(listing.entries), strict=True)
-    }
-    assert all(data == contents[name] for name, data in by_name.items())
+    names = ("0001.jpg", "sub/0002.png", "0003.left.png", "0003.right.png", "0008.png")
+    assert list(read(entry.extent for entry in listing.entries)) == [contents[name] for name in names]
+    assert sorted((one.source, one.kind) for one in listing.set_aside) == [
+        ("part.tar", "no picture"),
+        ("part.tar:../../0004.png", "path leaves the folder"),
+        ("part.tar:/0005.png", "path leaves the folder"),
+        ("part.tar:0006.txt", "no picture"),
+        ("part.tar:0007.png", "unreadable file"),
+    ]
+    assert "1 members with suffix '.pkl' are not read" in {one.reason for one in listing.set_aside}
     assert not trace.exists() and sorted(path.name for path in tmp_path.iterdir()) == ["part.tar"]
 
 
@@ -221,7 +331,7 @@ def test_a_damaged_tar_gives_what_comes_before_the_damage(tmp_path: Path) -> Non
     path = tmp_path / "part.tar"
     tar_of(path, [(f"{number}.png", encoded()) for number in range(3)])
     whole = path.read_bytes()
-    third = listed(path).entries[2]
+    third = listed(path).entries[2].extent
     # In the header of the third, in its bytes, and in its place something else.
     header = third.start - 512
     for damaged, kept in (
@@ -239,7 +349,7 @@ def test_a_damaged_tar_gives_what_comes_before_the_damage(tmp_path: Path) -> Non
 def test_a_compressed_tar_says_so(tmp_path: Path) -> None:
     (tmp_path / "part.tar.gz").write_bytes(b"x")
     listing = listed(tmp_path)
-    assert "unpack it to a plain .tar" in listing.set_aside[0].reason
+    assert "unpack it to a folder or a plain .tar" in listing.set_aside[0].reason
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@
     metadata.csv      columns with a header, separated by comma, semicolon or tab
     metadata.parquet  rows with the same columns
     picture.txt       the prompt of picture.png (kohya, ComfyUI, SimpleTuner, WebDataset)
-    picture.json      an object with the fields of one picture
+    picture.json      an object with the fields of one picture; with picture.txt beside it the text is its prompt if it has none
 
 `COLUMNS` lists the names of each column. The first one that holds a text is taken.
 """
@@ -17,15 +17,16 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.config.text import TextError, decode_text, read_text
+from cpo_ray.data.sources.extent import MOST_TEXT, open_table, table_rows
 
 NAMES = ("metadata.jsonl", "metadata.json", "metadata.csv", "metadata.tsv", "metadata.parquet")
 SIDECARS = (".txt", ".caption", ".json")
@@ -36,8 +37,9 @@ COLUMNS = {
     "id": ("id",),
     "positive": ("positive", "positive_ids"),
     "negative": ("negative", "negative_ids"),
+    "split": ("split",),
 }
-MOST_CAPTION = 2**16
+_KNOWN = {name for names in COLUMNS.values() for name in names}
 
 
 class MetadataError(ValueError):
@@ -46,7 +48,8 @@ class MetadataError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """What one entry says about a picture, under our names for the fields. `columns` has the name that each field came from.
+    """What one entry says about a picture, under our names for the fields. `columns` has the name that each field came from, and
+    `unread` those that are no field of ours.
 
     `source` names the entry's place for people. `problem` is a sentence if the entry cannot be read.
     """
@@ -55,6 +58,7 @@ class Entry:
     fields: Mapping[str, Any]
     columns: Mapping[str, str]
     problem: str = ""
+    unread: tuple[str, ...] = ()
 
 
 def entries(file: Path, source: str) -> Iterator[Entry]:
@@ -63,49 +67,77 @@ def entries(file: Path, source: str) -> Iterator[Entry]:
     Raises MetadataError if the whole file cannot be read.
     """
     try:
-        if file.suffix == ".parquet":
-            rows: Iterator[tuple[int, Any]] = enumerate(pq.read_table(file).to_pylist(), 1)
-        elif file.suffix in (".csv", ".tsv"):
+        suffix = file.suffix.lower()
+        if suffix == ".parquet":
+            rows = _parquet_rows(file)
+        elif suffix in (".csv", ".tsv"):
             rows = _csv_rows(read_text(file))
-        elif file.suffix == ".json":
+        elif suffix == ".json":
             rows = _json_rows(read_text(file), source)
         else:
             rows = _jsonl_rows(file.read_bytes(), source)
-    except (TextError, csv.Error) as error:
+        for number, row in rows:
+            yield entry_of(row, f"{source}:{number}")
+    except MetadataError:
+        raise
+    except TextError as error:
         raise MetadataError(str(error)) from None
-    except (OSError, pa.ArrowInvalid) as error:
+    except Exception as error:  # parsers raise any exception, and one file must not end the work on all others
         raise MetadataError(f"{source} cannot be read: {str(error).rstrip('.')}") from None
-    for number, row in rows:
-        yield entry_of(row, f"{source}:{number}")
 
 
-def sidecar(file: Path, source: str) -> Entry:
-    """Return what the file beside a picture says about it."""
+def caption(files: Iterable[tuple[str, bytes | str]]) -> Entry:
+    """Return what the files beside a picture say about it: their names, and their bytes or why these cannot be read."""
+    fields: dict[str, Any] = {}
+    columns: dict[str, str] = {}
+    sources, unread = list[str](), list[str]()
+    for name, data in files:
+        found = _caption(name, data)
+        if found.problem:
+            return found
+        fields, columns = {**found.fields, **fields}, {**found.columns, **columns}
+        sources.append(name)
+        unread += found.unread
+    return Entry(" and ".join(sources), fields, columns, unread=tuple(unread))
+
+
+def _caption(name: str, data: bytes | str) -> Entry:
+    suffix = PurePosixPath(name).suffix.lower()
     try:
-        if file.stat().st_size > MOST_CAPTION:
-            return Entry(source, {}, {}, f"{source} is larger than {MOST_CAPTION // 1024} KiB, which no prompt is")
-        text = decode_text(file.read_bytes(), source)
-    except (TextError, OSError) as error:
-        return Entry(source, {}, {}, str(error))
-    if file.suffix != ".json":
-        return Entry(source, {"prompt": " ".join(text.split())}, {"prompt": file.suffix})
-    return entry_of(_loaded(text), source)
+        text = decode_text(data, name) if isinstance(data, bytes) else ""
+    except TextError as error:
+        return Entry(name, {}, {}, str(error))
+    if isinstance(data, str):
+        return Entry(name, {}, {}, f"{name}: {data}")
+    if len(data) > MOST_TEXT:
+        return Entry(name, {}, {}, f"{name} is larger than {MOST_TEXT // 1024} KiB, which no prompt is")
+    if suffix != ".json":
+        return Entry(name, {"prompt": " ".join(text.split())}, {"prompt": suffix})
+    found = entry_of(_loaded(text), name)
+    return replace(found, problem=found.problem.replace("the line", "the file"))
 
 
-def entry_of(row: Any, source: str) -> Entry:
-    """Return the fields of one row, whatever its columns are called."""
+def entry_of(
+    row: Any, source: str, choices: Mapping[str, Sequence[str]] = COLUMNS, unread: tuple[str, ...] | None = None
+) -> Entry:
+    """Return the fields of one row, whatever its columns are called: `choices` names those of each field, `unread` the others."""
     if isinstance(row, str):
         return Entry(source, {}, {}, row)
     if not isinstance(row, Mapping):
         return Entry(source, {}, {}, "the line is not a JSON object; write {…} with file_name, prompt, positive and negative")
     fields: dict[str, Any] = {}
     columns: dict[str, str] = {}
-    for field, names in COLUMNS.items():
-        # An empty text counts only if no other column holds a text.
-        given = sorted((name for name in names if row.get(name) is not None), key=lambda name: row[name] == "")
+    for field, names in choices.items():
+        # An empty text, or a number, counts only if no other column holds a text.
+        present = [name for name in names if row.get(name) is not None]
+        given = sorted(present, key=lambda name: not isinstance(row[name], str | list) or row[name] == "")
         if given:
             fields[field], columns[field] = row[given[0]], given[0]
-    return Entry(source, fields, columns)
+    if any(isinstance(value, str) and len(value) > MOST_TEXT for value in fields.values()):
+        return Entry(source, {}, {}, f"a text is larger than {MOST_TEXT // 1024} KiB, which no prompt is")
+    if unread is None:
+        unread = tuple(sys.intern(str(name)) for name in row if name not in _KNOWN)
+    return Entry(source, fields, columns, unread=unread)
 
 
 def _loaded(text: str | bytes) -> Any:
@@ -126,6 +158,16 @@ def _jsonl_rows(data: bytes, source: str) -> Iterator[tuple[int, Any]]:
     return ((number, _loaded(line)) for number, line in enumerate(data.split(b"\n"), 1) if line.strip())
 
 
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    with pq.ParquetFile(file) as opened:
+        columns = [name for name in opened.schema_arrow.names if name in _KNOWN]
+    number = 0
+    with open_table(file, columns) as table:
+        for group in range(table.num_row_groups):
+            for row in table_rows(table, group, columns):
+                yield (number := number + 1), row
+
+
 def _json_rows(text: str, source: str) -> Iterator[tuple[int, Any]]:
     found = _loaded(text)
     if isinstance(found, Mapping):
@@ -143,8 +185,11 @@ def _csv_rows(text: str) -> Iterator[tuple[int, Any]]:
     head = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=head.count)
     lists = {*COLUMNS["positive"], *COLUMNS["negative"]}
-    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    return enumerate(({name: _list_in_cell(cell) if name in lists else cell for name, cell in row.items()} for row in rows), 2)
+    for number, row in enumerate(csv.DictReader(io.StringIO(text), delimiter=delimiter), 2):
+        if None in row:
+            yield number, f"the row has more cells than the header; put texts that hold {delimiter!r} in double quotes"
+        else:
+            yield number, {name: _list_in_cell(cell) if name in lists else cell for name, cell in row.items()}
 
 
 def _list_in_cell(cell: str | None) -> Any:

@@ -1,1 +1,0 @@
-"""Where pictures come from: folders, Parquet files and WebDataset tars, a file for each."""
