@@ -132,7 +132,8 @@ def open_run(config: Config, resume: bool = False, trials: Trials | None = None)
 def open_data(config: Config, tree: Hierarchy) -> AnnotatedDataset:
     """Return the annotated shards; a domain draws its own if configured."""
     if config.domain.pictures:
-        return open_domain(config).make_data(config.data.folder, config.domain.pictures, config.run.seed, tree)
+        domain = open_domain(config.domain, tree)
+        return domain.make_data(config.data.folder, config.domain.pictures, config.run.seed)
     dataset = AnnotatedDataset.open(config.data.folder)
     dataset.check_hierarchy(tree)
     return dataset

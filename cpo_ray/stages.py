@@ -49,7 +49,7 @@ def train_expert(run: Run) -> None:
 
 def check_obedience(run: Run) -> None:
     """Test the expert as in Table S6 before stage 2 spends anything: an expert that does not obey has nothing to teach."""
-    domain, settings = open_domain(run.config), run.config.expert
+    domain, settings = open_domain(run.config.domain, run.tree), run.config.expert
     file, page = run.folder / OBEDIENCE, run.folder / GATE_PAGE
     if not page.exists() or (domain.reads_labels and not file.exists()):
         drawn = draw_gate(run.config, run.dataset, run.tree, run.adapter, domain)
@@ -182,7 +182,8 @@ def evaluate(run: Run) -> None:
     trained = {name: path for name in config.preference.trainings if (path := run.folder / name / "adapter").exists()}
     if not trained:
         raise ConfigError(f"{run.folder} holds no trained model; run jobs/train_cpo.py first")
-    asked = evaluation_round(config, run.dataset)
+    domain = open_domain(config.domain, run.tree)
+    asked = evaluation_round(config, run.dataset, domain)
     on_progress = ProgressLine("evaluation").counter("pictures", config.evaluation.actors * config.evaluation.batch)
     pictures = draw_models(config, run.tree, asked, {EXPERT: run.adapter, **trained}, on_progress)
     for name, made in pictures.items():
@@ -190,7 +191,7 @@ def evaluate(run: Run) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid(made[:64], 8)).save(file)
         run.tracker.log_pictures(short_name(name), file, step=0)
-    found = compare_models(config, asked, pictures)
+    found = compare_models(config, domain, asked, pictures)
     report = write_report(_report(run, asked.prompts, pictures, found), folder / "report.html")
     run.tracker.log_report(report)
     if found is not None:

@@ -33,7 +33,7 @@ from cpo_ray.config.annotation import AnnotationConfig
 from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.sources.extent import Extent, read
-from cpo_ray.evaluation.domain import domain_named
+from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
 
 Result = TypeVar("Result")
@@ -112,10 +112,10 @@ def _nothing_annotated(config: AnnotationConfig, listing: Listing, outcomes: Map
 
 def listed(config: AnnotationConfig, limit: int | None) -> Listing:
     """The pictures to annotate; a domain draws its own where there are none."""
-    pictures = config.pictures
-    if pictures.drawn and not (pictures.path / "metadata.jsonl").exists():
-        domain_named(pictures.domain).draw_pictures(pictures.path, pictures.drawn, seed=0)
-    listing = list_pictures(pictures)
+    path, drawn = config.pictures.path, config.domain.pictures
+    if drawn and not (path / "metadata.jsonl").exists():
+        open_domain(config.domain, load_hierarchy(config.annotation.hierarchy)).draw_pictures(path, drawn, seed=0)
+    listing = list_pictures(config.pictures)
     listing.entries = listing.entries[:limit]
     return listing
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
 from cpo_ray.config.chosen import Chosen
+from cpo_ray.config.domain import ChosenDomain
 from cpo_ray.config.registry import BACK_ENDS
 from cpo_ray.config.section import Section
 
@@ -44,10 +45,6 @@ class PictureSource(Section):
     path: Path
     """A folder, searched with everything below it, or one file. It may hold pictures, Parquet files and WebDataset tars, alone or
     mixed."""
-    domain: str = "none"
-    """A domain that can draw pictures of its own, by name or as "module:Class"."""
-    drawn: int = Field(default=0, ge=0)
-    """With a positive number that domain draws that many pictures into `path` when it holds no metadata.jsonl."""
     image_column: str | None = None
     """Column of Parquet files with the encoded images, as bytes or as a struct with a field `bytes`. By default the one that is
     named like a picture, or the only one of such a type."""
@@ -88,6 +85,7 @@ class AnnotationSettings(Section):
 class AnnotationConfig(Section):
     """Everything that one annotation needs, complete in one file."""
 
+    domain: ChosenDomain = Field(default="none", validate_default=True)
     pictures: PictureSource
     annotation: AnnotationSettings
 

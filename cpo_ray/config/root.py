@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from cpo_ray.config.data import Data
-from cpo_ray.config.domain import DomainSettings
+from cpo_ray.config.domain import ChosenDomain
 from cpo_ray.config.evaluation import Evaluation
 from cpo_ray.config.expert import ExpertSettings
 from cpo_ray.config.model import Model
@@ -25,9 +25,9 @@ class Config(Section):
     """Everything a run needs, complete in one file."""
 
     run: RunSettings
+    domain: ChosenDomain = Field(default="none", validate_default=True)
     model: Model
     data: Data
-    domain: DomainSettings = DomainSettings()
     expert: ExpertSettings
     targets: Targets
     preference: Preference
@@ -37,15 +37,13 @@ class Config(Section):
     sweep: Sweep | None = None
     """What `tune/search_cpo.py` tries out; every other job leaves it alone."""
 
-    @model_validator(mode="before")
+    @field_validator("model", mode="before")
     @classmethod
-    def _base_of_the_domain(cls, given: Any) -> Any:
+    def _base_of_the_domain(cls, model: Any, info: ValidationInfo) -> Any:
         """A domain may have a base model of its own, which is meant where none is named."""
-        if not isinstance(given, dict) or not isinstance(given.get("model"), dict) or given["model"].get("base") is not None:
-            return given
-        domain = given.get("domain")
-        base = DOMAINS.load(str(domain["use"])).base if isinstance(domain, dict) and "use" in domain else None
-        return {**given, "model": {**given["model"], "base": base}} if base else given
+        domain = info.data.get("domain")  # it is not there if it is wrong itself
+        base = None if domain is None else getattr(DOMAINS.load(domain.use), "base", None)
+        return {"base": base} | model if base and isinstance(model, dict) else model
 
     @model_validator(mode="after")
     def _what_is_searched_is_a_setting(self) -> Config:

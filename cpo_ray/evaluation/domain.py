@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpo_ray.config import Config, ConfigError
+from cpo_ray.config import ConfigError
+from cpo_ray.config.domain import DomainSettings
 from cpo_ray.config.registry import DOMAINS
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.splits import Split
@@ -20,33 +22,44 @@ Picture = NDArray[np.uint8]
 
 
 class Domain:
-    """A world that pictures come from. A domain of one's own is a subclass that says how labels are read from pictures."""
+    """A world that pictures come from. A domain of one's own is a subclass that says how labels are read from pictures.
 
-    base: str | None = None
+    It is made with the section that `settings` has read and the tree of attributes, wherever labels are read: in the driver and,
+    for a sweep, in each of the actors that measure.
+    """
+
+    settings: ClassVar[type[DomainSettings]] = DomainSettings
+    """What it can be told. The class is imported wherever a configuration is read, so import what is heavy when it is needed."""
+    base: ClassVar[str | None] = None
     """A base model of its own, as `model.base` takes it. None where users name theirs."""
-    scorers: tuple[str, ...] = ("negatives",)
+    scorers: ClassVar[tuple[str, ...]] = ("negatives",)
     """What its pictures are scored by where `evaluation.scorers` is empty: registered names, or "module:Class"."""
-    reads_labels: bool = True
+    reads_labels: ClassVar[bool] = True
     """Whether `annotate` can read labels from pictures. Without it no #A_neg, no gate and no choice by either is possible."""
+    own_pictures: ClassVar[bool] = False
+    """Whether it can draw pictures of its own, by `make_data` and `draw_pictures`, for `domain.pictures`."""
+
+    def __init__(self, settings: DomainSettings, tree: Hierarchy) -> None:
+        self.tree = tree
 
     def requests(self, split: Split, dataset: AnnotatedDataset) -> list[Labels]:
         """What is asked for: prompts that belong to a split, each with the attributes that its picture should have.
 
-        Here they are those of the data set's pictures; of all of them where the split is empty.
+        Here they are those of the data set's pictures.
         """
-        return [dataset.labels(name) for name in dataset.split(split) or dataset.ids]
+        return requests_of(dataset, split)
 
     def annotate(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> Sequence[Labels]:
         """The attributes found in each picture, read from the picture. The prompt tells which ones apply."""
-        raise NotImplementedError(f"{type(self).__name__} says that it reads labels, and has no annotate()")
+        raise NotImplementedError
 
-    def make_data(self, folder: Path, count: int, seed: int, tree: Hierarchy) -> AnnotatedDataset:
-        """Draw so many annotated pictures of its own into `folder`. Raises ConfigError where the domain has none of its own."""
-        raise ConfigError(f"domain.pictures is {count}, and this domain draws none of its own; set it to 0 and import pictures")
+    def make_data(self, folder: Path, count: int, seed: int) -> AnnotatedDataset:
+        """Draw so many annotated pictures into `folder`, or find them there."""
+        raise NotImplementedError
 
     def draw_pictures(self, folder: Path, count: int, seed: int) -> None:
-        """Draw so many pictures with a metadata.jsonl of their prompts into `folder`, for annotation. Raises ConfigError."""
-        raise ConfigError(f"{type(self).__name__} draws no pictures of its own; name a folder that holds some")
+        """Draw so many pictures into `folder`, with a metadata.jsonl of their prompts, for annotation."""
+        raise NotImplementedError
 
 
 class NoDomain(Domain):
@@ -56,14 +69,23 @@ class NoDomain(Domain):
     reads_labels = False
 
 
-def open_domain(config: Config) -> Domain:
-    """The domain that the configuration names. Raises ConfigError for an unknown one."""
-    return domain_named(config.domain.use)
-
-
-def domain_named(name: str) -> Domain:
-    """A domain by its registered name or as "module:Class". Raises ConfigError for an unknown one, and for no domain."""
-    found = DOMAINS.load(name)
+def domain_class(settings: DomainSettings) -> type[Domain]:
+    """The class of a domain. Raises ConfigError for what is no domain, and for one that lacks what it says it can do."""
+    found = DOMAINS.load(settings.use)
     if not (isinstance(found, type) and issubclass(found, Domain)):
-        raise ConfigError(f"domain {name!r} is not a subclass of cpo_ray.evaluation.domain.Domain")
-    return found()
+        raise ConfigError(f"domain.use is {settings.use!r}, which is not a subclass of {__name__}.Domain")
+    needed = {"annotate": "reads_labels", "make_data": "own_pictures", "draw_pictures": "own_pictures"}
+    for method, said in needed.items():
+        if getattr(found, said) and getattr(found, method) is getattr(Domain, method):
+            raise ConfigError(f"the domain {settings.use!r} has no {method}(); write it, or set its {said} = False")
+    return found
+
+
+def open_domain(settings: DomainSettings, tree: Hierarchy) -> Domain:
+    """The chosen domain. Raises ConfigError as `domain_class` does."""
+    return domain_class(settings)(settings, tree)
+
+
+def requests_of(dataset: AnnotatedDataset, split: Split) -> list[Labels]:
+    """The labels of a split's pictures, as requests for others like them; of all pictures if the split is empty."""
+    return [dataset.labels(name) for name in dataset.split(split) or dataset.ids]

@@ -13,11 +13,9 @@ from cpo_ray.core.statistics import Interval, bootstrap_interval, intersection_o
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.evaluation.domain import Domain, Picture
 from cpo_ray.evaluation.generate import generate_many, generation_job
-from cpo_ray.evaluation.rounds import gate_round
+from cpo_ray.evaluation.rounds import GATE_PICTURES, LOOKED_AT, gate_round
 from cpo_ray.hierarchy import Hierarchy
 
-#: The most pictures per configuration: to be measured, and to be looked at by people alone.
-GATE_PICTURES, LOOKED_AT = 48, 12
 LONG = 10**9  # in generation the pipeline's own tokenizer cuts texts
 
 CONFIGURATIONS = {"A": "y + A_pos, A_neg as negative prompt", "B": "y + A_pos", "C": "y + A_pos + A_neg"}

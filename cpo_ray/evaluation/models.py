@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cpo_ray.config import Config
 from cpo_ray.core.prompts import Labels, condition_texts, in_hierarchy_order
-from cpo_ray.evaluation.domain import open_domain
+from cpo_ray.evaluation.domain import Domain
 from cpo_ray.evaluation.gate import LONG
 from cpo_ray.evaluation.generate import Picture, generate_many, generation_job
 from cpo_ray.evaluation.measure import Comparison, compare, measure
@@ -46,10 +46,9 @@ def draw_models(
     return generate_many(jobs, config.evaluation, on_progress)
 
 
-def compare_models(config: Config, asked: Round, pictures: Mapping[str, Sequence[Picture]]) -> Comparison | None:
+def compare_models(config: Config, domain: Domain, asked: Round, pictures: Mapping[str, Sequence[Picture]]) -> Comparison | None:
     """Every model's scores beside the base's; None where the configuration names nothing to score by."""
-    domain = open_domain(config)
-    scorers = open_scorers(config, domain)
+    scorers = open_scorers(config)
     if not scorers:
         return None
     measured = {name: measure(made, asked.prompts, domain, scorers) for name, made in pictures.items()}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 from cpo_ray.config import Config
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.splits import Split
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.evaluation.domain import Domain, open_domain
+from cpo_ray.evaluation.domain import Domain, requests_of
 
 Purpose = Literal["gate", "samples", "validation", "evaluation"]
 
@@ -22,6 +23,8 @@ TABLE: dict[Purpose, tuple[Split, int | None]] = {
     "validation": ("validation", 70_000),
     "evaluation": ("test", None),
 }
+#: The most pictures of the gate, per configuration of Table S6: to be measured, and to be looked at by people alone.
+GATE_PICTURES, LOOKED_AT = 48, 12
 
 
 @dataclass(frozen=True)
@@ -44,25 +47,46 @@ class Round:
 
 def gate_round(config: Config, dataset: AnnotatedDataset, most: int) -> Round:
     """The gate asks for the labels of at most so many pictures that the expert has not seen, good and bad."""
-    return _round(config, "gate", min(most, config.evaluation.pictures), Domain().requests(TABLE["gate"][0], dataset))
+    return _round(config, "gate", min(most, config.evaluation.pictures), requests_of(dataset, TABLE["gate"][0]))
 
 
 def samples_round(config: Config, dataset: AnnotatedDataset) -> Round:
     """Samples beside a training ask for the same kind of pictures."""
-    return _round(config, "samples", config.evaluation.samples, Domain().requests(TABLE["samples"][0], dataset))
+    return _round(config, "samples", config.evaluation.samples, requests_of(dataset, TABLE["samples"][0]))
 
 
-def validation_round(config: Config, dataset: AnnotatedDataset, count: int) -> Round:
+def validation_round(config: Config, dataset: AnnotatedDataset, domain: Domain, count: int) -> Round:
     """A sweep chooses by prompts of the domain that are neither trained on nor counted in the end."""
-    return _round(config, "validation", count, open_domain(config).requests(TABLE["validation"][0], dataset))
+    return _round(config, "validation", count, domain.requests(TABLE["validation"][0], dataset))
 
 
-def evaluation_round(config: Config, dataset: AnnotatedDataset) -> Round:
+def evaluation_round(config: Config, dataset: AnnotatedDataset, domain: Domain) -> Round:
     """The evaluation counts prompts of the domain that nothing was trained or tuned on."""
-    return _round(config, "evaluation", config.evaluation.pictures, open_domain(config).requests(TABLE["evaluation"][0], dataset))
+    return _round(config, "evaluation", config.evaluation.pictures, domain.requests(TABLE["evaluation"][0], dataset))
+
+
+def shared_noise(config: Config) -> str | None:
+    """Say, in a sentence, which two purposes would draw from the same noise; None if no two would."""
+    most = {
+        "gate": GATE_PICTURES,
+        "samples": config.evaluation.samples,
+        "validation": config.sweep.pictures if config.sweep else 0,
+        "evaluation": config.evaluation.pictures,
+    }
+    seeds = {purpose: range(_first_seed(config, purpose), _first_seed(config, purpose) + most[purpose]) for purpose in TABLE}
+    for (one, first), (other, second) in combinations(seeds.items(), 2):
+        if max(first.start, second.start) < min(first.stop, second.stop):
+            return (
+                f"the {one} would draw from the noise of seeds {first.start} to {first.stop - 1}, and the {other} from that of "
+                f"{second.start} to {second.stop - 1}; choose another evaluation.seed or fewer pictures, so that they share none"
+            )
+    return None
 
 
 def _round(config: Config, purpose: Purpose, count: int, requests: Sequence[Labels]) -> Round:
+    return Round(tuple(requests[i % len(requests)] for i in range(count)), _first_seed(config, purpose))
+
+
+def _first_seed(config: Config, purpose: Purpose) -> int:
     _, seed = TABLE[purpose]
-    first = config.evaluation.seed if seed is None else seed
-    return Round(tuple(requests[i % len(requests)] for i in range(count)), first)
+    return config.evaluation.seed if seed is None else seed

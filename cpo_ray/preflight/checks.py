@@ -17,7 +17,8 @@ from cpo_ray.config.optimization import missing_package
 from cpo_ray.core.splits import Split, in_training
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
-from cpo_ray.evaluation.domain import open_domain
+from cpo_ray.evaluation.domain import domain_class
+from cpo_ray.evaluation.rounds import shared_noise
 from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
 from cpo_ray.models import family
@@ -157,11 +158,12 @@ def _hierarchy(config: Config) -> Iterator[Finding]:
 def _domain(config: Config) -> Iterator[Finding]:
     """Say what reads labels from drawn pictures, and what scores them."""
     try:
-        domain = open_domain(config)
-        scorers = open_scorers(config, domain)
+        domain, scorers = domain_class(config.domain), open_scorers(config)
     except ConfigError as error:
         yield Finding("missing", str(error))
         return
+    if problem := shared_noise(config):
+        yield Finding("missing", problem)
     if config.expert.stop_at_gate and not domain.reads_labels:
         yield Finding(
             "missing",

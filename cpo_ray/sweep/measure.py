@@ -15,6 +15,7 @@ from cpo_ray.evaluation.generate import Picture, PictureActor, generation_job
 from cpo_ray.evaluation.measure import Measured, Scores, measure
 from cpo_ray.evaluation.rounds import Round
 from cpo_ray.evaluation.scorers.base import Scorer, open_scorers
+from cpo_ray.hierarchy import load_hierarchy
 
 #: Pictures of each trial that the report shows, evenly spaced over all of them.
 SHOWN = 8
@@ -28,8 +29,8 @@ class Measurer:
 
     def __init__(self, config: Config, asked: Round) -> None:
         self._config, self._asked = config, asked
-        self._artist, self._domain = PictureActor(), open_domain(config)
-        self._scorers = open_scorers(config, self._domain)
+        self._artist, self._domain = PictureActor(), open_domain(config.domain, load_hierarchy(config.data.hierarchy))
+        self._scorers = open_scorers(config)
 
     def measure(self, adapter: Path | None) -> tuple[Measured | None, list[Picture]]:
         """What the pictures of a model are worth (None without a scorer), and those that are shown; None is the base itself."""
@@ -63,11 +64,6 @@ def read_pictures(folder: Path) -> list[Picture]:
     """What `save_pictures` wrote."""
     files = sorted(folder.glob("*.png"), key=lambda file: int(file.stem))
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
-
-
-def scorers_of(config: Config) -> tuple[Scorer, ...]:
-    """What the validation pictures of a sweep are scored by. Raises ConfigError as `open_scorers` does."""
-    return open_scorers(config, open_domain(config))
 
 
 def goals(sweep: Sweep, scorers: Sequence[Scorer]) -> tuple[Scorer, ...]:

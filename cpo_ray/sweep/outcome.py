@@ -9,13 +9,14 @@ from pathlib import Path
 from cpo_ray.config import dump
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.files import write_text
+from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.evaluation.generate import Picture
 from cpo_ray.evaluation.measure import Scores, scores
 from cpo_ray.evaluation.rounds import validation_round
-from cpo_ray.evaluation.scorers.base import Scorer
+from cpo_ray.evaluation.scorers.base import Scorer, open_scorers
 from cpo_ray.evaluation.tables import card_section
 from cpo_ray.run import Run
-from cpo_ray.sweep.measure import goals, read_pictures, scorers_of, shown_indices
+from cpo_ray.sweep.measure import goals, read_pictures, shown_indices
 from cpo_ray.sweep.records import read_rungs, read_trials, rung_file
 from cpo_ray.sweep.report import SweepReport, write_sweep_report
 from cpo_ray.sweep.results import TrialRow, best_config, make_rows, rule, trials_table, write_parquet
@@ -35,7 +36,7 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     """Read what the trials left, choose, write results.parquet, report.html and best.toml, and tell MLflow and the user."""
     measured = rungs[0].measured if (rungs := read_rungs(run.folder / BASE)) else None
     base = None if measured is None else scores(measured, None)
-    scorers = scorers_of(run.config)
+    scorers = open_scorers(run.config)
     aims = goals(sweep, scorers)
     trials = [(trial, read_rungs(trial.folder(run.folder))) for trial in read_trials(run.folder)]
     rows = make_rows(run.config, trials, measured, aims)
@@ -98,8 +99,8 @@ def _tell_mlflow(run: Run, rows: Sequence[TrialRow], base: Scores | None, best: 
 
 
 def _report(run: Run, sweep: Sweep, rows: Sequence[TrialRow], base: Scores | None, targets: ProductionReport) -> SweepReport:
-    prompts = validation_round(run.config, run.dataset, sweep.pictures).prompts
-    scorers = scorers_of(run.config)
+    prompts = validation_round(run.config, run.dataset, open_domain(run.config.domain, run.tree), sweep.pictures).prompts
+    scorers = open_scorers(run.config)
     facts = run.provenance | {
         "expert forwards": f"{targets.expert_forwards} in the last call; {targets.already_there} target shards were there before",
     }

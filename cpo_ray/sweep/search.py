@@ -17,9 +17,11 @@ import ray
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.progress import ProgressLine
+from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.evaluation.generate import Picture
 from cpo_ray.evaluation.measure import Measured
 from cpo_ray.evaluation.rounds import validation_round
+from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.checks import check
 from cpo_ray.preflight.findings import Finding
@@ -30,7 +32,7 @@ from cpo_ray.run import Run, open_run
 from cpo_ray.session import connect
 from cpo_ray.stages import check_obedience, told, train_expert
 from cpo_ray.sweep.items import sweep_items
-from cpo_ray.sweep.measure import Measurer, goals, save_pictures, scorers_of
+from cpo_ray.sweep.measure import Measurer, goals, save_pictures
 from cpo_ray.sweep.outcome import BASE, conclude
 from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
 from cpo_ray.sweep.records import Rung, read_rungs, rung_file, save_rung
@@ -130,7 +132,7 @@ def _section(config: Config) -> Sweep:
                 "choose another preference.objective"
             )
     by_scores = sweep.search in ("tpe", "multi_objective") or sweep.scheduler != "none"
-    if not goals(sweep, scorers_of(config)) and by_scores:
+    if not goals(sweep, open_scorers(config)) and by_scores:
         raise ConfigError(
             f"search {sweep.search!r} with scheduler {sweep.scheduler!r} goes by scores, and nothing scores pictures here "
             f"(domain.use = {config.domain.use!r}, sweep.goals = {list(sweep.goals)}); name a domain or evaluation.scorers, "
@@ -163,7 +165,7 @@ def _absolute(values: Any) -> Any:
 def _measurers(run: Run, sweep: Sweep) -> tuple[Any, ...]:
     """The actors that draw and measure, placed before any trial takes the room; a restarted one loads what it needs again."""
     evaluation = run.config.evaluation
-    asked = validation_round(run.config, run.dataset, sweep.pictures)
+    asked = validation_round(run.config, run.dataset, open_domain(run.config.domain, run.tree), sweep.pictures)
     remote = ray.remote(Measurer).options(
         num_cpus=evaluation.cpus_per_actor, num_gpus=evaluation.gpus_per_actor, max_restarts=2, max_task_retries=2
     )

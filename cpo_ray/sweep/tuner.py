@@ -21,10 +21,10 @@ from cpo_ray.config import Config
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.config.sweep.axis import Axis
 from cpo_ray.config.sweep.searched import Point
-from cpo_ray.evaluation.scorers.base import Scorer
+from cpo_ray.evaluation.scorers.base import Scorer, open_scorers
 from cpo_ray.run import Run
 from cpo_ray.session import release_reserved
-from cpo_ray.sweep.measure import goals, scorers_of
+from cpo_ray.sweep.measure import goals
 from cpo_ray.sweep.placement import DRIVER_CPUS
 from cpo_ray.sweep.records import SETTLED, Trial, read_rungs, read_trial, read_trials
 from cpo_ray.sweep.space import SearchSpace, label, listed_points, trial_id
@@ -46,7 +46,7 @@ def run_trials(bench: Bench, sweep: Sweep, at_once: int) -> None:
     """
     run = bench.run
     settled = [trial for trial in read_trials(run.folder) if trial.status in SETTLED]
-    aims = goals(sweep, scorers_of(run.config))
+    aims = goals(sweep, open_scorers(run.config))
     space, searcher, left = _points_left(run, sweep, settled, aims)
     run.say(f"{left} trials to run, {min(at_once, left)} at once; {len(settled)} are known already")
     if left <= 0:
@@ -173,7 +173,7 @@ class _Witness(tune.Callback):
 
     def __init__(self, run: Run, deadline: float | None) -> None:
         self._run, self._deadline = run, deadline
-        self._scorers = scorers_of(run.config)
+        self._scorers = open_scorers(run.config)
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Mapping[str, Any], **_: Any

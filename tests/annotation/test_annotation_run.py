@@ -178,7 +178,7 @@ def test_the_summary_of_a_dry_run_names_the_cost(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_the_command_line_from_nothing(tmp_path: Path) -> None:
-    overrides = [f"pictures.path={tmp_path / 'p'}", "pictures.drawn=8", f"annotation.answers={tmp_path / 'a'}"]
+    overrides = [f"pictures.path={tmp_path / 'p'}", "domain.pictures=8", f"annotation.answers={tmp_path / 'a'}"]
     command = [sys.executable, "jobs/annotate.py", *overrides, f"annotation.output={tmp_path / 'o'}"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr

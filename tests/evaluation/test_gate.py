@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cpo_ray.config import Config, load
+from cpo_ray.config import Config, DomainSettings, load
 from cpo_ray.core.prompts import Labels
 from cpo_ray.evaluation import gate
 from cpo_ray.evaluation.domain import NoDomain, Picture
@@ -104,5 +104,5 @@ def test_people_alone_get_few_pictures_and_only_those_that_they_are_shown(
         return {key: [np.zeros((8, 8, 3), np.uint8)] * len(job.prompts) for key, job in jobs.items()}
 
     monkeypatch.setattr(gate, "generate_many", drawing)
-    made = draw_gate(config, Pictures(), tree, Path("adapter"), NoDomain())  # type: ignore[arg-type]
+    made = draw_gate(config, Pictures(), tree, Path("adapter"), NoDomain(DomainSettings(use="none"), tree))  # type: ignore[arg-type]
     assert {key: len(pictures) for key, pictures in made.pictures.items()} == {"A": SHOWN, "C": SHOWN} and made.found is None

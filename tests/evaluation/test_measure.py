@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from cpo_ray.config import Config, ConfigError, load
+from cpo_ray.config import Config, ConfigError, DomainSettings, load
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, frechet_interval
-from cpo_ray.evaluation.domain import Domain, NoDomain, Picture, domain_named, open_domain
+from cpo_ray.evaluation.domain import Domain, Picture, open_domain
 from cpo_ray.evaluation.measure import Comparison, Measured, compare, measure, scores
 from cpo_ray.evaluation.models import compare_models
-from cpo_ray.evaluation.rounds import TABLE, Round, evaluation_round, gate_round, samples_round, validation_round
+from cpo_ray.evaluation.rounds import Round
 from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer, SetScorer, open_scorers
 from cpo_ray.evaluation.scorers.negatives import Negatives
 from cpo_ray.evaluation.tables import card_section, table
+from cpo_ray.hierarchy import load_hierarchy
 
-TOY = Path(__file__).parents[2] / "jobs" / "configs" / "toy.toml"
+ROOT = Path(__file__).parents[2]
+TOY, TREE = ROOT / "jobs" / "configs" / "toy.toml", ROOT / "hierarchy" / "painting_toy.yaml"
 
 
 class OnePixel(Domain):
@@ -50,6 +52,7 @@ class Away(SetScorer):
         return frechet_interval(pixels, [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
 
 
+ONE_PIXEL = OnePixel(DomainSettings(use="one pixel"), load_hierarchy(TREE))
 SCORERS = (Negatives(), Right(), Away())
 
 
@@ -58,7 +61,7 @@ def pixels(*values: tuple[int, int]) -> list[Picture]:
 
 
 def compared(**pictures: list[Picture]) -> Comparison:
-    return compare({name: measure(made, ["p"] * len(made), OnePixel(), SCORERS) for name, made in pictures.items()}, SCORERS)
+    return compare({name: measure(made, ["p"] * len(made), ONE_PIXEL, SCORERS) for name, made in pictures.items()}, SCORERS)
 
 
 def test_every_scorer_has_a_number_of_every_model() -> None:
@@ -103,21 +106,21 @@ def test_what_does_not_match_is_refused() -> None:
     with pytest.raises(ValueError, match="no pictures of the base 'base'"):
         compared(after=pixels((1, 1), (1, 1), (1, 1)))
     with pytest.raises(ValueError, match="1 pictures for 2 prompts"):
-        measure(pixels((1, 1)), ["p", "q"], OnePixel(), SCORERS)
+        measure(pixels((1, 1)), ["p", "q"], ONE_PIXEL, SCORERS)
 
     class Short(Right):
         def score(self, drawn: Drawn) -> NDArray[np.float64]:
             return np.zeros(1)
 
     with pytest.raises(ValueError, match=r"'right' gave numbers of shape \(1,\) for 2 pictures"):
-        measure(pixels((1, 1), (1, 1)), ["p", "q"], OnePixel(), [Short()])
+        measure(pixels((1, 1), (1, 1)), ["p", "q"], ONE_PIXEL, [Short()])
 
     class Broken(Right):
         def score(self, drawn: Drawn) -> NDArray[np.float64]:
             return np.array([1.0, np.nan])
 
     with pytest.raises(ValueError, match=r"'right' gave nan for picture 1 \('q'\); it must be finite"):
-        measure(pixels((1, 1), (1, 1)), ["p", "q"], OnePixel(), [Broken()])
+        measure(pixels((1, 1), (1, 1)), ["p", "q"], ONE_PIXEL, [Broken()])
 
 
 def test_what_was_measured_survives_json() -> None:
@@ -133,10 +136,9 @@ def config(*overrides: str) -> Config:
 
 
 def test_scorers_are_the_domains_or_those_named() -> None:
-    toy = open_domain(config())
-    assert [scorer.name for scorer in open_scorers(config(), toy)] == ["negatives", "content", "distance"]
+    assert [scorer.name for scorer in open_scorers(config())] == ["negatives", "content", "distance"]
     named = config('evaluation.scorers=["negatives", "support.outside.scorer:Brightness"]')
-    assert [scorer.name for scorer in open_scorers(named, toy)] == ["negatives", "brightness"]
+    assert [scorer.name for scorer in open_scorers(named)] == ["negatives", "brightness"]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_scorers_are_the_domains_or_those_named() -> None:
         (['evaluation.scorers=["negatives", "negatives"]'], "two scorers of the name 'negatives'"),
         (['evaluation.scorers=["support.outside.domain:Photographs"]'], "is not a subclass of PictureScorer or SetScorer"),
         (
-            ['domain.use="none"', "model.base=x", 'evaluation.scorers=["negatives"]'],
+            ["domain.use=none", "domain.pictures=0", "model.base=x", 'evaluation.scorers=["negatives"]'],
             "needs labels, and nothing here can read them",
         ),
     ],
@@ -154,7 +156,7 @@ def test_scorers_are_the_domains_or_those_named() -> None:
 def test_scorers_that_cannot_be_are_refused_in_a_sentence(overrides: list[str], sentence: str) -> None:
     settings = config(*overrides)
     with pytest.raises(ConfigError, match=sentence):
-        open_scorers(settings, open_domain(settings))
+        open_scorers(settings)
 
 
 class Nameless(PictureScorer):
@@ -179,58 +181,16 @@ class Step(Nameless):
 def test_a_scorer_that_does_not_say_what_it_is_is_refused(scorer: type[Nameless], sentence: str) -> None:
     settings = config(f'evaluation.scorers=["{__name__}:{scorer.__name__}"]')
     with pytest.raises(ConfigError, match=sentence):
-        open_scorers(settings, open_domain(settings))
+        open_scorers(settings)
 
 
 def test_a_run_without_a_domain_is_scored_by_what_needs_none() -> None:
-    plain = ('domain.use="none"', "domain.pictures=0", "model.base=x")
+    plain = ("domain.use=none", "domain.pictures=0", "model.base=x")
+    domain = open_domain(config(*plain).domain, ONE_PIXEL.tree)
     asked = Round((Labels("p", (), ()), Labels("q", (), ())), 1)
     pictures = {"base": pixels((0, 0), (0, 0)), "after": pixels((30, 30), (60, 60))}
-    assert compare_models(config(*plain), asked, pictures) is None
-    found = compare_models(config(*plain, 'evaluation.scorers=["support.outside.scorer:Brightness"]'), asked, pictures)
+    assert compare_models(config(*plain), domain, asked, pictures) is None
+    named = config(*plain, 'evaluation.scorers=["support.outside.scorer:Brightness"]')
+    found = compare_models(named, domain, asked, pictures)
     assert found is not None and found.models["after"].intervals["brightness"].mean == pytest.approx((20 + 40) / 255 / 2)
     assert found.labels == {}
-
-
-def test_a_domain_comes_by_name_or_by_import_path() -> None:
-    assert isinstance(open_domain(config('domain.use="none"', "model.base=x")), NoDomain)
-    assert type(domain_named("support.outside.domain:Photographs")).__name__ == "Photographs"
-    with pytest.raises(ConfigError, match="there is no domain 'tow'; choose one of none, toy, or give your own as module:name"):
-        domain_named("tow")
-    with pytest.raises(ConfigError, match=r"is not a subclass of .*Domain"):
-        domain_named("support.outside.scorer:Brightness")
-
-
-def test_a_base_comes_with_the_domain_or_must_be_named() -> None:
-    assert config().model.base == "package:cpo_ray.domains.toy/assets/base"
-    assert config("model.base=mine").model.base == "mine"
-    with pytest.raises(ConfigError, match="base' is missing"):
-        config('domain.use="none"')
-
-
-def test_nobody_tunes_on_what_counts() -> None:
-    """The seeds of all rounds lie apart, for as many pictures as are ever drawn."""
-    firsts = sorted(seed if seed is not None else config().evaluation.seed for _, seed in TABLE.values())
-    assert firsts == [50_000, 60_000, 70_000, 90_000]
-
-
-class Twelve:
-    """A data set of twelve pictures, all of the validation split but one."""
-
-    ids = tuple(f"picture-{number}" for number in range(12))
-
-    def split(self, name: str) -> tuple[str, ...]:
-        return {"validation": self.ids[:11], "test": self.ids[11:]}[name]
-
-    def labels(self, name: str) -> Labels:
-        return Labels(f"prompt of {name}", ("edge.clarity",), ())
-
-
-def test_rounds_ask_for_the_domains_prompts_or_the_data_sets() -> None:
-    dataset, settings = Twelve(), config('domain.use="none"', "model.base=x", "evaluation.pictures=3", "evaluation.samples=2")
-    evaluation = evaluation_round(settings, dataset)  # type: ignore[arg-type]
-    assert evaluation.prompts == ("prompt of picture-11",) * 3 and list(evaluation.seeds) == [90_000, 90_001, 90_002]
-    assert gate_round(settings, dataset, 48).prompts[:2] == ("prompt of picture-0", "prompt of picture-1")  # type: ignore[arg-type]
-    assert samples_round(settings, dataset).seeds == range(60_000, 60_002)  # type: ignore[arg-type]
-    own = validation_round(config(), dataset, 200)  # type: ignore[arg-type]
-    assert len(own.prompts) == 200 and not any(prompt.startswith("prompt of") for prompt in own.prompts)

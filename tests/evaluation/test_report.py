@@ -16,6 +16,7 @@ from PIL import Image
 from support.elements import Elements
 from support.outside.scorer import Brightness
 
+from cpo_ray.config import DomainSettings
 from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.domains.toy.render import CONTENTS, Scene
 from cpo_ray.domains.toy.render import render as draw
@@ -37,8 +38,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> RunReport:
     prompts = [c.prompt for c in CONTENTS[:6]]
     blurred = [draw(Scene(c, frozenset({"edge.clarity"}), False, seed)) for seed, c in enumerate(CONTENTS[:6])]
     pictures = {"base": blurred, "CPO <stabilised>": good_pictures(prompts, seed=0, count=6)}
-    scorers = (Negatives(), Brightness())
-    measured = {name: measure(made, prompts, ToyDomain(), scorers) for name, made in pictures.items()}
+    domain, scorers = ToyDomain(DomainSettings(use="toy"), tree), (Negatives(), Brightness())
+    measured = {name: measure(made, prompts, domain, scorers) for name, made in pictures.items()}
     file = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     steps = ({"step": s, "win": -0.01 * s, "lose": 0.02 * s, "distance_to_reference": s} for s in range(9))
     file.write_text("".join(json.dumps(step) + "\n" for step in steps))

@@ -47,7 +47,7 @@ def missing(config: Config) -> list[str]:
         ),
         (['evaluation.scorers=["clip"]'], "there is no scorer 'clip'; choose one of negatives"),
         (
-            ["domain.use=none", "model.base=some/model", "expert.stop_at_gate=true"],
+            ["domain.use=none", "domain.pictures=0", "model.base=some/model", "expert.stop_at_gate=true"],
             "expert.stop_at_gate needs somebody who reads",
         ),
     ],

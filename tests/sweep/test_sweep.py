@@ -265,6 +265,8 @@ def test_a_sweep_that_does_not_fit_is_refused_before_anything_starts(folder: Pat
 
 
 def test_pictures_that_nothing_can_measure_cannot_guide_a_search(folder: Path) -> None:
-    described = config(folder, "blind", "domain.use=none", "model.base=some/model", "sweep.search=tpe", "sweep.trials=3")
+    described = config(
+        folder, "blind", "domain.use=none", "domain.pictures=0", "model.base=some/model", "sweep.search=tpe", "sweep.trials=3"
+    )
     with pytest.raises(ConfigError, match="goes by scores, and nothing scores pictures here"):
         search(described)

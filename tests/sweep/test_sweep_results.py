@@ -9,7 +9,6 @@ import pytest
 
 from cpo_ray.config import Config, ConfigError, dump, load
 from cpo_ray.core.statistics import Interval, frechet_distance, frechet_interval
-from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.evaluation.measure import Measured, scores
 from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.sweep.measure import costs, goals
@@ -32,7 +31,7 @@ def config(*overrides: str) -> Config:
     return load(TOY, overrides)
 
 
-SCORERS = open_scorers(config(), open_domain(config()))
+SCORERS = open_scorers(config())
 
 
 def record(folder: Path, omega: float, negatives: tuple[float, ...], distance: float, status: Status = "finished") -> Trial:

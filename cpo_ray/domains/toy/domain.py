@@ -12,7 +12,6 @@ from cpo_ray.domains.toy.agent import MeasuringAgent
 from cpo_ray.domains.toy.dataset import draw_pictures, make_dataset
 from cpo_ray.domains.toy.render import Image, Scene, contents_of
 from cpo_ray.evaluation.domain import Domain
-from cpo_ray.hierarchy import Hierarchy
 
 SCORERS = "cpo_ray.domains.toy.scorers"
 
@@ -20,6 +19,7 @@ SCORERS = "cpo_ray.domains.toy.scorers"
 class ToyDomain(Domain):
     """Pictures that a program draws. A measuring agent reads their attributes, and a judge their content."""
 
+    own_pictures = True
     base = "package:cpo_ray.domains.toy/assets/base"
     scorers = ("negatives", f"{SCORERS}:ShowsContent", f"{SCORERS}:DistanceToGood")
 
@@ -33,9 +33,9 @@ class ToyDomain(Domain):
         found = MeasuringAgent().annotate(pictures, prompts)
         return [Labels(prompt, seen.positive_ids, seen.negative_ids) for prompt, seen in zip(prompts, found, strict=True)]
 
-    def make_data(self, folder: Path, count: int, seed: int, tree: Hierarchy) -> AnnotatedDataset:
+    def make_data(self, folder: Path, count: int, seed: int) -> AnnotatedDataset:
         """Renders of the training contents, labelled by the measuring agent."""
-        return make_dataset(folder, count, seed, tree)
+        return make_dataset(folder, count, seed, self.tree)
 
     def draw_pictures(self, folder: Path, count: int, seed: int) -> None:
         """The same renders as PNG files with a metadata.jsonl."""

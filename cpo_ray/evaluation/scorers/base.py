@@ -15,7 +15,7 @@ from cpo_ray.config import Config, ConfigError
 from cpo_ray.config.registry import SCORERS
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, format_number
-from cpo_ray.evaluation.domain import Domain, Picture
+from cpo_ray.evaluation.domain import Picture, domain_class
 
 #: Keys beside the scores in results, in Tune's reports and in the MLflow run of a training.
 _TAKEN = frozenset({"base", "best", "changes", "id", "label", "labels", "loss", "on_front", "rung", "seconds", "status", "step"})
@@ -84,12 +84,13 @@ class SetScorer(Scorer):
         """The number with its 95 % interval over pictures."""
 
 
-def open_scorers(config: Config, domain: Domain) -> tuple[Scorer, ...]:
+def open_scorers(config: Config) -> tuple[Scorer, ...]:
     """The scorers that the configuration names, or else the domain's.
 
     Raises ConfigError for an unknown one, for one that does not say what it is, for two of one name, and for one that needs
     labels where nobody can read them.
     """
+    domain = domain_class(config.domain)
     found: dict[str, Scorer] = {}
     for name in config.evaluation.scorers or domain.scorers:
         kind = SCORERS.load(name)

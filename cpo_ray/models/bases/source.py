@@ -63,8 +63,8 @@ def local_base(model: Model) -> Path | None:
 def _in_package(base: str) -> str:
     module, _, folder = base.removeprefix(PACKAGE).partition("/")
     try:
-        found = Path(str(files(module))) / folder
-    except (ImportError, ValueError) as error:
+        found = Path(str(files(module).joinpath(folder)))
+    except (ImportError, TypeError, ValueError) as error:
         raise ConfigError(f"model.base is {base!r}, and {module!r} cannot be imported: {error}") from None
     if not found.is_dir():
         raise ConfigError(f"model.base is {base!r}, and the package {module} has no folder {folder!r}")
