@@ -170,17 +170,27 @@ class Upward(Nameless):
     name, better = "upward", "up"  # type: ignore[assignment]
 
 
-class Step(Nameless):
-    name = "step"
+class Named(Nameless):
+    name = "bright_2"
 
 
 @pytest.mark.parametrize(
-    ("scorer", "sentence"),
-    [(Nameless, "has no 'name'"), (Upward, "its better is 'up'; it must be 'lower' or 'higher'"), (Step, "its name is 'step'")],
+    ("scorer", "sentence"), [(Nameless, "has no 'name'"), (Upward, "its better is 'up'; it must be 'lower' or 'higher'")]
 )
 def test_a_scorer_that_does_not_say_what_it_is_is_refused(scorer: type[Nameless], sentence: str) -> None:
     settings = config(f'evaluation.scorers=["{__name__}:{scorer.__name__}"]')
     with pytest.raises(ConfigError, match=sentence):
+        open_scorers(settings)
+
+
+@pytest.mark.parametrize(
+    "name", ["step", "loss", "omega_win", "beta", "mlflow_run_id", "negatives_low", "held_out_loss", "Bright"]
+)
+def test_a_scorer_has_no_name_under_which_another_number_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = config(f'evaluation.scorers=["negatives", "{__name__}:Named"]')
+    assert [scorer.name for scorer in open_scorers(settings)] == ["negatives", "bright_2"]
+    monkeypatch.setattr(Named, "name", name)
+    with pytest.raises(ConfigError, match=f"its name is '{name}'; a name is of small letters"):
         open_scorers(settings)
 
 

@@ -13,12 +13,18 @@ from numpy.typing import NDArray
 
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.config.registry import SCORERS
+from cpo_ray.config.sweep.axis import ALIASES
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, format_number
 from cpo_ray.evaluation.domain import Picture, domain_class
 
 #: Keys beside the scores in results, in Tune's reports and in the MLflow run of a training.
-_TAKEN = frozenset({"base", "best", "changes", "id", "label", "labels", "loss", "on_front", "rung", "seconds", "status", "step"})
+_TAKEN = ALIASES.keys() | {
+    *("base", "best", "changes", "id", "label", "labels", "mlflow_run_id", "on_front", "rung", "seconds", "sentence", "status"),
+    *("distance_to_reference", "gradient_norm", "lose", "loss", "margin", "seconds_waited_for_targets", "step", "win"),
+}
+#: What a name is, so that no other number has the same key: "x_low" is an end of the interval of "x".
+_NAME = r"(?!held_out_)[a-z][a-z0-9_]*(?<!_low)(?<!_high)(?<!_change)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +123,9 @@ def _unsaid(kind: type[Scorer]) -> str | None:
         return f"its class has no {missing[0]!r}; every scorer says its name, title, better and meaning"
     if kind.better not in ("lower", "higher"):
         return f"its better is {kind.better!r}; it must be 'lower' or 'higher'"
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", kind.name) or kind.name in _TAKEN:
-        return f"its name is {kind.name!r}; a name is of small letters, digits and _, and none of {', '.join(sorted(_TAKEN))}"
+    if not re.fullmatch(_NAME, kind.name) or kind.name in _TAKEN:
+        return (
+            f"its name is {kind.name!r}; a name is of small letters, digits and _, does not begin with held_out_ or end with "
+            f"_low, _high or _change, and is none of {', '.join(sorted(_TAKEN))}"
+        )
     return None
