@@ -39,7 +39,9 @@ class Registry:
         try:
             found = import_module(module)
         except ImportError as error:
-            raise ConfigError(f"{self.kind} {name!r}: {module} cannot be imported: {error}") from error
+            absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+            remedy = "; put the folder that holds it on PYTHONPATH" if absent else ""
+            raise ConfigError(f"{self.kind} {name!r}: {module} cannot be imported: {error}{remedy}") from error
         if not hasattr(found, attribute):
             raise ConfigError(f"{self.kind} {name!r}: {module} has no {attribute!r}")
         return getattr(found, attribute)

@@ -79,7 +79,10 @@ def test_a_name_chooses_the_form_of_its_section(text: str, overrides: tuple[str,
         ("house.pet=7", "'house.pet' is 7: expected a name, such as 'dog', or a section with name = 'dog'"),
         ("house.pet.name=7", "'house.pet': name is 7; choose one of dog, bird"),
         (f"house.pet={__name__}:STONE", "has no class `settings`"),
-        ("house.pet=no.module:X", "no.module cannot be imported: No module named 'no'"),
+        (
+            "house.pet=no.module:X",
+            "no.module cannot be imported: No module named 'no'; put the folder that holds it on PYTHONPATH",
+        ),
         ("house.others=['dog', {name='bird', spam=1, span=1}]", "'house.others.1.spam'; did you mean 'span'?"),
     ],
 )
