@@ -19,7 +19,7 @@ from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.evaluation.domain import Domain, NoDomain, Picture, domain_class, open_domain
 from cpo_ray.evaluation.rounds import evaluation_round, gate_round, samples_round, shared_noise, validation_round
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
-from cpo_ray.models.base import base_source
+from cpo_ray.models.bases.source import base_source
 from cpo_ray.preflight.checks import check
 from cpo_ray.recipes import expert_training
 from cpo_ray.targets.expert import frozen_inputs
