@@ -108,19 +108,21 @@ def told(sizes: Iterable[Size], resolution: int, pictures: Pictures) -> Told:
     pairs = [(size, bucket_of(size, resolution, pictures)) for size in sizes]
     used = [(size, bucket) for size, bucket in pairs if bucket is not None]
     left_out = len(pairs) - len(used)
-    sentence = _used(used, resolution) if used else "no pictures to train on"
+    sentence = _used(used, resolution, pictures) if used else "no pictures to train on"
     if left_out:
         least = f"{resolution} x {resolution}" if pictures.buckets == "square" else "half the resolution"
         sentence += f"; smaller than {least} and left out: {left_out} (data.pictures.upscale = true scales them up)"
     return Told(sentence, len(used), left_out)
 
 
-def _used(pairs: list[tuple[Size, Bucket]], resolution: int) -> str:
+def _used(pairs: list[tuple[Size, Bucket]], resolution: int, pictures: Pictures) -> str:
     counts = Counter(bucket for _, bucket in pairs)
     (width, height, _), most = counts.most_common(1)[0]
     cut = sum(1 - kept(size, bucket) for size, bucket in pairs) / len(pairs)
     where = f"all at {width} x {height}" if len(counts) == 1 else f"in {len(counts)} sizes, {most} of them at {width} x {height}"
     sentence = f"{len(pairs)} training pictures, {where}; {cut:.1%} of a picture is cropped away on average"
+    if pictures.buckets == "aspect" and len(aspect_buckets(resolution, pictures.multiple)) == 1:
+        sentence += f" (data.pictures.multiple = {pictures.multiple} leaves one size; a smaller one offers more)"
     if small := sum(bucket.resolution < resolution for _, bucket in pairs):
         sentence += f"; smaller than the resolution and trained at 3/4 or 1/2 of it: {small}"
     if enlarged := sum(not covers(size, bucket) for size, bucket in pairs):

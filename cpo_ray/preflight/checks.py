@@ -24,6 +24,7 @@ from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.models.bases.hub import look_up, unpinned
 from cpo_ray.models.bases.source import is_hub_id, local_base
+from cpo_ray.preflight.durations import steps_of
 from cpo_ray.preflight.findings import Finding
 from cpo_ray.preflight.machine import Resources, available
 from cpo_ray.preflight.planner import plan_findings
@@ -52,7 +53,7 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
     pictures, data = _data(config)
     plannable = all(finding.verdict != "missing" for finding in model)
     return [
-        *_settings(config, _factor(config) if plannable else None),
+        *_settings(config, _factor(config) if plannable else None, pictures),
         *_bfloat16(config, pictures),
         *_tried(trials, pictures),
         *_hierarchy(config),
@@ -68,7 +69,10 @@ def _tried(trials: Trials | None, pictures: int) -> Iterator[Finding]:
     """What keeps trials of a sweep from starting, each reason once."""
     missing: dict[str, Finding] = {}
     for name, trial in trials.tried.items() if trials else ():
-        for finding in (*_optimization("preference.optimization", trial.preference.optimization), *_bfloat16(trial, pictures)):
+        for finding in (
+            *_optimization("preference.optimization", trial.preference.optimization, pictures),
+            *_bfloat16(trial, pictures),
+        ):
             if finding.verdict == "missing":
                 missing.setdefault(finding.sentence, Finding("missing", f"the trial {name}: {finding.sentence}"))
     yield from missing.values()
@@ -84,11 +88,11 @@ def _security(environment: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding("missing", f"{name} is set, which lets data files run code; unset it")
 
 
-def _settings(config: Config, factor: int | None) -> Iterator[Finding]:
+def _settings(config: Config, factor: int | None, pictures: int) -> Iterator[Finding]:
     """`factor` is the VAE's, in pixels per number of a latent's side, where it is known."""
     problems = [
-        *_optimization("expert.optimization", config.expert.optimization),
-        *_optimization("preference.optimization", config.preference.optimization),
+        *_optimization("expert.optimization", config.expert.optimization, pictures),
+        *_optimization("preference.optimization", config.preference.optimization, pictures),
     ]
     targets, conditions = config.targets, config.expert.conditions
     if targets.min_actors > targets.max_actors:
@@ -114,29 +118,30 @@ def _settings(config: Config, factor: int | None) -> Iterator[Finding]:
     yield from problems or [Finding("ok", "settings fit together")]
 
 
-def _optimization(section: str, training: Optimization) -> Iterator[Finding]:
+def _optimization(section: str, training: Optimization, pictures: int) -> Iterator[Finding]:
+    steps = steps_of(training, pictures)
     if training.global_batch < training.workers:
         yield Finding(
             "missing",
             f"{section}.global_batch is {training.global_batch} for {training.workers} workers; "
             "each needs a sample per step, so use fewer workers or a larger batch",
         )
-    if training.steps is not None and training.checkpoint_every > training.steps:
-        yield Finding(
-            "note", f"{section}: no checkpoint before the end, since checkpoint_every is more than {training.steps} steps"
-        )
+    if steps and training.checkpoint_every > steps:
+        yield Finding("note", f"{section}: no checkpoint before the end, since checkpoint_every is more than {steps} steps")
     if package := missing_package(training):
         yield Finding("missing", f"{section}: {package}")
-    if training.steps is not None and training.warmup_steps >= training.steps:
+    if steps and training.warmup_steps >= steps:
         yield Finding(
-            "missing", f"{section}.warmup_steps is {training.warmup_steps}, yet training ends after {training.steps} steps"
+            "missing",
+            f"{section}.warmup_steps is {training.warmup_steps}, yet training ends after {steps} steps, "
+            "before it has reached its learning rate; lower warmup_steps, or train longer",
         )
 
 
 def _bfloat16(config: Config, pictures: int) -> Iterator[Finding]:
     """Check learning rates in bfloat16 with weights of the usual size; the workers repeat it with the weights themselves."""
     for section, training in (("expert", config.expert.optimization), ("preference", config.preference.optimization)):
-        steps = training.steps or round((training.epochs or 0) * pictures / training.global_batch)
+        steps = steps_of(training, pictures)
         change = largest_change(steps, training)
         visible = math.erf(
             0.477 * change / (BFLOAT16_SHARE * USUAL_WEIGHT)

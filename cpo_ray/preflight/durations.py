@@ -56,6 +56,13 @@ def work(optimization: Optimization, pictures: int, draws: int | None) -> Work:
     return Work(trained, trained if draws is None else min(trained, draws * pictures))
 
 
+def steps_of(optimization: Optimization, pictures: int) -> int:
+    """Return the optimizer steps of a training on `pictures` pictures; 0 where they follow from pictures that are not there."""
+    if optimization.steps is None and not pictures:
+        return 0
+    return math.ceil(work(optimization, pictures, None).trained / optimization.global_batch)
+
+
 def expert_flop(config: Config, folder: Path | None) -> float:
     """Operations of one sample of expert targets: four forwards of θ1, one of the reference, the picture and its texts."""
     forward = forward_cost(config.model, folder, 1).flop
@@ -98,9 +105,8 @@ def stages(config: Config, folder: Path | None, pictures: int, rate: float, tria
 
     def training(name: str, optimization: Optimization, lora: Lora, producible: float) -> Stage:
         power = _training_power(optimization, rate)
-        trained = work(optimization, pictures, None).trained
-        steps, flop = math.ceil(trained / optimization.global_batch), trained * training_flop(config, folder, optimization, lora)
-        return Stage(name, steps, producible / producing, flop / power, targets.overlap)
+        flop = work(optimization, pictures, None).trained * training_flop(config, folder, optimization, lora)
+        return Stage(name, steps_of(optimization, pictures), producible / producing, flop / power, targets.overlap)
 
     found = []
     if expert.adapter is None:

@@ -34,7 +34,7 @@ def plan_findings(
         yield Finding("missing", str(error))
         return
     if base is None:
-        published = f"the published {config.model.family.upper()}"
+        published = f"the published base of the family {config.model.family!r}"
         yield Finding("note", f"{config.model.base} is not on this machine; it is planned for as {published}", True)
     needs = {}
     for section, role in roles(config):
@@ -109,10 +109,10 @@ def _time(config: Config, base: Path | None, pictures: int, resources: Resources
     found = rate(config.machine, resources, on_gpu=any(uses))
     flop_per_second, source = found or (1.0, "")
     planned = stages(config, base, pictures, flop_per_second, trials)
-    yield Finding("ok", "optimizer steps: " + ", ".join(f"{stage.name} {stage.steps:,}" for stage in planned), True)
+    yield Finding("ok", "optimizer steps: " + ", ".join(f"{stage.steps:,} in {stage.name}" for stage in planned), True)
     if found is None:
         unit = "GPU" if any(uses) else "CPU"
-        yield Finding("note", f"machine.teraflop_per_second, what one {unit} sustains, is not stated; times follow from it", True)
+        yield Finding("note", f"no times: machine.teraflop_per_second, what one {unit} sustains, is not stated", True)
         return
     evaluation = 0.0 if trials else evaluation_seconds(config, base, flop_per_second)
     parts = ", ".join([*map(str, planned), *([] if trials else [f"evaluation {in_words(evaluation)}"])])
@@ -128,9 +128,10 @@ def _ratio(config: Config, base: Path | None, pictures: int) -> Finding:
         else ("CPU", targets.cpus_per_actor, training.cpus_per_worker)
     )
     own = targets.max_actors * actors / (training.workers * workers)
+    waits = targets.overlap and own < ideal
     return Finding(
-        "ok",
+        "note" if waits else "ok",
         f"targets of stage 2 keep up with its training when {ideal:.1f} {unit}s compute them for each that trains; "
-        f"this configuration has {own:.1f}",
+        f"this configuration has {own:.1f}{', so training waits for them' if waits else ''}",
         True,
     )

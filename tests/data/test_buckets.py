@@ -87,6 +87,9 @@ def test_the_counts_are_told() -> None:
     assert told([(64, 64)] * 3, 64, Pictures()) == (
         "3 training pictures, all at 64 x 64; 0.0% of a picture is cropped away on average", 3, 0
     )  # fmt: skip
+    assert told([(99, 66)], 64, Pictures(buckets="aspect")).sentence.endswith(
+        "multiple = 64 leaves one size; a smaller one offers more)"
+    )
     assert told([(63, 64)], 64, Pictures()).sentence.startswith("no pictures to train on; smaller than 64 x 64 and left out: 1 ")
 
 

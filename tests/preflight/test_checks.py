@@ -34,6 +34,8 @@ def missing(config: Config) -> list[str]:
         (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.4 of 2 CPUs and 0.5 of 0 GPUs here"),
         (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
         (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
+        # 1280 training pictures in batches of 32 are 40 steps
+        (["preference.optimization={epochs=1, warmup_steps=40}"], "training ends after 40 steps"),
         (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
         (["data.pictures.buckets=aspect", "data.pictures.multiple=12"], "multiple is 12; it must be a multiple of 8"),
         (["tracking.uri=runs"], "which is not an MLflow store"),

@@ -42,7 +42,7 @@ def line(findings: list[Finding], words: str) -> Finding:
 def test_every_role_is_told_with_its_parts() -> None:
     config = toy("machine.gpu=L4")
     findings = found(config)
-    assert all(finding.verdict == "ok" and finding.planned for finding in findings)
+    assert all(finding.verdict != "missing" and finding.planned for finding in findings)
     for _, role in roles(config):
         need = role(config, local_base(config.model))
         sentence = line(findings, need.role).sentence
@@ -133,7 +133,7 @@ def test_a_sweep_is_planned_with_all_its_trials() -> None:
     trials = counted(5, 2, 2, 1320)
     planned, single = (list(plan_findings(config, base, HERE, 1280, number)) for number in (trials, None))
     assert all(finding.verdict == "ok" for finding in planned)
-    assert "stage 1 200, 5 trials 600" in line(planned, "optimizer steps").sentence
+    assert "200 in stage 1, 600 in 5 trials" in line(planned, "optimizer steps").sentence
     assert [one.name for one in stages(config, base, 1280, 1e11, trials)] == ["stage 1", "5 trials"]
     stage_two, all_trials = stages(config, base, 1280, 1e11)[1], stages(config, base, 1280, 1e11, trials)[1]
     assert all_trials.targets == stage_two.targets  # one set of them
@@ -160,7 +160,7 @@ def test_time_follows_from_the_operations_and_the_rate() -> None:
     sentence = line(found(config), "at 1 TFLOP/s of a GPU, as stated").sentence
     assert "stage 1" in sentence and "baseline sft" in sentence and "evaluation" in sentence
     slow, fast = (stages(config, base, 1280, rate) for rate in (1e12, 2e12))
-    assert "stage 1 200, stage 2 120, baseline sft 120" in line(found(config), "optimizer steps").sentence
+    assert "200 in stage 1, 120 in stage 2, 120 in baseline sft" in line(found(config), "optimizer steps").sentence
     assert [stage.name for stage in slow] == ["stage 1", "stage 2", "baseline sft", "baseline cpo"]
     assert all(one.seconds == pytest.approx(2 * other.seconds) for one, other in zip(slow, fast, strict=True))
     assert slow[1].seconds == max(slow[1].targets, slow[1].training) and slow[3].targets == 0
