@@ -19,6 +19,7 @@ from ray.util import ActorPool
 
 from cpo_ray.config import Config, Evaluation, Model
 from cpo_ray.models import family
+from cpo_ray.models.bases.source import anywhere
 
 Picture = NDArray[np.uint8]
 
@@ -59,7 +60,7 @@ def generation_job(
     """Return the job for pictures drawn as the configuration's evaluation says."""
     settings = config.evaluation
     return GenerationJob(
-        model=config.model,
+        model=anywhere(config.model),
         adapter=adapter,
         prompts=tuple(prompts),
         seeds=tuple(seeds),

@@ -22,6 +22,7 @@ from cpo_ray.evaluation.generate import Picture
 from cpo_ray.evaluation.measure import Measured
 from cpo_ray.evaluation.rounds import validation_round
 from cpo_ray.evaluation.scorers.base import open_scorers
+from cpo_ray.models.bases.source import anywhere
 from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.checks import check
 from cpo_ray.preflight.findings import Finding
@@ -148,9 +149,8 @@ def _machines() -> list[Room]:
 
 def _with_absolute_paths(run: Run) -> Run:
     """The run with absolute paths: a trial's process does not work in the driver's folder."""
-    tree, base, tracking = _absolute(run.config.model_dump(exclude_unset=True)), Path(run.config.model.base), run.config.tracking
-    if base.is_dir():
-        tree["model"]["base"] = str(base.absolute())
+    tree, tracking = _absolute(run.config.model_dump(exclude_unset=True)), run.config.tracking
+    tree["model"]["base"] = anywhere(run.config.model).base
     if tracking.uri:
         tree["tracking"]["uri"] = resolve_uri(tracking, run.config.run.output)
     return replace(run, config=Config.model_validate(tree))

@@ -25,6 +25,7 @@ from cpo_ray.core.files import DiskFullError, write_json
 from cpo_ray.core.plan import Item
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.models.bases.source import anywhere
 from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, target_store
 from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
@@ -214,11 +215,9 @@ def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:
 
 def _for_workers(spec: ExpertSpec, targets: Targets) -> ExpertSpec:
     """Return the spec with absolute paths, since other processes work in another folder."""
-    base = Path(spec.model.base)
-    model = spec.model.model_copy(update={"base": str(base.absolute())}) if base.is_dir() else spec.model
     return replace(
         spec,
-        model=model,
+        model=anywhere(spec.model),
         dataset=spec.dataset.absolute(),
         hierarchy=spec.hierarchy.absolute(),
         adapter=None if spec.adapter is None else spec.adapter.absolute(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cpo_ray.config import Optimization
 from cpo_ray.config.section import free_on_resume
 from cpo_ray.core.files import read_json, read_log, write_json
 from cpo_ray.core.progress import Tell
+from cpo_ray.models.bases.source import anywhere
 from cpo_ray.training.artifacts.ledger import check_ledger, read_ledger
 from cpo_ray.training.artifacts.records import METRICS
 from cpo_ray.training.health import winner_warning
@@ -197,7 +198,7 @@ def _trainer(spec: TrainSpec) -> TorchTrainer:
     resources = {"CPU": optimization.cpus_per_worker} | ({"GPU": optimization.gpus_per_worker} if on_gpu else {})
     return TorchTrainer(
         train_loop,
-        train_loop_config={"spec": spec},
+        train_loop_config={"spec": replace(spec, model=anywhere(spec.model))},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=optimization.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RunConfig(

@@ -40,6 +40,15 @@ def test_a_resume_may_have_other_workers_and_no_other_training(tmp_path: Path) -
         driver._check_output(replace(started, plan=replace(started.plan, seed=7)))
 
 
+def test_workers_find_a_base_in_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert driver._trainer(spec_in(tmp_path)).train_loop_config["spec"].model.base == "base"  # it may be a hub id
+    (tmp_path / "base").mkdir()
+    spec = spec_in(tmp_path)
+    assert driver._trainer(spec).train_loop_config["spec"].model.base == str(tmp_path / "base")
+    assert driver._settings(spec)["model.base"] == "base"  # a resume from elsewhere has the same settings
+
+
 def test_a_winner_error_that_grows_is_told_once_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "_LOOK_EVERY_SECONDS", 0.01)
     spec, said, counted = spec_in(tmp_path), list[str](), list[tuple[int, int]]()

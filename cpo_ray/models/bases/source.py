@@ -39,6 +39,14 @@ def base_source(model: Model) -> str:
     return base
 
 
+def anywhere(model: Model) -> Model:
+    """Return the section with a base that all processes find: a local folder gets its absolute path, since Ray's workers work in
+    folders of their own.
+    """
+    folder = Path(model.base).expanduser()
+    return model.model_copy(update={"base": str(folder.absolute())}) if folder.is_dir() else model
+
+
 def is_hub_id(base: str) -> bool:
     """Return whether a base has the form of a hub id, owner/name, and not that of a path."""
     return bool(_HUB_ID.fullmatch(base)) and not base.lower().endswith(_FILES) and base.split("/")[0] not in _OWN_FOLDERS
