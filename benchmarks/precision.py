@@ -29,6 +29,7 @@ from cpo_ray.domains.toy.dataset import make_dataset
 from cpo_ray.domains.toy.domain import ToyDomain
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
+from cpo_ray.models.adapters import loading
 from cpo_ray.objectives import ExpertDifferences, direction_cosine
 from cpo_ray.targets.expert import Expert, ExpertSpec
 
@@ -89,8 +90,7 @@ def unmerged(model: Model) -> Any:
         def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
             denoiser = super().load_denoiser(model)
             if adapter is not None:
-                state, *_, metadata = self.pipeline_class.lora_state_dict(adapter, return_lora_metadata=True)
-                denoiser.load_lora_adapter(state, prefix=self.denoiser, metadata=metadata)
+                loading.add(self._adapter(denoiser, adapter), denoiser, self.denoiser)
             frozen: nn.Module = denoiser.eval().requires_grad_(False)
             return frozen
 

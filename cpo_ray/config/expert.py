@@ -27,7 +27,8 @@ class ExpertSettings(Section):
     """Stage 1: the expert θ1 = base + SFT adapter."""
 
     adapter: Path | None = None
-    """A finished expert adapter. Without it stage 1 trains one."""
+    """A finished expert: a LoRA of diffusers, PEFT, kohya's scripts or ComfyUI, as a file or its folder, or the folder of a whole
+    denoiser of ours. Without it stage 1 trains one."""
     lora: Lora = Lora()
     optimization: Optimization
     conditions: ConditionMixture = ConditionMixture()

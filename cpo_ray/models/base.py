@@ -89,6 +89,12 @@ class Family(Protocol):
         Raises ConfigError with the first reason that keeps it from being loaded, or from being trained rightly.
         """
 
+    def check_adapter(self, model: Model, adapter: Path, folder: Path | None) -> str:
+        """Read an adapter for the base in `folder`, or without one for the published base, and return what it is.
+
+        Raises AdapterError as `load_denoiser` does.
+        """
+
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         """Load the VAE on `device`, in float32 or from the folder `vae` in float16, and the text encoders in main memory.
 
@@ -98,7 +104,8 @@ class Family(Protocol):
     def load_denoiser(self, model: Model, adapter: Path | None = None) -> nn.Module:
         """Load the denoiser alone on the CPU, frozen, in evaluation mode.
 
-        `adapter` is an export of ours: a LoRA is merged into the weights, and a whole denoiser replaces them.
+        `adapter` is a LoRA in any format that `models.adapters` reads, which is merged into the weights, or the folder of a whole
+        denoiser of ours, which replaces them. Raises AdapterError for one that is not of this denoiser, or changes nothing.
         """
 
     def skeleton(self, model: Model, folder: Path | None = None) -> Skeleton:

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from cpo_ray.config import ConfigError, Lora, Model
 from cpo_ray.core.diffusion import DiffusionProcess
-from cpo_ray.models.adapters import saving
+from cpo_ray.models.adapters import loading, saving
 from cpo_ray.models.adapters.formats import LayerPlace, write_lora_formats
+from cpo_ray.models.adapters.keys import layers_of
+from cpo_ray.models.adapters.reading import Adapter, read_adapter
 from cpo_ray.models.base import DTYPES, Encoders
-from cpo_ray.models.bases.folder import check_folder, check_tokenizers
+from cpo_ray.models.bases.folder import check_folder, check_names, check_tokenizers
 from cpo_ray.models.bases.hub import variant
 from cpo_ray.models.bases.source import base_source
 from cpo_ray.models.bases.weights import DIFFUSERS, TRANSFORMERS, find_weights
@@ -193,10 +195,7 @@ class DiffusersFamily:
             use_safetensors=True,
         )
         if adapter is not None and not whole:
-            state, *_, metadata = self.pipeline_class.lora_state_dict(adapter, return_lora_metadata=True)
-            denoiser.load_lora_adapter(state, prefix=self.denoiser, metadata=metadata)
-            denoiser.fuse_lora()
-            denoiser.unload_lora()
+            loading.merge(self._adapter(denoiser, adapter), denoiser, self.denoiser)
         return denoiser.eval().requires_grad_(False)
 
     def add_lora(self, denoiser: nn.Module, lora: Lora, seed: int) -> list[str]:
@@ -261,8 +260,19 @@ class DiffusersFamily:
         whole = {self.denoiser: self.load_denoiser(model, adapter)} if self._is_whole(adapter) else {}
         pipeline = self._pipeline(model, **whole)
         if adapter is not None and not whole:
-            pipeline.load_lora_weights(adapter)
+            denoiser = getattr(pipeline, self.denoiser)
+            loading.add(self._adapter(denoiser, adapter), denoiser, self.denoiser, low_cpu_mem_usage=True)
         return pipeline
+
+    def check_adapter(self, model: Model, adapter: Path, folder: Path | None) -> str:
+        denoiser = self.skeleton(model, folder).denoiser
+        if not self._is_whole(adapter):
+            return str(self._adapter(denoiser, adapter))
+        check_names(adapter / self.denoiser, denoiser)
+        return f"{adapter} holds a whole denoiser"
+
+    def _adapter(self, denoiser: nn.Module, path: Path) -> Adapter:
+        return read_adapter(path, layers_of(denoiser, self.denoiser, self.original_place))
 
     def _is_whole(self, adapter: Path | None) -> bool:
         """Return whether an export holds a whole denoiser and not a LoRA."""

@@ -22,6 +22,7 @@ from cpo_ray.evaluation.rounds import shared_noise
 from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
 from cpo_ray.models import family
+from cpo_ray.models.adapters.keys import AdapterError
 from cpo_ray.models.bases.hub import look_up, unpinned
 from cpo_ray.models.bases.source import is_hub_id, local_base
 from cpo_ray.preflight.durations import steps_of
@@ -236,11 +237,12 @@ def _model(config: Config) -> Iterator[Finding]:
             yield Finding("ok", f"model: {folder} holds a {architecture.pipeline}")
             pinned = unpinned(model) if is_hub_id(model.base) and not Path(model.base).is_dir() else None
             yield from (Finding("note", f"model: {sentence}") for sentence in (*notes, *filter(None, [pinned])))
+        if (adapter := config.expert.adapter) is not None:
+            yield Finding("ok", f"expert.adapter: {architecture.check_adapter(model, adapter, folder)}")
+    except AdapterError as error:
+        yield Finding("missing", f"expert.adapter: {error}")
     except ConfigError as error:
         yield Finding("missing", f"model: {error}")
-    adapter = config.expert.adapter
-    if adapter is not None and not adapter.exists():
-        yield Finding("missing", f"expert.adapter: there is nothing at {adapter}; leave it out to train an expert")
 
 
 def _resources(config: Config, pictures: int | None, trials: Trials | None) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
+from cpo_ray.models.adapters.reading import SETTINGS
 from cpo_ray.models.base import DTYPES, Family, PictureSize
 from cpo_ray.models.bases.source import base_source
 from cpo_ray.targets.frozen import FrozenDenoisers, Texts
@@ -93,7 +94,7 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
     return FrozenInputs(
         kind=spec.kind,
         base=f"{base}@{spec.model.revision}" + (f" with VAE {content_digest(spec.vae)}" if spec.vae else ""),
-        adapter=None if spec.adapter is None else content_digest(spec.adapter),
+        adapter=None if spec.adapter is None else _adapter_digest(spec.adapter),
         dataset=_dataset_fingerprint(spec.dataset, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)),
         hierarchy=load_hierarchy(spec.hierarchy).content_hash,
         texts=f"template {TEMPLATE_VERSION}, {'content' if spec.mixture is None else spec.mixture.model_dump_json()}",
@@ -104,6 +105,12 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
         forward_batch=spec.forward_batch,
         pictures=None if (pictures.buckets, pictures.crop) == ("square", "center") else pictures.model_dump_json(),
     )
+
+
+def _adapter_digest(path: Path) -> str:
+    """Return the digest of an adapter's weights, and of the settings beside them, which can hold its alpha."""
+    settings = (path if path.is_dir() else path.parent) / SETTINGS
+    return content_digest(path) + (f" with {content_digest(settings)}" if settings.is_file() else "")
 
 
 @lru_cache(maxsize=8)

@@ -278,6 +278,7 @@ def test_no_loader_unpickles_or_runs_code() -> None:
             name = ast.unparse(call.func)
             assert name.rpartition(".")[0] not in ("pickle", "torch.load", "joblib") and name != "torch.load", where
             assert "trust_remote_code=True" not in said, where
+            assert not name.endswith(("lora_state_dict", "load_lora_weights")), f"{where}: adapters have one reader"
             if name.endswith(LOADERS) and not any(kind in said for kind in WITHOUT_WEIGHTS):
                 found.append(where)
                 assert "use_safetensors=True" in said, where

@@ -34,7 +34,7 @@ def check_folder(family: DiffusersFamily, model: Model, folder: Path) -> list[st
     notes = list(_check_weights(family, folder, classes))
     skeleton = _opened(folder, lambda: family.skeleton(model, folder))
     for name, part in ((family.denoiser, skeleton.denoiser), ("vae", skeleton.vae)):
-        _check_names(folder / name, part)
+        check_names(folder / name, part)
     family.latents.check(skeleton.vae.config)
     _opened(folder / "scheduler", lambda: family.load_process(model))
     _opened(folder, lambda: family.load_text(model, tokenizers_only=True))
@@ -94,7 +94,7 @@ def _check_weights(family: DiffusersFamily, folder: Path, classes: Iterable[str]
         yield f"{', '.join(names)} of {folder} exist as variant {variant!r} only, which is loaded"
 
 
-def _check_names(folder: Path, part: nn.Module) -> None:
+def check_names(folder: Path, part: nn.Module) -> None:
     """Raise ConfigError where the tensors in the files are not those of the model that the configuration describes.
 
     A loader fills tensors that it does not find with random numbers, and says so in a warning.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cpo_ray.config import Model
 from cpo_ray.core.files import written_folder
 from cpo_ray.models import family
+from cpo_ray.models.adapters.keys import AdapterError
 from cpo_ray.models.base import Conditioning, Family
 from cpo_ray.training.artifacts.card import card_text
 
@@ -86,7 +87,10 @@ def verify_export(model: Model, folder: Path, probe: Probe) -> None:
     """Load `folder` on a fresh base, in float32, and compare outputs. Raises ExportError as `export_weights` does."""
     found, exact = family(model), model.model_copy(update={"dtype": "float32"})
     base = _output(found, found.load_denoiser(exact), probe)
-    reloaded = _output(found, found.load_denoiser(exact, adapter=folder), probe)
+    try:
+        reloaded = _output(found, found.load_denoiser(exact, adapter=folder), probe)
+    except AdapterError as reason:
+        raise ExportError(f"the exported weights cannot be used: {reason}; train longer or with a larger learning rate") from None
     size = float(probe.output.norm())
     change, error = float((reloaded - base).norm()), float((reloaded - probe.output).norm())
     # The error is allowed a share of the change, not only of the output: an adapter of small effect that is scaled wrongly
