@@ -26,6 +26,9 @@ from cpo_ray.models.latents import GaussianLatents, LatentSpace
 from cpo_ray.models.skeleton import Configurations, Skeleton, made_in
 from cpo_ray.models.tiny import random_text_encoder, tokenizer_for
 
+# A bar for the parts of each pipeline would stand between the lines of a run and of `--check`.
+diffusers.utils.logging.disable_progress_bar()
+
 # A block is compiled per width, aspect ratio and batch size. torch's default limit is 8.
 _SHAPES = 64
 
