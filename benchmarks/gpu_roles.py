@@ -56,7 +56,7 @@ class Student:
     def backward(self, x_t: Tensor, timestep: Tensor, conditioning: Conditioning, expert: ExpertDifferences | None) -> None:
         """Add the gradient of one micro-batch."""
         prediction = self.family.predict(self.denoiser, x_t, timestep, conditioning)
-        losses, _ = CPO_STABILISED((CPO_STABILISED.outputs(prediction, None, expert, SETTINGS),), SETTINGS)
+        losses, _ = CPO_STABILISED((CPO_STABILISED.outputs(prediction, None, None, expert, SETTINGS),), SETTINGS)
         losses.mean().backward()
 
     def step(self) -> None:

@@ -55,7 +55,7 @@ class Student:
         self, x_t: torch.Tensor, t: torch.Tensor, conditioning: dict[str, torch.Tensor], expert: ExpertDifferences | None
     ) -> None:
         prediction = self.family.predict(self.denoiser, x_t, t, conditioning)
-        losses, _ = CPO_STABILISED((CPO_STABILISED.outputs(prediction, None, expert, SETTINGS),), SETTINGS)
+        losses, _ = CPO_STABILISED((CPO_STABILISED.outputs(prediction, None, None, expert, SETTINGS),), SETTINGS)
         losses.mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -125,7 +125,7 @@ def main() -> None:
                 store.write(items, frozen(items, dataset.images([i.sample_id for i in items])), {})
             with _timed(seconds["train on targets"]):
                 targets = reader.batch(batch)
-                student.step(targets.x_t, targets.timestep, targets.conditioning, targets.expert)
+                student.step(*targets.inputs(torch.float32), targets.expert)
             with _timed(seconds["naive"]):
                 naive(batch)
     # The first step of each pays for memory that later ones reuse.

@@ -13,6 +13,7 @@ from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.plan import Plan
 from cpo_ray.core.splits import Split, in_training, split_of
 from cpo_ray.data.buckets import Bucket, assign
+from cpo_ray.data.pairs import Losers
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.objectives import objective_of
 from cpo_ray.objectives.sft import SupervisedSettings
@@ -89,15 +90,35 @@ def expert_training(config: Config, pictures: Mapping[str, Bucket]) -> Training:
     return Training("expert", objective, settings.optimization, settings.lora, plan, frozen, config.run.seed)
 
 
-def alignment(config: Config, objective: ObjectiveSettings, pictures: Mapping[str, Bucket], adapter: Path) -> Training:
+def alignment(
+    config: Config,
+    objective: ObjectiveSettings,
+    pictures: Mapping[str, Bucket],
+    adapter: Path,
+    losers: Losers | None = None,
+) -> Training:
     """Return stage 2 (paper, 5.2) or a baseline: the objective, told y alone; `adapter` is the expert's.
 
-    Raises TargetStoreError for an objective with views that target shards do not hold.
+    `losers` are those of an objective that compares two pictures, which trains on the pictures that win a pair.
+    Raises TargetStoreError for an objective with views that target shards do not hold, and NoPicturesError if there is nothing to
+    train on.
     """
     found, settings = objective_of(objective), config.preference
-    check_views(found.views)
+    check_views(found)
+    if losers is not None:
+        pictures = {name: bucket for name, bucket in pictures.items() if name in losers}
+        if not pictures:
+            raise NoPicturesError(
+                f"no picture of {config.data.folder} is better than another of the same prompt, and {found.name!r} learns from "
+                "such pairs; label several pictures of a prompt, or choose another objective"
+            )
     plan = alignment_plan(config, objective, pictures)
-    frozen = supervised_spec(config) if found.supervised else expert_spec(config, adapter)
+    if found.supervised:
+        frozen = supervised_spec(config)
+    elif found.calls_expert:
+        frozen = expert_spec(config, adapter)
+    else:
+        frozen = _frozen_spec(config, "reference", losers=losers)
     return Training(found.name, objective, settings.optimization, settings.lora, plan, frozen, config.training_seed)
 
 

@@ -12,9 +12,11 @@ from cpo_ray.config import Config, ConfigError, changed, dump
 from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.files import write_text
 from cpo_ray.data.buckets import Bucket
+from cpo_ray.data.pairs import annotated_pairs
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.evaluation.domain import open_domain
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
+from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.checks import check, told_of_pictures
 from cpo_ray.preflight.trials import Trials
 from cpo_ray.recipes import Training, Usable, alignment, usable_pictures
@@ -66,7 +68,9 @@ class Run:
         if most is not None:
             few = (name for name in pictures if len(self.dataset.labels(name).negative_ids) <= most)
             pictures = {name: pictures[name] for name in few}
-        return alignment(self.config, objective, pictures, self.adapter)
+        compared = objective_of(objective).pictures > 1
+        losers = annotated_pairs(pictures, self.dataset.labels, self.config.run.seed) if compared else None
+        return alignment(self.config, objective, pictures, self.adapter, losers)
 
     def told_of(self, training: Training) -> str:
         """Return one line on a training: the objective with its settings, how long it takes, the pictures and the base."""

@@ -11,9 +11,10 @@ from cpo_ray.config import Config, load
 from cpo_ray.core.plan import Item
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.objectives import Objective, View, objective_of
+from cpo_ray.objectives import FrozenName, Objective, View, objective_of
 from cpo_ray.objectives.cpo import CPO
-from cpo_ray.recipes import Training, alignment, expert_training
+from cpo_ray.objectives.sft import SFT
+from cpo_ray.recipes import NoPicturesError, Training, alignment, expert_training
 from cpo_ray.targets.expert import Expert, ExpertSpec, target_store
 from cpo_ray.targets.reader import TargetReader
 from cpo_ray.targets.store import TargetStore, TargetStoreError
@@ -77,14 +78,37 @@ def test_what_an_objective_needs_decides_on_its_targets_and_draws(expert_spec: E
     assert (first.name, first.seed, first.plan.order) == ("expert", 0, None), "stage 1 keeps the run's seed"
 
 
+def test_an_objective_that_compares_trains_on_the_pictures_that_win_a_pair(expert_spec: ExpertSpec) -> None:
+    config = small(expert_spec, "preference.objective=dpo")
+    losers = dict(zip(list(PICTURES)[:3], list(PICTURES)[3:6], strict=True))
+    training = alignment(config, config.preference.objective, PICTURES, Path("expert"), losers)
+    assert (training.frozen.kind, training.frozen.adapter, training.frozen.losers) == ("reference", None, losers)
+    assert set(training.plan.sample_ids) == set(losers) and training.plan.draws == 2
+    with pytest.raises(NoPicturesError, match="is better than another of the same prompt, and 'dpo' learns from such pairs"):
+        alignment(config, config.preference.objective, PICTURES, Path("expert"), {})
+
+
+@pytest.mark.parametrize(
+    ("needs", "views", "sentence"),
+    [
+        (
+            SFT.needs,
+            (View(0, 0), View(0, 1)),
+            r"two pictures and one text of each sample, so there is no View\(picture=0, text=1\)",
+        ),
+        (CPO.needs, (View(0, 0), View(1, 0)), "the expert's outputs are computed for one picture of each sample"),
+    ],
+)
 def test_a_view_that_target_shards_do_not_hold_is_refused_before_anything_is_computed(
-    expert_spec: ExpertSpec, monkeypatch: pytest.MonkeyPatch
+    needs: frozenset[FrozenName],
+    views: tuple[View, ...],
+    sentence: str,
+    expert_spec: ExpertSpec,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pair = Objective("pair", CPO.settings, CPO.needs, CPO.function, views=(View(0, 0), View(1, 0)))
+    pair = Objective("pair", CPO.settings, needs, CPO.function, views=views)
     monkeypatch.setattr("support.outside.objective.PULL", pair)
     config = small(expert_spec, "preference.objective=support.outside.objective:PULL")
     assert objective_of(config.preference.objective) is pair
-    with pytest.raises(
-        TargetStoreError, match=r"one picture and one text of each sample, so there is no View\(picture=1, text=0\)"
-    ):
+    with pytest.raises(TargetStoreError, match=sentence):
         main_training(config)

@@ -55,6 +55,7 @@ OBJECTIVES = Registry(
         "cpo": "cpo_ray.objectives.cpo:CPO",
         "cpo_s": "cpo_ray.objectives.cpo_stabilised:CPO_STABILISED",
         "cpo_d": "cpo_ray.objectives.contrast_regression:CONTRAST_REGRESSION",
+        "dpo": "cpo_ray.objectives.dpo:DPO",
         "win_only": "cpo_ray.objectives.win_only:WIN_ONLY",
         "nft": "cpo_ray.objectives.nft:NFT",
         "linear_dpo": "cpo_ray.objectives.linear_dpo:LINEAR_DPO",

@@ -47,6 +47,10 @@ TARGET_TENSORS = {
     "positive_minus_all": "(B, C, h, w) float16: θ1(y, A_pos) - θ1(y, A_pos, A_neg)",
 }
 
+#: A sample may be a pair of pictures. The second one's x_t, target, micro.* and reference have the second of these before their
+#: names; its timestep and text are those of the first.
+PICTURE_PREFIXES = ("", "picture1.")
+
 
 def target_row_bytes(latent: int, text: int) -> int:
     """Return the bytes of one sample of expert targets: a latent of C·h·w numbers, and a prompt with `text` numbers of

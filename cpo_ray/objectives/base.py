@@ -92,12 +92,27 @@ class Objective(Generic[Settings]):
         """Whether it learns from the noise alone, so that neither the expert nor the reference is called."""
         return self.needs == {"target"}
 
+    @property
+    def calls_expert(self) -> bool:
+        """Whether it reads outputs of θ1."""
+        return not _OMEGAS.keys().isdisjoint(self.needs)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures a sample has: two for an objective that compares them."""
+        return 1 + max(view.picture for view in self.views)
+
     def outputs(
-        self, prediction: Tensor, target: Tensor | None, expert: ExpertDifferences | None, settings: Settings
+        self,
+        prediction: Tensor,
+        target: Tensor | None,
+        reference: Tensor | None,
+        expert: ExpertDifferences | None,
+        settings: Settings,
     ) -> ViewOutputs:
         """Return a view's outputs from a prediction and what target shards hold for it, all (B, ...), with the settings' ω."""
         if expert is None:
-            return ViewOutputs(prediction, target)
+            return ViewOutputs(prediction, target, reference)
         told: Any = settings  # the objective's own class, with the fields that __post_init__ checks
         winning = expert.winning(told.omega_win) if "winning" in self.needs else None
         losing = expert.losing(told.omega_lose) if "losing" in self.needs else None

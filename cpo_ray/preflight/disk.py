@@ -15,6 +15,7 @@ from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.models import family
 from cpo_ray.models.bases.source import local_base
+from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.durations import work
 from cpo_ray.preflight.engine_memory import checkpoint_bytes
 from cpo_ray.preflight.memory import micro_batch
@@ -115,9 +116,12 @@ def stage_needs(config: Config, shared_by_trials: SharedShards | None = None) ->
     if config.expert.adapter is None:
         first = expert_training(config, learned)
         found.append(_stage_need(config, "stage 1", first.plan.shards(size), first.frozen, drawn))
-    second = alignment(config, config.preference.objective, learned, adapter)
+    objective = config.preference.objective
+    compared = objective_of(objective).pictures > 1
+    # Which pictures win a pair is known only from their labels; at most each of them does.
+    second = alignment(config, objective, learned, adapter, {name: name for name in learned} if compared else None)
     shards = second.plan.shards(size) if shared_by_trials is None else shared_by_trials(pictures)
-    known = drawn and (second.frozen.adapter is None or adapter.exists())
+    known = drawn and not compared and (second.frozen.adapter is None or adapter.exists())
     stage = "stage 2" if shared_by_trials is None else "all trials"
     return [*found, _stage_need(config, stage, shards, second.frozen, known)]
 
@@ -126,9 +130,16 @@ def _stage_need(config: Config, stage: str, shards: Sequence[Items], frozen: Exp
     """Return one stage's need. `known` says whether the pictures and the expert exist, which decide the shards' address."""
     samples, row = sum(map(len, shards)), row_of(config, local_base(config.model))
     there = len(shards) - len(target_store(frozen, config.targets.folder).missing(shards)) if known else None
-    # Supervised targets are x_t and the truth alone, in float16.
-    size = 4 * row.latent + 2 * row.text if frozen.kind == "supervised" else target_row_bytes(*row)
-    return StageNeed(stage, samples, len(shards), there, samples * size)
+    return StageNeed(stage, samples, len(shards), there, samples * _row_bytes(frozen, row))
+
+
+def _row_bytes(frozen: ExpertSpec, row: RowSize) -> int:
+    """Return the bytes of one sample of a training's targets."""
+    if frozen.kind == "expert":
+        return target_row_bytes(*row)
+    # x_t and the truth in float16, and the reference's output in float32.
+    each = (4 if frozen.kind == "supervised" else 8) * row.latent
+    return (1 if frozen.losers is None else 2) * each + 2 * row.text
 
 
 def _pictures(config: Config) -> tuple[Usable, bool]:

@@ -75,6 +75,12 @@ def supervised_flop(config: Config, folder: Path | None) -> float:
     return encoded.flop / pictures + text_cost(config.model, folder, 1).flop
 
 
+def reference_flop(config: Config, folder: Path | None, pictures: int) -> float:
+    """Operations of one sample of so many pictures under one text, each with a forward of the reference."""
+    text = text_cost(config.model, folder, 1).flop
+    return pictures * (supervised_flop(config, folder) - text + forward_cost(config.model, folder, 1).flop) + text
+
+
 def training_flop(config: Config, folder: Path | None, optimization: Optimization, lora: Lora) -> float:
     """Operations of one trained sample, forward and backward."""
     size = micro_batch(config, optimization)
@@ -89,10 +95,11 @@ def drawing_flop(config: Config, folder: Path | None) -> float:
 
 def target_flop(config: Config, folder: Path | None, objective: ObjectiveSettings, pictures: int) -> float:
     """Operations of all targets of one training of stage 2, on so many pictures at most."""
-    optimization = config.preference.optimization
-    if objective_of(objective).supervised:
+    optimization, found = config.preference.optimization, objective_of(objective)
+    if found.supervised:
         return work(optimization, pictures, None).distinct * supervised_flop(config, folder)
-    return work(optimization, pictures, config.targets.draws).distinct * expert_flop(config, folder)
+    each = expert_flop(config, folder) if found.calls_expert else reference_flop(config, folder, found.pictures)
+    return work(optimization, pictures, config.targets.draws).distinct * each
 
 
 def stages(config: Config, folder: Path | None, pictures: int, rate: float, trials: Trials | None = None) -> list[Stage]:
@@ -103,20 +110,22 @@ def stages(config: Config, folder: Path | None, pictures: int, rate: float, tria
     expert, preference, targets = config.expert, config.preference, config.targets
     producing = _power(targets.max_actors, targets.cpus_per_actor, targets.gpus_per_actor, rate)
 
-    def training(name: str, optimization: Optimization, lora: Lora, producible: float) -> Stage:
+    def training(name: str, optimization: Optimization, lora: Lora, producible: float, views: int = 1) -> Stage:
         power = _training_power(optimization, rate)
-        flop = work(optimization, pictures, None).trained * training_flop(config, folder, optimization, lora)
+        flop = views * work(optimization, pictures, None).trained * training_flop(config, folder, optimization, lora)
         return Stage(name, steps_of(optimization, pictures), producible / producing, flop / power, targets.overlap)
 
     found = []
     if expert.adapter is None:
         count = work(expert.optimization, pictures, None).distinct
         found.append(training("stage 1", expert.optimization, expert.lora, count * supervised_flop(config, folder)))
-    there: set[tuple[bool, int | None]] = set()
+    there: set[tuple[bool, bool, int | None]] = set()
     for name, objective in preference.trainings.items():
-        read = objective_of(objective).supervised, objective.most_negatives
+        chosen = objective_of(objective)
+        read = chosen.supervised, chosen.calls_expert, objective.most_negatives
         flop = 0.0 if read in there else target_flop(config, folder, objective, pictures)
-        stage = training(f"baseline {name}" if there else "stage 2", preference.optimization, preference.lora, flop)
+        called = f"baseline {name}" if there else "stage 2"
+        stage = training(called, preference.optimization, preference.lora, flop, len(chosen.views))
         if trials:
             return [*found, _trials(config, folder, rate, stage, trials)]
         found.append(stage)

@@ -10,6 +10,7 @@ from pathlib import Path
 from cpo_ray.config import Config, Lora, Optimization
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
+from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.engine_memory import engine_memory
 from cpo_ray.preflight.model_costs import (
     decode_cost,
@@ -55,10 +56,12 @@ class Need:
         return ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts if size >= 0.05e9) or "next to nothing"
 
 
-def trainer_need(config: Config, folder: Path | None, role: str, optimization: Optimization, lora: Lora) -> Need:
-    """Return the need of a training worker: the denoiser, DeepSpeed's copies, and the activations of a micro-batch."""
+def trainer_need(config: Config, folder: Path | None, role: str, optimization: Optimization, lora: Lora, views: int = 1) -> Need:
+    """Return the need of a training worker: the denoiser, DeepSpeed's copies, and the activations of a micro-batch, in which
+    every sample has so many views.
+    """
     size = DTYPES[config.model.dtype].itemsize
-    cost = training_cost(config.model, folder, optimization, lora, micro_batch(config, optimization))
+    cost = training_cost(config.model, folder, optimization, lora, views * micro_batch(config, optimization))
     accumulation = math.ceil(optimization.global_batch / (optimization.workers * micro_batch(config, optimization)))
     engine = engine_memory(optimization, cost.trained, cost.frozen, size, optimization.workers, accumulation)
     working = (
@@ -153,7 +156,9 @@ def _expert_training(config: Config, folder: Path | None) -> Need:
 
 
 def _alignment(config: Config, folder: Path | None) -> Need:
-    return trainer_need(config, folder, "a worker of stage 2", config.preference.optimization, config.preference.lora)
+    settings = config.preference
+    views = max(len(objective_of(objective).views) for objective in settings.trainings.values())
+    return trainer_need(config, folder, "a worker of stage 2", settings.optimization, settings.lora, views)
 
 
 def roles(config: Config) -> Iterator[tuple[str, Role]]:

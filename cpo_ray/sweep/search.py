@@ -126,8 +126,8 @@ def _section(config: Config) -> Sweep:
         raise ConfigError("the configuration has no [sweep] section; jobs/configs/toy_sweep.toml has a complete one")
     for trial in (point_config(config, point) for point in SearchSpace(config).ends()):
         objective = objective_of(trial.preference.objective)
-        check_views(objective.views)
-        if objective.supervised:
+        check_views(objective)
+        if not objective.calls_expert:
             raise ConfigError(
                 f"the trials of a sweep share the expert's outputs, and objective {objective.name!r} reads none; "
                 "choose another preference.objective"

@@ -6,31 +6,30 @@ models in the training step, and a student equal to the reference reproduces `re
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import repeat
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cpo_ray.config import ConditionMixture, Model, Pictures
-from cpo_ray.core.diffusion import DiffusionProcess
 from cpo_ray.core.plan import Item
 from cpo_ray.core.prompts import TEMPLATE_VERSION, ConditionTexts, Labels, condition_texts, stage_one_text
 from cpo_ray.core.randomness import counter_generator
-from cpo_ray.data.buckets import Bucket, bucket_of, encoded_together
-from cpo_ray.data.picture import CENTER, PictureError, decode, fit
+from cpo_ray.core.schema import PICTURE_PREFIXES
+from cpo_ray.data.pairs import Losers
 from cpo_ray.data.shards import SHARDS, AnnotatedDataset
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.models.adapters.reading import SETTINGS
-from cpo_ray.models.base import DTYPES, Family, PictureSize
+from cpo_ray.models.base import DTYPES, Family
 from cpo_ray.models.bases.source import base_source
 from cpo_ray.targets.frozen import FrozenDenoisers, Texts
-from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint
+from cpo_ray.targets.noising import Noising
+from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint, text_digest
 
 _BASE_SUFFIXES = (".safetensors", ".json", ".txt")  # weights, configs and tokenizers of a pipeline folder
 
@@ -40,7 +39,9 @@ class ExpertSpec:
     """What an `Expert` is built from: small, picklable, and complete.
 
     kind "supervised" gives noisy latents and their ground truth for one text per item: a draw from `mixture` (stage 1), or the
-    content prompt without one. kind "expert" needs `adapter` and adds the outputs of θ1 and the reference.
+    content prompt without one. kind "reference" adds the output of the reference. kind "expert" needs `adapter` and adds those of
+    θ1, too. With `losers` a sample is a pair of pictures under the text of the first, which stands in the item; kind "expert" has
+    none.
     `forward_batch` bounds the samples per forward of a denoiser where a whole shard does not fit into the device's memory. The
     fields after it are those of `config.Targets`. `pictures` says at which sizes pictures are taken.
     """
@@ -59,14 +60,17 @@ class ExpertSpec:
     offload_text_encoders: bool = False
     device: str = "cpu"
     pictures: Pictures = field(default_factory=Pictures)
+    losers: Losers | None = None
 
     def __post_init__(self) -> None:
         if (self.kind == "expert") != (self.adapter is not None):
             raise ValueError(
-                f"targets of kind {self.kind!r} with adapter {self.adapter}; kind 'expert' needs one, 'supervised' has none"
+                f"targets of kind {self.kind!r} with adapter {self.adapter}; kind 'expert' needs one, the others have none"
             )
-        if self.kind == "expert" and self.mixture is not None:
-            raise ValueError("targets of kind 'expert' use fixed conditions; give no mixture")
+        if self.kind != "supervised" and self.mixture is not None:
+            raise ValueError(f"targets of kind {self.kind!r} use fixed conditions; give no mixture")
+        if self.kind == "expert" and self.losers is not None:
+            raise ValueError("targets of kind 'expert' are of one picture; give no losers")
         if self.float8 and self.model.dtype != "bfloat16":
             raise ValueError(f"targets.float8 with model.dtype = {self.model.dtype!r}; the rest must be in 'bfloat16'")
 
@@ -104,6 +108,7 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
         seed=spec.seed,
         forward_batch=spec.forward_batch,
         pictures=None if (pictures.buckets, pictures.crop) == ("square", "center") else pictures.model_dump_json(),
+        pairs=None if spec.losers is None else text_digest(json.dumps(sorted(spec.losers.items()))),
     )
 
 
@@ -142,13 +147,13 @@ class Expert:
         self._encoders = self._family.load_encoders(spec.model, device, spec.vae)
         if not spec.offload_text_encoders:
             self._encoders.place_text(device)
-        self._processes: dict[int, DiffusionProcess] = {}
+        self._noising = Noising(self._family, self._encoders, self._dataset, spec.model, spec.pictures)
         self._denoisers: FrozenDenoisers | None = None
-        if spec.kind == "expert":
+        if spec.kind != "supervised":
             self._denoisers = FrozenDenoisers(
                 self._family,
                 self._family.load_denoiser(spec.model),
-                self._family.load_denoiser(spec.model, spec.adapter),
+                None if spec.adapter is None else self._family.load_denoiser(spec.model, spec.adapter),
                 dtype=DTYPES[spec.model.dtype],
                 device=device,
                 forward_batch=spec.forward_batch,
@@ -164,74 +169,35 @@ class Expert:
     def __call__(self, items: Sequence[Item], images: Sequence[bytes]) -> dict[str, Tensor]:
         """Return the tensors of `schema.TARGET_TENSORS`, on the CPU, for items of one bucket and their encoded pictures.
 
-        The result depends on the arguments and the spec alone. Raises PictureError, naming the sample, for a picture that cannot
-        be decoded or is too small, and ValueError for outputs that are not finite.
+        For pairs `images` holds the items' own pictures first, and then the losers. The result depends on the arguments and the
+        spec alone. Raises PictureError, naming the picture, for one that cannot be decoded or is too small, and ValueError for
+        outputs that are not finite.
         """
-        x_t, timestep, target, sizes = self._noisy_latents(items, images)
-        micro = self._encoders.micro_conditioning(sizes)
+        names = pictures_of(items, self._spec.losers)
+        first, *second = (
+            self._noising(items, names[start : start + len(items)], images[start:][: len(items)], self._spec.seed, self._device)
+            for start in range(0, len(names), len(items))
+        )
         labels = [self._dataset.labels(item.sample_id) for item in items]
         outputs: dict[str, Tensor] = {}
-        if self._denoisers is None:
+        if self._spec.kind != "expert":
             (content,) = self._encode(self._supervised_texts(items, labels))
         else:
+            assert self._denoisers is not None
             texts = [self._condition_texts(label) for label in labels]
             conditions = [getattr(text, name) for name in ("positive", "negative", "null", "all") for text in texts]
             content, encoded = self._encode([text.content for text in texts], conditions)
-            outputs = vars(self._denoisers(x_t, timestep, content, encoded, micro))
-        tensors = {"x_t": x_t, "timestep": timestep, "prompt_index": content.index, "target": target, **outputs}
+            outputs = vars(self._denoisers(first.x_t, first.timestep, content, encoded, first.micro))
+        tensors = {"timestep": first.timestep, "prompt_index": content.index, **outputs}
         tensors |= {f"text.{name}": rows for name, rows in content.rows.items()}
-        tensors |= {f"micro.{name}": rows.float() for name, rows in micro.items()}
+        for prefix, noisy in zip(PICTURE_PREFIXES, (first, *second), strict=False):
+            tensors |= {f"{prefix}x_t": noisy.x_t, f"{prefix}target": noisy.target}
+            tensors |= {f"{prefix}micro.{name}": rows.float() for name, rows in noisy.micro.items()}
+            if self._spec.kind == "reference":
+                assert self._denoisers is not None
+                tensors[f"{prefix}reference"] = self._denoisers.reference(noisy.x_t, noisy.timestep, content, noisy.micro)
         _check_finite(tensors)
         return {name: tensor.cpu() for name, tensor in tensors.items()}
-
-    def _noisy_latents(self, items: Sequence[Item], images: Sequence[bytes]) -> tuple[Tensor, Tensor, Tensor, list[PictureSize]]:
-        """Return x_t and the ground truth (B, C, h, w) float16, the timesteps (B,), and the sizes for the micro-conditioning."""
-        (bucket,) = {self._bucket(item) for item in items}  # samples of one shard have the same shape
-        process = self._process(bucket)
-        assert len(items) == len(images)
-        # PIL releases the interpreter lock. Ray tells torch how many threads this actor may have.
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            fitted = list(threads.map(self._fit, items, images, repeat(bucket)))
-        pictures = torch.stack([picture for picture, _ in fitted])
-        x0 = torch.cat([self._encoders.encode_pictures(part) for part in pictures.split(encoded_together(bucket))])
-        noise = torch.stack([self._noise(item, x0.shape[1:]) for item in items]).to(self._device)
-        uniform = [counter_generator(self._spec.seed, *item, "timestep").random() for item in items]
-        timestep = process.timestep(torch.tensor(uniform, dtype=torch.float64)).to(self._device)
-        x_t = process.add_noise(x0, noise, timestep)
-        target = process.target(x0, noise, timestep)
-        return x_t.to(torch.float16), timestep, target.to(torch.float16), [size for _, size in fitted]
-
-    def _bucket(self, item: Item) -> Bucket:
-        (width, height), resolution = self._dataset.size(item.sample_id), self._spec.model.resolution
-        bucket = bucket_of((width, height), resolution, self._spec.pictures)
-        if bucket is None:
-            raise PictureError(
-                f"sample {item.sample_id!r}: {width} x {height} pixels are too small for resolution {resolution}; "
-                "leave it out, or scale it up with data.pictures.upscale = true"
-            )
-        return bucket
-
-    def _process(self, bucket: Bucket) -> DiffusionProcess:
-        """Return the diffusion process; a base may draw its times by the number of tokens."""
-        if bucket.resolution not in self._processes:
-            model = self._spec.model.model_copy(update={"resolution": bucket.resolution})
-            self._processes[bucket.resolution] = self._family.load_process(model)
-        return self._processes[bucket.resolution]
-
-    def _fit(self, item: Item, image: bytes, bucket: Bucket) -> tuple[Tensor, PictureSize]:
-        """(3, height, width) float32 in [-1, 1]."""
-        place = CENTER
-        if self._spec.pictures.crop == "random":
-            across, down = counter_generator(self._spec.seed, *item, "crop").random(2)
-            place = (across, down)
-        try:
-            pixels, size = fit(decode(image), (bucket.width, bucket.height), place)
-        except PictureError as error:
-            raise PictureError(f"sample {item.sample_id!r}: {error}") from error
-        return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1, size
-
-    def _noise(self, item: Item, shape: Sequence[int]) -> Tensor:
-        return torch.from_numpy(counter_generator(self._spec.seed, *item, "noise").standard_normal(tuple(shape), dtype="float32"))
 
     def _condition_texts(self, labels: Labels) -> ConditionTexts:
         texts, dropped = condition_texts(labels, self._tree, self._encoders.count_tokens, self._encoders.token_limit)
@@ -262,6 +228,12 @@ class Expert:
         if self._spec.offload_text_encoders:
             self._encoders.place_text(torch.device("cpu"))
         return encoded
+
+
+def pictures_of(items: Sequence[Item], losers: Losers | None) -> list[str]:
+    """Return the ids of the pictures of a shard: those of the items, and then, for pairs, the losers in the same order."""
+    names = [item.sample_id for item in items]
+    return names if losers is None else names + [losers[name] for name in names]
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

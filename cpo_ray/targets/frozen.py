@@ -20,13 +20,16 @@ class Texts:
 
 
 class FrozenDenoisers:
-    """The reference, and θ1 with its adapter merged. `forwards` counts up; `forward_batch` bounds the samples per forward."""
+    """The reference, and θ1 with its adapter merged, if there is one.
+
+    `forwards` counts up; `forward_batch` bounds the samples per forward.
+    """
 
     def __init__(
         self,
         family: Family,
         reference: nn.Module,
-        theta: nn.Module,
+        theta: nn.Module | None,
         *,
         dtype: torch.dtype,
         device: torch.device,
@@ -34,7 +37,10 @@ class FrozenDenoisers:
     ) -> None:
         self.forwards = 0
         self._family, self._dtype, self._device, self._forward_batch = family, dtype, device, forward_batch
-        place_together(reference, theta, device)
+        if theta is None:
+            reference.to(device)
+        else:
+            place_together(reference, theta, device)
         self._reference, self._theta = reference, theta
 
     def speed_up(self, *, compiled: bool, float8: bool) -> None:
@@ -42,6 +48,8 @@ class FrozenDenoisers:
 
         With `compiled` the first forwards take about a minute. `float8` is lossy, see `models.float8`.
         """
+        if self._theta is None:
+            return
         if float8:
             self._family.use_float8(self._theta)
         if compiled:
@@ -54,11 +62,17 @@ class FrozenDenoisers:
         """Return outputs (B, C, h, w) for x_t (B, C, h, w) float16 and y. `conditions` has 4 B texts: positive, negative, null,
         all.
         """
-        reference = self._predict(self._reference, x_t, timestep, content, micro)
+        assert self._theta is not None
+        reference = self.reference(x_t, timestep, content, micro)
         micro = {name: torch.cat([values] * 4) for name, values in micro.items()}
         outputs = self._predict(self._theta, torch.cat([x_t] * 4), torch.cat([timestep] * 4), conditions, micro)
         positive, negative, null, all_ = outputs.chunk(4)
         return ExpertDifferences.from_outputs(reference, positive, negative, null, all_)
+
+    @torch.no_grad()
+    def reference(self, x_t: Tensor, timestep: Tensor, content: Texts, micro: Conditioning) -> Tensor:
+        """Return the reference's output (B, C, h, w) float32 for x_t (B, C, h, w) float16, told y."""
+        return self._predict(self._reference, x_t, timestep, content, micro)
 
     def _predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, text: Texts, micro: Conditioning) -> Tensor:
         """Return (B, C, h, w) float32 in the model's prediction space. Inputs in float16 are cast to the model's dtype."""

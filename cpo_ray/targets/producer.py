@@ -23,10 +23,11 @@ from ray.util.annotations import RayDeprecationWarning
 from cpo_ray.config import Targets
 from cpo_ray.core.files import DiskFullError, write_json
 from cpo_ray.core.plan import Item
+from cpo_ray.data.pairs import Losers
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.models.bases.source import anywhere
-from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, target_store
+from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, pictures_of, target_store
 from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
 Progress = Callable[[int, int], None]
@@ -166,7 +167,7 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
     dataset.context.enable_progress_bars = False
     with_images = dataset.map_batches(
         _add_images,
-        fn_args=(spec.dataset,),
+        fn_args=(spec.dataset, spec.losers),
         batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=min(targets.max_actors, len(rows))),
@@ -196,10 +197,10 @@ def _bounded_retries() -> dict[str, int]:
     return {"max_restarts": 4, "max_task_retries": 1}
 
 
-def _add_images(rows: pa.Table, folder: Path) -> pa.Table:
+def _add_images(rows: pa.Table, folder: Path, losers: Losers | None) -> pa.Table:
     """Add the encoded pictures of the row's items, by random access to the annotated shards."""
     items = [Item(*item) for item in json.loads(rows["items"][0].as_py())]
-    images = AnnotatedDataset.open(folder).images([item.sample_id for item in items])
+    images = AnnotatedDataset.open(folder).images(pictures_of(items, losers))
     return rows.append_column("images", pa.array([images], pa.list_(pa.large_binary())))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,65 +17,88 @@ from torch.nn.utils.rnn import pad_sequence
 from cpo_ray.config.objective import ObjectiveSettings
 from cpo_ray.core.files import read_json
 from cpo_ray.core.plan import Batch, Item
+from cpo_ray.core.schema import PICTURE_PREFIXES
 from cpo_ray.models.base import Conditioning
 from cpo_ray.objectives import ExpertDifferences, Objective, View, ViewOutputs
 from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
-_DIFFERENCES = tuple(ExpertDifferences.__dataclass_fields__)
+_DIFFERENCES = ExpertDifferences.__dataclass_fields__.keys()
 # An open shard is a memory map and a parsed header. After the first epoch a batch reads single rows of many shards.
 _OPEN_SHARDS = 256
-#: The only picture and the only text that a row of today's shards has.
-ONE_VIEW = (View(picture=0, text=0),)
 
 
 class TargetsUnavailable(RuntimeError):
     """A shard did not come: the producer's own sentence, or a time-out."""
 
 
-def check_views(views: Iterable[View]) -> None:
-    """Raise TargetStoreError for a view of a picture or text that target shards do not hold."""
-    for view in views:
-        if view not in ONE_VIEW:
+def check_views(objective: Objective[Any]) -> None:
+    """Raise TargetStoreError for an objective with a view of a picture or text that target shards do not hold."""
+    for view in objective.views:
+        if view.picture >= len(PICTURE_PREFIXES) or view.text > 0:
             raise TargetStoreError(
-                f"target shards hold one picture and one text of each sample, so there is no {view}; "
-                f"choose an objective whose views are all {ONE_VIEW[0]}"
+                f"target shards hold two pictures and one text of each sample, so there is no {view}; "
+                f"choose an objective without this view, which {objective.name!r} has"
             )
+    if objective.pictures > 1 and objective.calls_expert:
+        raise TargetStoreError(
+            f"the expert's outputs are computed for one picture of each sample, and objective {objective.name!r} wants them for "
+            "two; choose one that needs target and reference alone"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PictureTargets:
+    """One picture of each of B samples.
+
+    x_t (B, C, h, w) float32; micro (B, …) float32, what the model is told beside the text; target and reference
+    (B, C, h, w) float32 where the shards hold them.
+    """
+
+    x_t: Tensor
+    micro: Conditioning
+    target: Tensor | None
+    reference: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class TargetBatch:
     """B samples as one training step reads them, all but the weights on one device.
 
-    weights (B,) float32, 0 for padding; x_t (B, C, h, w) float32; timestep (B,); conditioning (B, …) float32 under the family's
-    names; target (B, C, h, w) float32 and expert where the shards hold them.
+    weights (B,) float32, 0 for padding; pictures, the one or two of a sample; timestep (B,) and text (B, …) float32 under the
+    family's names, which all pictures of a sample share; expert where the shards hold its outputs.
     """
 
     items: Items
     weights: Tensor
-    x_t: Tensor
+    pictures: tuple[PictureTargets, ...]
     timestep: Tensor
-    conditioning: Conditioning
-    target: Tensor | None
+    text: Conditioning
     expert: ExpertDifferences | None
 
     def inputs(
-        self, dtype: torch.dtype, views: tuple[View, ...] = ONE_VIEW, count: int | None = None
+        self, dtype: torch.dtype, views: tuple[View, ...] = (View(0, 0),), count: int | None = None
     ) -> tuple[Tensor, Tensor, Conditioning]:
         """Return x_t, timestep and conditioning of the first `count` samples, as `Family.predict` takes them, in `dtype`.
 
         With V views there are V rows for every sample, all samples of the first view first.
         """
-        check_views(views)
+        shown = [self.pictures[view.picture] for view in views]
 
-        def rows(values: Tensor) -> Tensor:
-            return values[:count] if len(views) == 1 else torch.cat([values[:count]] * len(views))
+        def rows(values: list[Tensor]) -> Tensor:
+            return values[0][:count] if len(values) == 1 else torch.cat([each[:count] for each in values])
 
-        return rows(self.x_t).to(dtype), rows(self.timestep), {name: rows(values) for name, values in self.conditioning.items()}
+        text = {name: rows([values] * len(views)) for name, values in self.text.items()}
+        micro = {name: rows([picture.micro[name] for picture in shown]) for name in shown[0].micro}
+        return rows([picture.x_t for picture in shown]).to(dtype), rows([self.timestep] * len(views)), text | micro
 
     def outputs(self, predictions: Tensor, objective: Objective[Any], settings: ObjectiveSettings) -> tuple[ViewOutputs, ...]:
         """Return what the objective sees of each view, given the predictions (V · B, C, h, w) for `inputs`."""
-        each = predictions.chunk(len(objective.views))
-        return tuple(objective.outputs(prediction, self.target, self.expert, settings) for prediction in each)
+        each = zip(predictions.chunk(len(objective.views)), objective.views, strict=True)
+        shown = [(prediction, self.pictures[view.picture]) for prediction, view in each]
+        return tuple(
+            objective.outputs(prediction, picture.target, picture.reference, self.expert, settings)
+            for prediction, picture in shown
+        )
 
 
 class TargetReader:
@@ -110,18 +133,14 @@ class TargetReader:
         if device is not None and device.type == "cuda":
             # Sent as stored, which is half the bytes of float32, while the device still computes; this thread does not wait.
             stacked = {name: values.pin_memory().to(device, non_blocking=True) for name, values in stacked.items()}
-        present = [name for name in _DIFFERENCES if name in stacked]
-        target = stacked.get("target")
+        present = stacked.keys() >= _DIFFERENCES
         return TargetBatch(
             items=batch.items,
             weights=torch.tensor(batch.weights, dtype=torch.float32),
-            x_t=stacked["x_t"].float(),
+            pictures=tuple(_picture(stacked, prefix) for prefix in PICTURE_PREFIXES if f"{prefix}x_t" in stacked),
             timestep=stacked["timestep"],
-            conditioning={
-                name.partition(".")[2]: values.float() for name, values in stacked.items() if name.startswith(("text.", "micro."))
-            },
-            target=None if target is None else target.float(),
-            expert=ExpertDifferences(**{name: stacked[name] for name in present}) if present else None,
+            text=_named(stacked, "text."),
+            expert=ExpertDifferences(**{name: stacked[name] for name in _DIFFERENCES}) if present else None,
         )
 
     def _sample(self, item: Item) -> dict[str, Tensor]:
@@ -159,6 +178,21 @@ class TargetReader:
             time.sleep(pause)
             pause = min(1.5 * pause, 0.5)
         self.waited_seconds += time.monotonic() - started
+
+
+def _picture(stacked: Mapping[str, Tensor], prefix: str) -> PictureTargets:
+    target, reference = stacked.get(f"{prefix}target"), stacked.get(f"{prefix}reference")
+    return PictureTargets(
+        x_t=stacked[f"{prefix}x_t"].float(),
+        micro=_named(stacked, f"{prefix}micro."),
+        target=None if target is None else target.float(),
+        reference=reference,
+    )
+
+
+def _named(stacked: Mapping[str, Tensor], prefix: str) -> Conditioning:
+    """Return the tensors whose names begin with the prefix, without it, in float32."""
+    return {name.removeprefix(prefix): values.float() for name, values in stacked.items() if name.startswith(prefix)}
 
 
 def _one(row: int) -> slice:

@@ -28,7 +28,7 @@ from cpo_ray.core.files import write_bytes, write_json
 from cpo_ray.core.plan import Item
 from cpo_ray.core.schema import SCHEMA_VERSION
 
-Kind = Literal["supervised", "expert"]
+Kind = Literal["supervised", "reference", "expert"]
 Items = tuple[Item, ...]
 
 # safetensors writes its metadata in the order of a hash map, which differs between processes.
@@ -47,7 +47,7 @@ class FrozenInputs:
     base: digest of a local folder's weights, or hub id and revision. adapter: digest of the expert's weights.
     texts: the version of the prompt template, and the condition mixture where the texts are drawn from one.
     flow: how a rectified-flow family draws times and is told its text and guidance.
-    pictures: how they are brought to size; None for the centre of a square.
+    pictures: how they are brought to size; None for the centre of a square. pairs: digest of which picture is paired with which.
     """
 
     kind: Kind
@@ -63,16 +63,22 @@ class FrozenInputs:
     forward_batch: int | None
     schema_version: int = SCHEMA_VERSION
     pictures: str | None = None
+    pairs: str | None = None
 
     def described(self) -> dict[str, Any]:
         """The content of about.json and of the fingerprint."""
-        # Shards made before this was configurable keep their address.
-        return {name: value for name, value in asdict(self).items() if name != "pictures" or value is not None}
+        # Shards made before these were configurable keep their address.
+        return {name: value for name, value in asdict(self).items() if name not in ("pictures", "pairs") or value is not None}
 
 
 def frozen_fingerprint(inputs: FrozenInputs) -> str:
     """Return 32 hexadecimal digits that change with any of the inputs."""
     return _digest(json.dumps(inputs.described(), sort_keys=True))
+
+
+def text_digest(text: str) -> str:
+    """Return 32 hexadecimal digits of a text."""
+    return _digest(text)
 
 
 def content_digest(path: Path, suffixes: tuple[str, ...] = (".safetensors",)) -> str:

@@ -93,8 +93,8 @@ def test_trainings_of_one_name_are_one_or_refused() -> None:
         ("preference.beta=1", "unknown key 'preference.beta'; did you mean 'objective.beta'? valid keys here: baselines, lora"),
         ("preference.objective.beta=0", "'preference.objective.beta' is 0: input should be greater than 0"),
         (
-            "preference.objective=dpo",
-            "'preference.objective' is 'dpo': there is no objective 'dpo'; choose one of sft, sft_all, cpo, cpo_s",
+            "preference.objective=spo",
+            "'preference.objective' is 'spo': there is no objective 'spo'; choose one of sft, sft_all, cpo, cpo_s",
         ),
         ("preference.objective.name=sft", "unknown key 'preference.objective.omega_win'; valid keys here: most_negatives, name"),
         (
@@ -107,7 +107,7 @@ def test_trainings_of_one_name_are_one_or_refused() -> None:
             'preference.baselines=["sft", { name = "cpo", betta = 1 }]',
             "unknown key 'preference.baselines.1.betta'; did you mean",
         ),
-        ('preference.baselines=["dpo"]', "'preference.baselines.0' is 'dpo': there is no objective 'dpo'"),
+        ('preference.baselines=["spo"]', "'preference.baselines.0' is 'spo': there is no objective 'spo'"),
     ],
 )
 def test_a_wrong_objective_is_answered_with_one_sentence(override: str, sentence: str) -> None:

@@ -17,6 +17,7 @@ from cpo_ray.objectives import ExpertDifferences, Objective, ViewOutputs, object
 from cpo_ray.objectives.contrast_regression import CONTRAST_REGRESSION, ContrastSettings
 from cpo_ray.objectives.cpo import CPO, cpo_loss
 from cpo_ray.objectives.cpo_stabilised import CPO_STABILISED, StabilisedSettings, cpo_stabilised_loss, stabilised_losing
+from cpo_ray.objectives.dpo import DPO, PairSettings
 from cpo_ray.objectives.linear_dpo import LINEAR_DPO, LinearSettings
 from cpo_ray.objectives.nft import NFT, NegativeAwareSettings
 from cpo_ray.objectives.preference import NEEDS, PreferenceSettings
@@ -145,6 +146,19 @@ def test_nft_by_hand() -> None:
     there = torch.tensor([[4.0, -1.0]], requires_grad=True)  # (z_w - z_l) / (2 · 0.5) from the reference
     loss, _ = NFT((replace(view, prediction=there),), settings)
     assert gradient(loss, there).tolist() == [[0.0, 0.0]]
+
+
+def test_dpo_by_hand() -> None:
+    prediction = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    better = ViewOutputs(prediction, target=torch.tensor([[2.0, 0.0]]), reference=torch.tensor([[0.0, 0.0]]))
+    worse = ViewOutputs(torch.tensor([[3.0, 1.0]]), target=torch.tensor([[1.0, 1.0]]), reference=torch.tensor([[2.0, 1.0]]))
+    loss, metrics = DPO((better, worse), PairSettings(name="dpo", beta=6.0))
+    # win = (1 - 4) / 2, lose = (4 - 1) / 2, so the balance is -3 and the loss -log sigmoid(9).
+    assert (metrics["win"].item(), metrics["lose"].item(), metrics["margin"].item()) == (-1.5, 1.5, 3.0)
+    assert metrics["distance_to_reference"].item() == 0.5
+    torch.testing.assert_close(loss.item(), math.log1p(math.exp(-9)))
+    # κ sigmoid(-9) · 2 / D · (ε_θ - ε) = 3 · sigmoid(-9) · (-1, 0)
+    torch.testing.assert_close(gradient(loss, prediction), torch.tensor([[-3 / (1 + math.exp(9)), 0.0]]))
 
 
 @pytest.mark.parametrize(("beta", "weight"), [(0.25, 0.3), (6.0, 0.1)])
@@ -406,11 +420,14 @@ def test_each_objective_names_what_it_needs() -> None:
         "cpo": {"reference", "winning", "losing"},
         "cpo_s": {"reference", "winning", "losing"},
         "cpo_d": {"reference", "winning", "losing"},
+        "dpo": {"target", "reference"},
         "win_only": {"reference", "winning"},
         "nft": {"reference", "winning", "losing"},
         "linear_dpo": {"reference", "winning", "losing"},
     }
-    assert all(objective.name == name and objective.views == ((0, 0),) for name, objective in found.items())
+    assert all(objective.name == name for name, objective in found.items())
+    assert [name for name, objective in found.items() if objective.views != ((0, 0),)] == ["dpo"]
+    assert [name for name, objective in found.items() if not objective.calls_expert] == ["sft", "sft_all", "dpo"]
     assert [name for name, objective in found.items() if objective.supervised] == ["sft", "sft_all"]
 
 
@@ -418,21 +435,21 @@ def test_only_what_is_needed_is_made_of_the_expert_s_outputs() -> None:
     positive, negative, null, all_, reference = torch.arange(1.0, 6.0).reshape(5, 1, 1)
     stored = ExpertDifferences.from_outputs(reference, positive, negative, null, all_)
     settings = PreferenceSettings(name="cpo", omega_win=1.5, omega_lose=3.0)
-    view = CPO.outputs(torch.zeros(1, 1), None, stored, settings)
+    view = CPO.outputs(torch.zeros(1, 1), None, None, stored, settings)
     # z_w = -0.5 · 2 + 1.5 · 1, z_l = -2 · 3 + 3 · 4
     assert [float(view.frozen(name)) for name in ("reference", "winning", "losing")] == [5.0, 0.5, 6.0]
     one_sided = Objective("won", PreferenceSettings, frozenset({"winning"}), cpo_loss)
-    assert one_sided.outputs(torch.zeros(1, 1), None, stored, settings).losing is None
-    supervised = SFT.outputs(torch.zeros(1, 1), torch.ones(1, 1), stored, SUPERVISED)
+    assert one_sided.outputs(torch.zeros(1, 1), None, None, stored, settings).losing is None
+    supervised = SFT.outputs(torch.zeros(1, 1), torch.ones(1, 1), None, stored, SUPERVISED)
     assert supervised.winning is None and supervised.losing is None
 
 
 def test_mistakes_are_answered_in_one_sentence() -> None:
     view = random_case(torch.float32)
     with pytest.raises(
-        ConfigError, match=r"there is no objective 'dpo2'; choose one of sft, sft_all, cpo, cpo_s, .*, or give your own"
+        ConfigError, match=r"there is no objective 'spo'; choose one of sft, sft_all, cpo, cpo_s, .*, or give your own"
     ):
-        objective_of(ObjectiveSettings(name="dpo2"))
+        objective_of(ObjectiveSettings(name="spo"))
     with pytest.raises(ConfigError, match="'cpo' is not an objective that takes SupervisedSettings"):
         objective_of(SupervisedSettings(name="cpo"))
     with pytest.raises(ValueError, match="no 'target' output; name it in the objective's needs"):

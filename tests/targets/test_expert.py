@@ -181,8 +181,7 @@ def test_a_student_equal_to_the_reference_reproduces_it(expert_spec: ExpertSpec,
     batch = TargetReader(store, [ITEMS], timeout_seconds=1, run_id="run").batch(Batch(ITEMS, (1.0, 1.0, 1.0, 0.0)))
     found = family(spec.model)
     with torch.no_grad():
-        x_t = batch.x_t.to(getattr(torch, dtype))
-        output = found.predict(found.load_denoiser(spec.model), x_t, batch.timestep, batch.conditioning)
+        output = found.predict(found.load_denoiser(spec.model), *batch.inputs(getattr(torch, dtype)))
     assert batch.expert is not None
     assert batch.weights.tolist() == [1, 1, 1, 0]
     assert torch.equal(output.float(), batch.expert.reference)

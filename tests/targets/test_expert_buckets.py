@@ -51,7 +51,7 @@ def test_a_shard_of_portraits(spec: ExpertSpec) -> None:
     for name in ("x_t", "target", "timestep", *(name for name in shard if name.startswith("micro."))):
         assert torch.equal(again[name].flip(0), shard[name]), name
     # The clean latents differ between two draws of a picture, since each shows another part.
-    process = expert._process(expert._bucket(ITEMS[0]))
+    process = expert._noising._process(expert._noising._bucket(ITEMS[0]))
     clean = process.predict_x0(shard["x_t"].float(), shard["target"].float(), shard["timestep"])
     assert not torch.allclose(clean[0], clean[1], atol=2e-2)
     if spec.model.family == "sdxl":

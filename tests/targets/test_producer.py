@@ -83,10 +83,10 @@ def test_training_reads_what_is_produced_beside_it(ray_session: None, expert_spe
         for row, item in enumerate(batch.items):
             number, place = next((n, items.index(item)) for n, items in enumerate(SHARDS) if item in items)
             shard = whole[number]
-            assert torch.equal(batch.x_t[row], shard["x_t"][place].float())
+            assert torch.equal(batch.pictures[0].x_t[row], shard["x_t"][place].float())
             assert torch.equal(batch.expert.positive_minus_all[row], shard["positive_minus_all"][place])
             prompt = shard["text.prompt_embeds"][shard["prompt_index"][place]]
-            assert torch.equal(batch.conditioning["prompt_embeds"][row], prompt.float())
+            assert torch.equal(batch.text["prompt_embeds"][row], prompt.float())
 
 
 @pytest.mark.ray
@@ -150,5 +150,5 @@ def test_a_reader_counts_the_time_it_waited_and_ignores_the_failure_of_another_r
     threading.Timer(0.3, store.write, (items, tensors, {})).start()
     batch = reader.batch(Batch(items, (1.0,)))
     assert batch.timestep.tolist() == [7]
-    assert (batch.target, batch.expert) == (None, None)
+    assert (batch.pictures[0].target, batch.expert) == (None, None)
     assert 0.25 < reader.waited_seconds < 2

@@ -89,7 +89,7 @@ def _norm_by_torch(spec: TrainSpec) -> float:
     targets = trainer.reader.batch(spec.plan.step(0))
     expert, settings = targets.expert, spec.objective
     assert expert is not None and isinstance(settings, PreferenceSettings)
-    prediction = trainer.family.predict(denoiser, targets.x_t, targets.timestep, targets.conditioning)
+    prediction = trainer.family.predict(denoiser, *targets.inputs(torch.float32))
     winning, losing = expert.winning(settings.omega_win), expert.losing(settings.omega_lose)
     outputs = ViewOutputs(prediction, None, expert.reference, winning, losing)
     trainer.objective((outputs,), settings)[0].mean().backward()

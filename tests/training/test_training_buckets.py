@@ -54,10 +54,11 @@ def expected_loss(spec: TrainSpec, items: list[Any]) -> float:
     denoiser, errors = found.load_denoiser(spec.model), []
     for item in items:
         batch = reader.batch(Batch((item,), (1.0,)))
-        assert batch.target is not None and batch.x_t.shape[2:] == SHAPES[item.sample_id]
+        (picture,) = batch.pictures
+        assert picture.target is not None and picture.x_t.shape[2:] == SHAPES[item.sample_id]
         with torch.no_grad():
-            output = found.predict(denoiser, batch.x_t, batch.timestep, batch.conditioning)
-        errors.append(float((output - batch.target).square().mean()))
+            output = found.predict(denoiser, *batch.inputs(torch.float32))
+        errors.append(float((output - picture.target).square().mean()))
     return sum(errors) / len(errors)
 
 
