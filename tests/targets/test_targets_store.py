@@ -52,10 +52,11 @@ def test_every_input_changes_the_fingerprint() -> None:
     others: dict[str, Any] = {
         "kind": "supervised", "base": "x", "adapter": None, "dataset": "x", "hierarchy": "x", "texts": "x", "resolution": 128,
         "dtype": "bfloat16", "flow": "x", "seed": 4, "forward_batch": 8, "schema_version": 3, "pictures": "aspect",
+        "pairs": "x",
     }  # fmt: skip
     assert set(others) == {field.name for field in dataclasses.fields(FrozenInputs)}
     changed = {frozen_fingerprint(dataclasses.replace(INPUTS, **{name: value})) for name, value in others.items()}
-    assert len(changed | {frozen_fingerprint(INPUTS)}) == 14
+    assert len(changed | {frozen_fingerprint(INPUTS)}) == 15
 
 
 def test_a_folders_digest_is_of_names_and_contents_and_not_of_times_or_place(tmp_path: Path) -> None:
