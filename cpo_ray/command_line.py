@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -60,6 +61,9 @@ def run(
     The job is called with the configuration and, by name, with its own options. Job and check are functions, or "module:name" of
     functions, which are imported once the command and the configuration are valid.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character gets its number, and the job goes on
+            stream.reconfigure(errors="backslashreplace")
     given = vars(line.parse_intermixed_args())
     file, overrides, only_check = (given.pop(name) for name in ("config", "overrides", "check"))
     try:

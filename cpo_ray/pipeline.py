@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cpo_ray import stages
 from cpo_ray.config import Config
+from cpo_ray.config.section import at_home
 from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.recipes import NoPicturesError
@@ -54,6 +55,6 @@ def evaluate(config: Config) -> None:
 
 def import_data(config: Config, images: Path) -> ImportReport:
     """Import a folder of pictures into annotated shards in `data.folder`."""
-    report = import_folder(images, config.data.folder, load_hierarchy(config.data.hierarchy))
+    report = import_folder(at_home(images), config.data.folder, load_hierarchy(config.data.hierarchy))
     print(report.summary())
     return report

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tomllib
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import yaml
+from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +28,26 @@ def test_ray_up_accepts_its_file_and_every_node_asks_for_the_token() -> None:
     starts = [c for kind in ("head", "worker") for c in config[f"{kind}_start_ray_commands"] if " start " in c]
     assert len(starts) == 2 and all(command.startswith("RAY_AUTH_MODE=token ") for command in starts)
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_a_submitted_job_carries_the_package_and_neither_secrets_nor_pictures_nor_runs(tmp_path: Path) -> None:
+    asset = "cpo_ray/domains/toy/assets/base/unet/diffusion_pytorch_model.safetensors"
+    carried = {"my.toml", "jobs/train_cpo.py", "cpo_ray/models/base.py", "hierarchy/painting.yaml", asset}
+    left = {".env", ".env.production", "key.pem", ".git/config", "runs/a/adapter.safetensors", "models/sdxl/unet/config.json"}
+    left |= {"pictures/a.txt", "b.JPG", "sub/c.png", "base.safetensors", "d.parquet", "mlruns/0/meta.yaml", "runs/mlflow.db"}
+    for name in carried | left:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    package = tmp_path.with_suffix(".zip")
+    create_package(str(tmp_path), package, include_gitignore=True)
+    with zipfile.ZipFile(package) as archive:
+        packed = {name for name in archive.namelist() if not name.endswith("/")}
+    assert packed - {".gitignore", ".rayignore"} == carried
+    # ray up has no exceptions to what it leaves out, so that it names folders of models instead of safetensors files.
+    excluded = yaml.safe_load((CLUSTER / "ray_up.yaml").read_text())["rsync_exclude"]
+    assert {".env*", "*.pem", ".git", "/runs", "/models", "*.png", "*.parquet"} <= set(excluded)
 
 
 def test_the_kubernetes_cluster_has_the_pinned_ray_a_token_and_one_shared_folder() -> None:

@@ -87,6 +87,21 @@ def test_no_two_classes_share_a_name() -> None:
     assert KNOWN_NAMES - shared.keys() == set(), "mended: take it off the list"
 
 
+def guesses(tree: ast.Module) -> Iterator[int]:
+    """The lines that read or write text in whatever encoding the machine prefers."""
+    for node in ast.walk(tree):
+        function = node.func if isinstance(node, ast.Call) else None
+        if isinstance(function, ast.Attribute) and function.attr in ("read_text", "write_text"):
+            assert isinstance(node, ast.Call)
+            yield from () if any(keyword.arg == "encoding" for keyword in node.keywords) else (node.lineno,)
+
+
+@pytest.mark.parametrize("path", [named(path) for path in FILES])
+def test_texts_are_utf_8_on_every_machine(path: str) -> None:
+    found = [f"{path}:{line}" for line in guesses(ast.parse((ROOT / path).read_text(encoding="utf-8")))]
+    assert not found, f'say encoding="utf-8": {", ".join(found)}'
+
+
 def writes(tree: ast.Module) -> Iterator[int]:
     """The lines that write a file by themselves."""
     for node in ast.walk(tree):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
+from datetime import date, time
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +15,13 @@ from pydantic import ValidationError
 
 from cpo_ray.config.keys import Place, place
 from cpo_ray.config.root import Config
-from cpo_ray.config.section import ConfigError, FreeOnResume, Section
+from cpo_ray.config.section import ConfigError, FreeOnResume, Section, at_home
+from cpo_ray.config.text import TextError, read_text
 
 Settings = TypeVar("Settings", bound=Section)
+
+#: How tomllib names the place of an error.
+_LINE = re.compile(r"at line (\d+)")
 
 
 def load(file: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -28,14 +34,31 @@ def load(file: Path | str, overrides: Sequence[str] = ()) -> Config:
 
 def load_as(schema: type[Settings], file: Path | str, overrides: Sequence[str] = ()) -> Settings:
     """`load` for a job whose file has another form."""
-    path = Path(file)
+    path = at_home(Path(file))
+    return _checked(schema, _read(path), overrides, str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = tomllib.loads(path.read_text())
+        text = read_text(path)
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise ConfigError(f"no config file at {path}; complete ones are in jobs/configs/") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; give a configuration in TOML") from None
+    except TextError as error:
+        raise ConfigError(str(error)) from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not valid TOML: its values are nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from None
-    return _checked(schema, tree, overrides, str(path))
+        raise ConfigError(f"{path} is not valid TOML: {error}{_hint(text, str(error))}") from None
+
+
+def _hint(text: str, error: str) -> str:
+    """Return what is to do about a backslash on the line of an error; an empty text without one."""
+    number = _LINE.search(error)
+    line = text.split("\n")[int(number[1]) - 1] if number else ""
+    return "; write a path of Windows with / or in single quotes" if "\\" in line else ""
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -79,10 +102,14 @@ def _key(key: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value on one line; what is neither a table nor a list is written in TOML as in JSON."""
+    """A value on one line; what is no table, no list and no number is written in TOML as in JSON."""
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{_key(key)} = {_toml(each)}" for key, each in value.items()) + " }"
-    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else json.dumps(value)
+    if isinstance(value, float):
+        return repr(value)
+    # JSON would write characters beyond 16 bits as two halves, which TOML forbids, and TOML escapes one control character more.
+    written = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"[{', '.join(map(_toml, value))}]" if isinstance(value, list) else written
 
 
 def changed(record: Path, config: Config) -> list[str]:
@@ -91,7 +118,7 @@ def changed(record: Path, config: Config) -> list[str]:
     A setting that is newer than the record has its default there. Raises ConfigError where the record is no configuration.
     """
     try:
-        begun = _checked(Config, tomllib.loads(record.read_text(encoding="utf-8")), (), record.name)
+        begun = _checked(Config, _read(record), (), record.name)
     except ValueError as error:
         raise ConfigError(
             f"{record} cannot be compared with the present settings ({str(error).splitlines()[0]}): it was cut, or written by "
@@ -116,6 +143,8 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ConfigError(f"override {text!r} is not valid text; the terminal and this program must both use UTF-8")
     key, equals, value = text.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not sections or not last:
@@ -143,7 +172,14 @@ def _sentence(schema: type[Section], tree: dict[str, Any], where: str, problem: 
         return f"{where}: {key!r} is missing; add it to the file or pass {key}=VALUE"
     message = problem["msg"].removeprefix("Value error, ")
     value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
+    if problem["type"] in ("string_type", "path_type") and isinstance(problem["input"], bool | int | float | date | time):
+        written = f'{key} = "{_plain(problem["input"])}"'
+        return f"{where}: {key!r} is a {type(problem['input']).__name__}, and a text is expected; put it in quotes: {written}"
     return f"{where}: {key!r}{value}: {message[0].lower()}{message[1:]}"
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _valid_keys(here: Place | None, unknown: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 Value = TypeVar("Value")
 
@@ -14,9 +15,22 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """A section forbids unknown keys and never changes after it was read."""
+    """A section forbids unknown keys and never changes after it was read. In its paths ~ is the home folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _in_the_home_folder(cls, value: Any) -> Any:
+        return at_home(value) if isinstance(value, Path) else value
+
+
+def at_home(path: Path) -> Path:
+    """Return a path with the home folder for a leading ~. Raises ConfigError if there is no such home folder."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(f"nobody knows the home folder in {path}; write the folder out, or set HOME") from None
 
 
 class FreeOnResume:

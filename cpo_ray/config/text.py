@@ -26,6 +26,8 @@ def read_text(path: Path) -> str:
 
 def decode_text(data: bytes, where: str) -> str:
     """Return bytes as text with line ends as "\n". Raises TextError, which names `where`."""
+    if b"\0" in data[:2] and not data.startswith(tuple(mark for mark, _ in _MARKS)):
+        raise TextError(f"{where} looks like UTF-16 without the mark that says so; save it as UTF-8")
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
     try:
         return data.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")

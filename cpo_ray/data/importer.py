@@ -97,11 +97,11 @@ class _Import:
             self._set_aside(f"{self.name}/{refused.source}", refused.id, [Reason(refused.kind, refused.reason)])
 
     def nothing_kept(self, folder: Path) -> str:
-        """Return why there is no data set, with an example."""
+        """Return why there is no data set, with an example: a fault of the metadata, if there is one, explains the others."""
         if not self.set_aside:
             return f"{folder} holds no pictures; give the folder that does"
-        first = self.set_aside[0]
-        example = f"{first['source']}: {first['reason']}"
+        faults = (f"{each.source}: {each.reason}" for each in self.folder.set_aside if each.kind != "no picture")
+        example = next(faults, "{source}: {reason}".format(**self.set_aside[0]))
         return f"no picture of {folder} could be kept, and {len(self.set_aside)} were set aside; {example}"
 
     def _row(self, picture: Pictured, sample_id: Any, data: bytes | PictureError) -> dict[str, Any]:
@@ -109,7 +109,8 @@ class _Import:
         prompt = fields.get("prompt")
         texts = {"prompt": prompt, "id": sample_id}
         if wrong := [key for key, value in texts.items() if not isinstance(value, str)]:
-            raise RowError([Reason("missing or wrong field", f"{' and '.join(wrong)}: missing or not a text")])
+            alone = "; nothing describes this picture" if picture.entry.source == picture.name else ""
+            raise RowError([Reason("missing or wrong field", f"{' and '.join(wrong)}: missing or not a text{alone}")])
         if (first := self._sources.setdefault(sample_id, source)) != source:
             raise RowError([Reason("duplicate id", f"the id {sample_id!r} is that of {first} already")])
         labels = Labels(str(prompt), *self._labels(picture))

@@ -94,7 +94,7 @@ def read_curves(file: Path) -> dict[str, list[float]]:
     object.
     """
     by_step: dict[float, list[float]] = {}
-    for number, text in enumerate(file.read_text().splitlines(), 1):
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
             entry = json.loads(text)
             values = [float(entry[key]) for key in CURVES if key in entry]

@@ -8,6 +8,7 @@ from typing import TypeAlias, TypeVar
 
 import yaml
 
+from cpo_ray.config.text import TextError, decode_text
 from cpo_ray.hierarchy.tree import HierarchyError, did_you_mean
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
@@ -16,6 +17,7 @@ _KINDS: dict[type[yaml.Node], str] = {
     yaml.SequenceNode: "a list",
     yaml.ScalarNode: "a single value",
 }
+_MOST_DEPTH = 100
 _NULL = "tag:yaml.org,2002:null"
 
 _Kind = TypeVar("_Kind", bound=yaml.Node)
@@ -40,12 +42,22 @@ class Source:
         except OSError as error:
             raise HierarchyError(f"{self._path}: The hierarchy cannot be read: {error.strerror}.") from error
         try:
-            node = yaml.compose(content, Loader=_LOADER)
+            text = decode_text(content, str(self._path))
+            depth = 0
+            for event in yaml.parse(text, Loader=_LOADER):
+                depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                if depth > _MOST_DEPTH:  # composing recurses in C, where no limit stops it before the stack ends
+                    line = event.start_mark.line + 1 if event.start_mark else 1
+                    self.report(line, f"More than {_MOST_DEPTH} lists and mappings are nested here.")
+                    raise self.error()
+            node = yaml.compose(text, Loader=_LOADER)
+        except TextError as error:
+            raise HierarchyError(f"{error}.") from None
         except yaml.MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             self.report(line, f"This is not YAML: {error.problem}.")
         except yaml.reader.ReaderError as error:
-            self.report(content.count(b"\n", 0, error.position) + 1, f"This is not YAML: {error.reason}.")
+            self.report(text.count("\n", 0, error.position) + 1, f"This is not YAML: {error.reason}.")
         else:
             if node is not None:
                 return node

@@ -39,7 +39,7 @@ def clip_tokenizer(corpus: Sequence[str], max_length: int = 77, vocabulary_size:
     with tempfile.TemporaryDirectory() as folder:
         vocabulary_file, merges_file = tokenizer.model.save(folder)
         del vocabulary_file
-        merges = [tuple(line.split(" ")) for line in Path(merges_file).read_text().splitlines()[1:]]
+        merges = [tuple(line.split(" ")) for line in Path(merges_file).read_text(encoding="utf-8").splitlines()[1:]]
     vocabulary = tokenizer.get_vocab()
     for letter in alphabet:  # a letter that ends an unknown word needs its own token
         vocabulary.setdefault(letter + "</w>", len(vocabulary))

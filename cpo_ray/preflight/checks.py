@@ -290,4 +290,4 @@ def _factor(config: Config) -> int | None:
     """Return the pixels per number of a latent's side of the base's VAE; None if the base is not on this machine."""
     folder = local_base(config.model)
     file = folder / "vae" / "config.json" if folder else None
-    return family(config.model).latents.factor(json.loads(file.read_text())) if file and file.is_file() else None
+    return family(config.model).latents.factor(json.loads(file.read_text(encoding="utf-8"))) if file and file.is_file() else None

@@ -97,7 +97,7 @@ def _cluster() -> Resources:
 def _physical_memory() -> float:
     """Return this machine's memory, or the limit of its container."""
     machine, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), Path("/sys/fs/cgroup/memory.max")
-    container = limit.read_text().strip() if limit.is_file() else ""
+    container = limit.read_text(encoding="utf-8").strip() if limit.is_file() else ""
     return float(min(machine, int(container)) if container.isdigit() else machine)
 
 

@@ -119,7 +119,9 @@ class _Page:
         return response
 
     async def style(self, request: web.Request) -> web.Response:
-        return web.Response(text=STYLE.read_text() + (_HERE / "page.css").read_text(), content_type="text/css")
+        return web.Response(
+            text=STYLE.read_text(encoding="utf-8") + (_HERE / "page.css").read_text(encoding="utf-8"), content_type="text/css"
+        )
 
     async def script(self, request: web.Request) -> web.Response:
         return _text("page.js", "text/javascript")
@@ -193,4 +195,4 @@ def _number(request: web.Request) -> int:
 
 
 def _text(name: str, kind: str) -> web.Response:
-    return web.Response(text=(_HERE / name).read_text(), content_type=kind)
+    return web.Response(text=(_HERE / name).read_text(encoding="utf-8"), content_type=kind)

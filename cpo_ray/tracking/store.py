@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from cpo_ray.config import ConfigError, Tracking
+from cpo_ray.config.section import at_home
 
 logger = logging.getLogger(__package__)
 
@@ -37,7 +38,7 @@ def resolve_uri(tracking: Tracking, output: Path) -> str:
     Raises ConfigError for a URI that MLflow cannot use as a store.
     """
     if tracking.uri is None:
-        return f"sqlite:///{output.absolute() / 'mlflow.db'}"
+        return f"sqlite:///{_quoted(output.absolute() / 'mlflow.db')}"
     scheme = urlsplit(tracking.uri).scheme.split("+")[0]
     if scheme not in _SCHEMES and tracking.uri != "databricks":
         raise ConfigError(
@@ -46,7 +47,18 @@ def resolve_uri(tracking: Tracking, output: Path) -> str:
         )
     # Workers run in another folder than the driver, where a relative path would name another database.
     file = tracking.uri.removeprefix("sqlite:///")
-    return tracking.uri if file == tracking.uri else f"sqlite:///{Path(file).absolute()}"
+    if file == tracking.uri or file.startswith("/"):
+        return tracking.uri
+    return (
+        f"sqlite:///{_quoted(at_home(Path('~')))}{file[1:]}"
+        if file.startswith("~/")
+        else f"sqlite:///{_quoted(Path.cwd())}/{file}"
+    )
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as a URI holds it: a question mark would end it, and a percent sign begins a quoted character."""
+    return str(path).replace("%", "%25").replace("?", "%3F")
 
 
 def open_experiment(uri: str, name: str, artifact_root: Path) -> Experiment:
@@ -80,7 +92,7 @@ def _sole_opener(uri: str) -> Iterator[None]:
     if not uri.startswith("sqlite:///"):
         yield
         return
-    file = Path(uri.removeprefix("sqlite:///"))
+    file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.with_name(f"{file.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -416,19 +416,19 @@ def test_a_full_disk_at_the_quarantine_keeps_no_shards_either(tmp_path: Path, to
     assert list(output.iterdir()) == []
 
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "support" / "cases"
 
 
 @pytest.mark.parametrize("profile", ["adobe", "p3"])
 def test_a_colour_profile_is_converted(profile: str) -> None:
     """Both were saved from the sRGB colour (60, 160, 60), in Adobe RGB and in Display P3."""
-    found = np.asarray(decode((CASES / f"green_{profile}.jpg").read_bytes())).reshape(-1, 3).mean(axis=0)
+    found = np.asarray(decode((CASES / "20-icc-wide-gamut" / f"green_{profile}.jpg").read_bytes())).reshape(-1, 3).mean(axis=0)
     assert np.abs(found - (60, 160, 60)).max() < 4
 
 
 @pytest.mark.parametrize("name", ["cut_ifd", "orient_text", "rotated_and_odd_tag"])
 def test_odd_exif_ends_no_import(name: str) -> None:
-    picture = decode((CASES / f"{name}.jpg").read_bytes())
+    picture = decode((CASES / "22-exif-broken" / f"{name}.jpg").read_bytes())
     # What can be read of it is honoured: the red channel of these grows along one side, and the rotation turns it.
     columns = np.asarray(picture)[..., 0].astype(int)
     turned = abs(columns[0].mean() - columns[-1].mean()) > abs(columns[:, 0].mean() - columns[:, -1].mean())

@@ -193,8 +193,20 @@ def test_uris_mean_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.
     assert resolve_uri(Tracking(), Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
     assert resolve_uri(Tracking(uri="sqlite:///a.db"), Path("runs")) == f"sqlite:///{tmp_path}/a.db"
     assert resolve_uri(Tracking(uri="http://host:5000"), Path("runs")) == "http://host:5000"
+    assert resolve_uri(Tracking(uri="sqlite:///~/a.db"), Path("runs")) == f"sqlite:///{Path.home()}/a.db"
     with pytest.raises(ConfigError, match="'file:///runs', which is not an MLflow store"):
         resolve_uri(Tracking(uri="file:///runs"), Path("runs"))
+
+
+def test_a_store_lies_where_it_should_whatever_its_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / "50%41 x?y #1"
+    experiment = open_experiment(resolve_uri(Tracking(), folder), "cpo", folder / "mlartifacts")
+    assert experiment.id is not None and (folder / "mlflow.db").is_file() and (folder / "mlflow.db.lock").is_file()
+    client = MlflowClient(experiment.uri)
+    run = client.create_run(experiment.id).info.run_id
+    (tmp_path / "a.txt").write_text("x")
+    client.log_artifact(run, str(tmp_path / "a.txt"))
+    assert list(folder.rglob("mlartifacts/**/a.txt"))
 
 
 def test_the_ui_listens_on_this_machine_only() -> None:

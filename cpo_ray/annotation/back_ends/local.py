@@ -12,6 +12,7 @@ from cpo_ray.annotation.asking.questions import Question
 from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.pictures import Picture
 from cpo_ray.config.annotation import BackEndSettings
+from cpo_ray.config.section import at_home
 
 if TYPE_CHECKING:
     from cpo_ray.models.vision_language import Generated
@@ -37,7 +38,7 @@ class LocalSettings(BackEndSettings):
         return {"back_end": self.kind, "model": self.model, "revision": self.revision, "dtype": self.dtype}
 
     def on_other_machines(self) -> LocalSettings:
-        folder = Path(self.model)
+        folder = at_home(Path(self.model))
         return self.model_copy(update={"model": str(folder.absolute())}) if folder.is_dir() else self
 
 

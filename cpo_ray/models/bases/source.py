@@ -63,7 +63,7 @@ def local_base(model: Model) -> Path | None:
     if not isinstance(index, str):
         return None
     folder = Path(index).parent
-    parts = json.loads(Path(index).read_text())
+    parts = json.loads(Path(index).read_text(encoding="utf-8"))
     models = [name for name, kind in parts.items() if isinstance(kind, list) and kind[0] and not name.startswith("tokenizer")]
     return folder if all(any((folder / name).glob("*.json")) for name in models) else None
 

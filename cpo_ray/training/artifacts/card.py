@@ -48,7 +48,7 @@ def add_evaluation(folder: Path, section: str) -> None:
     """
     card = folder / "README.md"
     if card.exists():
-        text, marked = card.read_text(), f"{_EVALUATION[0]}\n{section}{_EVALUATION[1]}\n"
+        text, marked = card.read_text(encoding="utf-8"), f"{_EVALUATION[0]}\n{section}{_EVALUATION[1]}\n"
         before, begun, rest = text.partition(f"{_EVALUATION[0]}\n")
         _, _, after = rest.partition(f"{_EVALUATION[1]}\n")
         write_text(card, before + marked + after if begun else f"{text}\n{marked}")
@@ -57,7 +57,7 @@ def add_evaluation(folder: Path, section: str) -> None:
 def base_licence(model: Model) -> str | None:
     """Return the licence that a base's own model card states, or the known one of a published base; None if unknown."""
     card = Path(base_source(model)) / "README.md"
-    if card.is_file() and (front := _FRONT_MATTER.match(card.read_text())):
+    if card.is_file() and (front := _FRONT_MATTER.match(card.read_text(encoding="utf-8"))):
         fields = yaml.safe_load(front[1])
         named = (fields.get("license_name"), fields.get("license")) if isinstance(fields, dict) else ()
         if stated := next((str(name) for name in named if name), None):

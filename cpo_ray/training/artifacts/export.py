@@ -80,7 +80,7 @@ def export_weights(trained: TrainedWeights, folder: Path, card: Mapping[str, str
         verify_export(trained.model, partial, probe)
         if trained.parameters == "lora":
             family(trained.model).save_other_formats(trained.denoiser, trained.state, partial / FORMATS)
-        (partial / "README.md").write_text(card_text(trained.model, card, trained.parameters))
+        (partial / "README.md").write_text(card_text(trained.model, card, trained.parameters), encoding="utf-8")
 
 
 def verify_export(model: Model, folder: Path, probe: Probe) -> None:
