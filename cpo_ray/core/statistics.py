@@ -50,48 +50,80 @@ def paired_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = 20
     return bootstrap_interval(first - second, seed, resamples, level)
 
 
-def frechet_distance(features_a: ArrayLike, features_b: ArrayLike) -> float:
-    """Squared Fréchet distance of two samples (N, D) and (M, D), each taken as a Gaussian (the formula of FID):
+#: Rows that are raised to float64 at a time.
+_BLOCK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Gaussian:
+    """A normal distribution: its mean (D,), and R (D, K) with R Rᵀ = its covariance."""
+
+    mean: NDArray[np.float64]
+    root: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, features: ArrayLike) -> Gaussian:
+        """Fit one to a sample (N, D), in float64 and block by block, so that the sample may be large and of single precision.
+
+        Raises ValueError for fewer than two rows and for features that are not finite.
+        """
+        sample = np.asarray(features)
+        if sample.ndim != 2 or len(sample) < 2:
+            raise ValueError(f"features have shape {sample.shape}; they must be (pictures, D) with at least two pictures")
+        blocks = [slice(start, start + _BLOCK) for start in range(0, len(sample), _BLOCK)]
+        mean = np.sum([sample[block].sum(0, dtype=np.float64) for block in blocks], axis=0) / len(sample)
+        if not np.isfinite(mean).all():
+            raise ValueError("features hold NaN or infinity, so they have no distance; look at the pictures they were taken from")
+        if len(sample) <= sample.shape[1]:
+            return cls(mean, (sample - mean).T / np.sqrt(len(sample) - 1))
+        products = np.zeros((mean.size, mean.size))
+        for block in blocks:
+            products += (sample[block] - mean).T @ (sample[block] - mean)
+        values, vectors = linalg.eigh(products / (len(sample) - 1))
+        return cls(mean, vectors * np.sqrt(np.clip(values, 0, None)))
+
+
+def frechet_distance(a: ArrayLike | Gaussian, b: ArrayLike | Gaussian) -> float:
+    """Squared Fréchet distance of two normal distributions, given or fitted to samples (N, D) and (M, D) (the formula of FID):
 
         |μ_a - μ_b|² + tr Σ_a + tr Σ_b - 2 tr (Σ_a Σ_b)^½
 
     The estimate is biased upward, by about 1/N: compare only distances of equally many pictures to the same reference sample.
-    Raises ValueError for fewer than two rows, for different D and for features that are not finite.
+    Raises ValueError as `Gaussian.of` does, and for different D.
     """
-    a, b = np.asarray(features_a, dtype=np.float64), np.asarray(features_b, dtype=np.float64)
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise ValueError(f"features have shapes {a.shape} and {b.shape}; both must be (pictures, D) with at least two pictures")
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise ValueError("features hold NaN or infinity, so they have no distance; look at the pictures they were taken from")
-    root_a, root_b = _covariance_root(a), _covariance_root(b)
+    one, other = (given if isinstance(given, Gaussian) else Gaussian.of(given) for given in (a, b))
+    if one.mean.shape != other.mean.shape:
+        raise ValueError(f"features have {one.mean.size} and {other.mean.size} numbers a picture; they must come from one model")
     # tr (Σ_a Σ_b)^½ is the sum of the singular values of R_aᵀ R_b where Σ = R Rᵀ.  Unlike a matrix square root of the product it
     # stays real and accurate where a covariance is singular, so no ridge has to be added that would shift the distance.
-    cross = linalg.svdvals(root_a.T @ root_b).sum()
-    distance = ((a.mean(0) - b.mean(0)) ** 2).sum() + (root_a**2).sum() + (root_b**2).sum() - 2 * cross
+    cross = linalg.svdvals(one.root.T @ other.root).sum()
+    distance = ((one.mean - other.mean) ** 2).sum() + (one.root**2).sum() + (other.root**2).sum() - 2 * cross
     return float(max(distance, 0.0))
 
 
-def frechet_interval(features: ArrayLike, good: ArrayLike, groups: int = 20) -> Interval:
+def frechet_interval(features: ArrayLike, good: ArrayLike | Gaussian, groups: int = 20) -> Interval:
     """Return the squared Fréchet distance of `features` (N, D) to `good` (M, D) with a 95 % interval over the N pictures.
 
-    The interval is 1.96 jackknife errors on each side, leaving out one of `groups` parts at a time. A bootstrap would be wrong
-    here: pictures drawn twice push the distance up. Raises ValueError as `frechet_distance` does.
+    A bootstrap would be wrong here: pictures drawn twice push the distance up. Raises ValueError as `frechet_distance` does.
     """
-    sample = np.asarray(features, dtype=np.float64)
+    sample = np.asarray(features)
     if len(sample) < 3:
         raise ValueError(f"a distance with its interval takes three pictures at least, and there are {len(sample)}; draw more")
-    distance, parts = frechet_distance(sample, good), min(groups, len(sample))
+    reference = good if isinstance(good, Gaussian) else Gaussian.of(good)
+    parts = min(groups, len(sample))
     members = np.arange(len(sample)) % parts
-    without = np.array([frechet_distance(sample[members != part], good) for part in range(parts)])
-    error = 1.96 * float(np.sqrt((parts - 1) / parts * ((without - without.mean()) ** 2).sum()))
-    return Interval(distance, max(distance - error, 0.0), distance + error)
+    without = [frechet_distance(sample[members != part], reference) for part in range(parts)]
+    return jackknife_interval(frechet_distance(sample, reference), without)
 
 
-def _covariance_root(features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return R (D, D) with R Rᵀ = the sample's covariance."""
-    values, vectors = linalg.eigh(np.atleast_2d(np.cov(features, rowvar=False)))
-    root: NDArray[np.float64] = vectors * np.sqrt(np.clip(values, 0, None))
-    return root
+def jackknife_interval(value: float, without: Sequence[float]) -> Interval:
+    """Return a number of a whole set with 1.96 jackknife errors on each side, from its values without one part at a time.
+
+    The interval does not go below 0, which no distance and no share does.
+    """
+    left, parts = np.asarray(without, dtype=np.float64), len(without)
+    error = 1.96 * float(np.sqrt((parts - 1) / parts * ((left - left.mean()) ** 2).sum()))
+    return Interval(value, max(value - error, 0.0), value + error)
 
 
 def intersection_over_union(requested: Collection[str], found: Collection[str]) -> float:
