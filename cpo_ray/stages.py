@@ -191,7 +191,9 @@ def evaluate(run: Run) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(grid(made[:64], 8)).save(file)
         run.tracker.log_pictures(short_name(name), file, step=0)
-    found = compare_models(config, domain, asked, pictures)
+    found = compare_models(config, domain, asked, pictures, folder / "readings")
+    for name, reason in found.left_out.items() if found else ():
+        run.say(f"WARNING: not scored by {name}: {reason}")
     report = write_report(_report(run, asked.prompts, pictures, found), folder / "report.html")
     run.tracker.log_report(report)
     if found is not None:

@@ -39,8 +39,10 @@ class Chosen:
             raise ConfigError(f"{self.key} is {name!r}; choose one of {', '.join(self.registry.names)}")
         found = self.registry.load(name)
         settings = getattr(found, "settings", None)
-        if not (isinstance(settings, type) and issubclass(settings, Section)):
-            raise ConfigError(f"{self.registry.kind} {name!r} has no class `settings`; {found!r} cannot be chosen here")
+        if not (isinstance(settings, type) and issubclass(settings, Section) and self.key in settings.model_fields):
+            raise ConfigError(
+                f"{self.registry.kind} {name!r} has no class `settings` with a key {self.key!r}; {found!r} cannot be chosen here"
+            )
         return settings
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

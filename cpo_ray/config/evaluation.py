@@ -2,20 +2,54 @@
 
 from __future__ import annotations
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from typing import Annotated
 
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
+
+from cpo_ray.config.chosen import Chosen
+from cpo_ray.config.registry import SCORERS
 from cpo_ray.config.section import Free, Section
 
 
+class ScorerSettings(Section):
+    """The settings that all scorers have; one that can be told more has a subclass of its own."""
+
+    name: str
+    """A registered scorer, or your own as "module:Class"."""
+
+
+class ModelScorerSettings(ScorerSettings):
+    """The settings of a scorer with a model of its own."""
+
+    weights: str
+    """A folder or a file of safetensors, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+
+
+class PromptScorerSettings(ModelScorerSettings):
+    """The settings of a scorer whose model reads prompts, too."""
+
+    tokenizer: str | None = None
+    """A folder or hub id with the vocabulary; by default it is the one beside the weights, or else the published one."""
+
+
+#: The type of an entry of `evaluation.scorers`: a name alone, or a section with the name and what the scorer is told.
+ChosenScorer = Annotated[SerializeAsAny[ScorerSettings], Chosen(SCORERS, "negatives")]
+
+
 class Evaluation(Section):
-    scorers: tuple[str, ...] = ()
-    """What pictures are scored by: names, or your own as "module:Class". Without any, what the domain scores its pictures by."""
+    scorers: Free[tuple[ChosenScorer, ...]] = ()
+    """What pictures are scored by: names, your own as "module:Class", or sections with the name and what the scorer is told.
+    Without any, what the domain scores its pictures by."""
     pictures: PositiveInt = 240
     """Pictures per model, from the same prompts and noise for all models."""
     inference_steps: PositiveInt = 20
     guidance_scale: float = Field(default=2.0, ge=1)
     batch: PositiveInt = 30
+    """Pictures that are drawn, or scored, together."""
     actors: Free[PositiveInt] = 2
+    """Processes that draw pictures, and score them by models."""
     cpus_per_actor: Free[PositiveFloat] = 1.0
     gpus_per_actor: Free[float] = Field(default=0.0, ge=0)
     samples: int = Field(default=8, ge=0)

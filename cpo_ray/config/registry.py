@@ -87,5 +87,13 @@ SCORERS = Registry(
     "scorer",
     {
         "negatives": "cpo_ray.evaluation.scorers.negatives:Negatives",
+        "clip": "cpo_ray.evaluation.scorers.clip:ClipScore",
+        "pickscore": "cpo_ray.evaluation.scorers.pickscore:PickScore",
+        "hpsv2": "cpo_ray.evaluation.scorers.hpsv2:HPSv2",
+        "imagereward": "cpo_ray.evaluation.scorers.imagereward:ImageReward",
+        "aesthetic": "cpo_ray.evaluation.scorers.aesthetic:Aesthetic",
+        "fid": "cpo_ray.evaluation.scorers.fid:FID",
+        "diversity": "cpo_ray.evaluation.scorers.diversity:Diversity",
+        "coverage": "cpo_ray.evaluation.scorers.diversity:Coverage",
     },
 )

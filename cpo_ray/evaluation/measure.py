@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, bootstrap_interval, paired_difference
 from cpo_ray.evaluation.domain import Domain, Picture
-from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer, Scorer, SetScorer
+from cpo_ray.evaluation.scorers.base import Drawn, NotScored, PictureScorer, Scorer, SetScorer
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """What the model of one `ModelScorer` has read: (N, D) from the pictures, and (M, D) from the reference if it has one."""
+
+    pictures: NDArray[np.float32]
+    reference: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
     """The measurements of one model: per scorer a number for each picture, or an interval for all of them.
 
-    `labels` are what the domain has read from each picture; None if nothing reads labels, or they were not kept.
+    `labels` are what the domain has read from each picture; None if nothing reads labels, or they were not kept. `left_out` says
+    why a scorer has no number, in a sentence.
     """
 
     values: dict[str, tuple[float, ...]]
     sets: dict[str, Interval]
     labels: tuple[Labels, ...] | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
@@ -31,15 +42,12 @@ class Measured:
         means = {name: sum(values) / len(values) for name, values in self.values.items()}
         return means | {name: interval.mean for name, interval in self.sets.items()}
 
-    def without_labels(self) -> Measured:
-        """Return the numbers alone."""
-        return replace(self, labels=None)
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Measured:
         """Rebuild one from the JSON of `dataclasses.asdict`."""
         sets = {name: Interval(**interval) for name, interval in values["sets"].items()}
-        return cls({name: tuple(numbers) for name, numbers in values["values"].items()}, sets)
+        numbers = {name: tuple(numbers) for name, numbers in values["values"].items()}
+        return cls(numbers, sets, left_out=values.get("left_out", {}))
 
 
 @dataclass(frozen=True)
@@ -68,11 +76,14 @@ class Comparison:
     models: dict[str, Scores]
     labels: dict[str, tuple[Labels, ...]]
     """Labels by model; empty if nothing reads labels."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Scorers that were chosen and have no number of every model, each with the reason, a sentence."""
 
     def as_json(self) -> dict[str, Any]:
         """Return each model's intervals and changes under the scorers' names, and the attributes found in each picture."""
         return {
             "base": self.base,
+            "left_out": self.left_out,
             "models": {
                 name: {
                     **{key: vars(interval) for key, interval in found.intervals.items()},
@@ -86,22 +97,36 @@ class Comparison:
         }
 
 
-def measure(pictures: Sequence[Picture], prompts: Sequence[str], domain: Domain, scorers: Sequence[Scorer]) -> Measured:
+def measure(
+    pictures: Sequence[Picture],
+    prompts: Sequence[str],
+    domain: Domain,
+    scorers: Sequence[Scorer],
+    readings: Mapping[str, Readings] | None = None,
+) -> Measured:
     """Measure the pictures of one model; picture i was asked for by `prompts[i]`, the content alone.
 
+    `readings` are what models have read from these pictures, by scorer. A scorer that has no number is left out with its reason.
     Raises ValueError if there is not one prompt per picture, or a scorer does not give one finite number per picture.
     """
     if len(pictures) != len(prompts):
         raise ValueError(f"there are {len(pictures)} pictures for {len(prompts)} prompts; give one prompt per picture")
     labels = tuple(domain.annotate(pictures, prompts)) if domain.reads_labels else None
     drawn = Drawn(pictures, prompts, labels)
-    values, sets = {}, {}
+    values: dict[str, tuple[float, ...]] = {}
+    sets: dict[str, Interval] = {}
+    left_out: dict[str, str] = {}
     for scorer in scorers:
-        if isinstance(scorer, PictureScorer):
-            values[scorer.name] = _one_per_picture(scorer, drawn)
-        elif isinstance(scorer, SetScorer):
-            sets[scorer.name] = scorer.distance(drawn)
-    return Measured(values, sets, labels)
+        read = (readings or {}).get(scorer.name)
+        seen = drawn if read is None else replace(drawn, readings=read.pictures, reference=read.reference)
+        try:
+            if isinstance(scorer, PictureScorer):
+                values[scorer.name] = _one_per_picture(scorer, seen)
+            elif isinstance(scorer, SetScorer):
+                sets[scorer.name] = scorer.distance(seen)
+        except NotScored as error:
+            left_out[scorer.name] = str(error)
+    return Measured(values, sets, labels, left_out)
 
 
 def _one_per_picture(scorer: PictureScorer, drawn: Drawn) -> tuple[float, ...]:
@@ -130,9 +155,13 @@ def scores(measured: Measured, base: Measured | None) -> Scores:
 
 
 def compare(measured: Mapping[str, Measured], scorers: Sequence[Scorer], base: str = "base") -> Comparison:
-    """Put the models of one evaluation beside each other. Raises ValueError if the base is missing."""
+    """Put the models of one evaluation beside each other, by the scorers that have a number of each.
+
+    Raises ValueError if the base is missing.
+    """
     if base not in measured:
         raise ValueError(f"there are no pictures of the base {base!r} among {sorted(measured)}; changes are counted from it")
+    left_out = {name: reason for one in measured.values() for name, reason in one.left_out.items()}
     found = {name: scores(one, None if name == base else measured[base]) for name, one in measured.items()}
     labels = {name: one.labels for name, one in measured.items() if one.labels is not None}
-    return Comparison(base, tuple(scorers), found, labels)
+    return Comparison(base, tuple(scorer for scorer in scorers if scorer.name not in left_out), found, labels, left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cpo_ray.config import Config
@@ -11,6 +12,7 @@ from cpo_ray.evaluation.domain import Domain
 from cpo_ray.evaluation.gate import LONG
 from cpo_ray.evaluation.generate import Picture, generate_many, generation_job
 from cpo_ray.evaluation.measure import Comparison, compare, measure
+from cpo_ray.evaluation.readings import Asked, read_models
 from cpo_ray.evaluation.rounds import Round
 from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.hierarchy import Hierarchy
@@ -46,13 +48,23 @@ def draw_models(
     return generate_many(jobs, config.evaluation, on_progress)
 
 
-def compare_models(config: Config, domain: Domain, asked: Round, pictures: Mapping[str, Sequence[Picture]]) -> Comparison | None:
-    """Every model's scores beside the base's; None where the configuration names nothing to score by."""
+def compare_models(
+    config: Config, domain: Domain, asked: Round, pictures: Mapping[str, Sequence[Picture]], folder: Path
+) -> Comparison | None:
+    """Every model's scores beside the base's; None where the configuration names nothing to score by.
+
+    `folder` keeps what the models of scorers have read from the pictures.
+    """
     scorers = open_scorers(config)
     if not scorers:
         return None
-    measured = {name: measure(made, asked.prompts, domain, scorers) for name, made in pictures.items()}
-    return compare(measured, scorers, BASE)
+    readings, left_out = read_models(
+        config, scorers, {name: Asked(made, asked.prompts) for name, made in pictures.items()}, folder
+    )
+    having = [scorer for scorer in scorers if scorer.name not in left_out]
+    measured = {name: measure(made, asked.prompts, domain, having, readings[name]) for name, made in pictures.items()}
+    found = compare(measured, having, BASE)
+    return replace(found, left_out=left_out | found.left_out)
 
 
 def _refusals(requests: Sequence[Labels], tree: Hierarchy) -> list[str]:

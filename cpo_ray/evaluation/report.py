@@ -134,7 +134,7 @@ def _headline(found: Comparison | None, featured: str) -> list[dict[str, Any]]:
 
 def _table(found: Comparison | None) -> dict[str, Any] | None:
     """Return the one table, with a mark for the first scorer's interval beside the base's."""
-    if found is None:
+    if found is None or not found.scorers:
         return None
     first = found.scorers[0].name
     intervals = {name: model.intervals[first] for name, model in found.models.items()}

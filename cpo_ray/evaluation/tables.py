@@ -1,11 +1,14 @@
-"""The one table of scores, as aligned text for the terminal and as Markdown for model cards."""
+"""The one table of scores, as aligned text for the terminal and as Markdown for model cards; and the list of scorers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from cpo_ray.config import Config
+from cpo_ray.config.registry import SCORERS
 from cpo_ray.evaluation.measure import Comparison, Scores
-from cpo_ray.evaluation.scorers.base import Scorer
+from cpo_ray.evaluation.scorers.base import ModelScorer, NotScored, Scorer
+from cpo_ray.models.bases.source import is_hub_id
 
 
 def heads(scorers: Sequence[Scorer], base: str) -> list[str]:
@@ -62,3 +65,28 @@ def card_section(scorers: Sequence[Scorer], models: Mapping[str, Scores], split:
         "Brackets hold 95 % intervals over pictures.\n\n"
         + "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *rows))
     )
+
+
+def scorer_list(config: Config) -> str:
+    """Return what there is to score by: the registered scorers, as the configuration tells them, and its own ones."""
+    told = {one.name: one for one in config.evaluation.scorers}
+    lines = []
+    for name in dict.fromkeys((*SCORERS.names, *told)):
+        kind = SCORERS.load(name)
+        scorer: Scorer = kind(told.get(name))
+        lines.append(f"{name}: {scorer.meaning}; {scorer.better} is better" + (", chosen" if name in told else ""))
+        if isinstance(scorer, ModelScorer):
+            lines.append(f"    {scorer.size}, licence {scorer.licence}")
+            lines.append(f"    {whereabouts(scorer)[1]}")
+    return "\n".join(lines)
+
+
+def whereabouts(scorer: ModelScorer) -> tuple[bool, str]:
+    """Say whether a scorer can be used without the hub, and in words where its weights are."""
+    try:
+        weights = scorer.weights(download=False)
+    except NotScored as error:
+        if is_hub_id(scorer.told.weights):
+            return False, f"weights {scorer.told.weights}, which is not on this machine and will be downloaded from the hub"
+        return False, f"nothing will be scored by it: {error}"
+    return True, f"weights {weights.source}, on this machine" if weights else "no weights needed"

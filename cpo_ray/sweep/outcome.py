@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cpo_ray.config import dump
+from cpo_ray.config import Config, dump
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.files import write_text
 from cpo_ray.evaluation.domain import open_domain
@@ -36,7 +36,7 @@ def conclude(run: Run, sweep: Sweep, targets: ProductionReport) -> None:
     """Read what the trials left, choose, write results.parquet, report.html and best.toml, and tell MLflow and the user."""
     measured = rungs[0].measured if (rungs := read_rungs(run.folder / BASE)) else None
     base = None if measured is None else scores(measured, None)
-    scorers = open_scorers(run.config)
+    scorers = _measured_by(run.config, base)
     aims = goals(sweep, scorers)
     trials = [(trial, read_rungs(trial.folder(run.folder))) for trial in read_trials(run.folder)]
     rows = make_rows(run.config, trials, measured, aims)
@@ -98,9 +98,14 @@ def _tell_mlflow(run: Run, rows: Sequence[TrialRow], base: Scores | None, best: 
     run.tracker.finish()
 
 
+def _measured_by(config: Config, base: Scores | None) -> tuple[Scorer, ...]:
+    """The scorers that have a number, since those whose weights are not to be had are left out."""
+    return tuple(scorer for scorer in open_scorers(config) if base is None or scorer.name in base.intervals)
+
+
 def _report(run: Run, sweep: Sweep, rows: Sequence[TrialRow], base: Scores | None, targets: ProductionReport) -> SweepReport:
     prompts = validation_round(run.config, run.dataset, open_domain(run.config.domain, run.tree), sweep.pictures).prompts
-    scorers = open_scorers(run.config)
+    scorers = _measured_by(run.config, base)
     facts = run.provenance | {
         "expert forwards": f"{targets.expert_forwards} in the last call; {targets.already_there} target shards were there before",
     }

@@ -36,7 +36,7 @@ from cpo_ray.sweep.items import sweep_items
 from cpo_ray.sweep.measure import Measurer, goals, save_pictures
 from cpo_ray.sweep.outcome import BASE, conclude
 from cpo_ray.sweep.placement import Room, demand, refusal, trials_at_once
-from cpo_ray.sweep.records import Rung, read_rungs, rung_file, save_rung
+from cpo_ray.sweep.records import Rung, read_rungs, read_trials, rung_file, save_rung
 from cpo_ray.sweep.space import SearchSpace, label, listed_points, point_config
 from cpo_ray.sweep.trial import Bench
 from cpo_ray.sweep.tuner import run_trials
@@ -58,6 +58,7 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
         raise ConfigError(problem)
     trials = planned_trials(config, sweep, machines)
     run = _with_absolute_paths(open_run(config, resume, trials))
+    _check_measurements(run, sweep)
     train_expert(run)
     check_obedience(run)
     frozen = expert_spec(run.config, run.adapter)
@@ -140,6 +141,18 @@ def _section(config: Config) -> Sweep:
             'or use search = "grid" or "random" with scheduler = "none" and look at the pictures'
         )
     return sweep
+
+
+def _check_measurements(run: Run, sweep: Sweep) -> None:
+    """Raises ConfigError where what a resumed sweep has measured lacks a score that it goes by now."""
+    aims = {aim.name for aim in goals(sweep, open_scorers(run.config))}
+    for folder in (run.folder / BASE, *(trial.folder(run.folder) for trial in read_trials(run.folder))):
+        for rung in read_rungs(folder):
+            if missing := aims - (rung.measured.means.keys() if rung.measured else set()):
+                raise ConfigError(
+                    f"{folder} was measured without {', '.join(sorted(missing))}, which the sweep is to go by now; give it the "
+                    "evaluation.scorers that it was begun with, or another run.name"
+                )
 
 
 def _machines() -> list[Room]:

@@ -146,7 +146,7 @@ def test_scorers_are_the_domains_or_those_named() -> None:
     [
         (['evaluation.scorers=["negativ"]'], "there is no scorer 'negativ'; choose one of negatives"),
         (['evaluation.scorers=["negatives", "negatives"]'], "two scorers of the name 'negatives'"),
-        (['evaluation.scorers=["support.outside.domain:Photographs"]'], "is not a subclass of PictureScorer or SetScorer"),
+        (['evaluation.scorers=["support.outside.domain:Photographs"]'], "has no class `settings` with a key 'name'"),
         (
             ["domain.use=none", "domain.pictures=0", "model.base=x", 'evaluation.scorers=["negatives"]'],
             "needs labels, and nothing here can read them",
@@ -154,9 +154,8 @@ def test_scorers_are_the_domains_or_those_named() -> None:
     ],
 )
 def test_scorers_that_cannot_be_are_refused_in_a_sentence(overrides: list[str], sentence: str) -> None:
-    settings = config(*overrides)
     with pytest.raises(ConfigError, match=sentence):
-        open_scorers(settings)
+        open_scorers(config(*overrides))
 
 
 class Nameless(PictureScorer):
@@ -194,13 +193,13 @@ def test_a_scorer_has_no_name_under_which_another_number_is_written(name: str, m
         open_scorers(settings)
 
 
-def test_a_run_without_a_domain_is_scored_by_what_needs_none() -> None:
+def test_a_run_without_a_domain_is_scored_by_what_needs_none(tmp_path: Path) -> None:
     plain = ("domain.use=none", "domain.pictures=0", "model.base=x")
     domain = open_domain(config(*plain).domain, ONE_PIXEL.tree)
     asked = Round((Labels("p", (), ()), Labels("q", (), ())), 1)
     pictures = {"base": pixels((0, 0), (0, 0)), "after": pixels((30, 30), (60, 60))}
-    assert compare_models(config(*plain), domain, asked, pictures) is None
+    assert compare_models(config(*plain), domain, asked, pictures, tmp_path) is None
     named = config(*plain, 'evaluation.scorers=["support.outside.scorer:Brightness"]')
-    found = compare_models(named, domain, asked, pictures)
+    found = compare_models(named, domain, asked, pictures, tmp_path)
     assert found is not None and found.models["after"].intervals["brightness"].mean == pytest.approx((20 + 40) / 255 / 2)
     assert found.labels == {}

@@ -47,7 +47,6 @@ def missing(config: Config) -> list[str]:
             ["expert.conditions={null=0, negative=0, content=0, content_positive=0, all=0}"],
             "all shares of expert.conditions",
         ),
-        (['evaluation.scorers=["clip"]'], "there is no scorer 'clip'; choose one of negatives"),
         (
             ["domain.use=none", "domain.pictures=0", "model.base=some/model", "expert.stop_at_gate=true"],
             "expert.stop_at_gate needs somebody who reads",

@@ -6,17 +6,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpo_ray.config import Config, ConfigError
+from cpo_ray.config.evaluation import ModelScorerSettings, ScorerSettings
 from cpo_ray.config.registry import SCORERS
 from cpo_ray.config.sweep.axis import ALIASES
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, format_number
 from cpo_ray.evaluation.domain import Picture, domain_class
+
+if TYPE_CHECKING:
+    from cpo_ray.evaluation.scorers.readers.base import Reader, WeightFiles
 
 #: Keys beside the scores in results, in Tune's reports and in the MLflow run of a training.
 _TAKEN = ALIASES.keys() | {
@@ -27,21 +31,35 @@ _TAKEN = ALIASES.keys() | {
 _NAME = r"(?!held_out_)[a-z][a-z0-9_]*(?<!_low)(?<!_high)(?<!_change)"
 
 
+class NotScored(RuntimeError):
+    """A scorer has no number here, and the other ones go on; the message is a sentence that says why and what to do."""
+
+
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """The pictures of one model: picture i was asked for by prompts[i]. `labels` are what the domain reads, if it can."""
+    """The pictures of one model: picture i was asked for by prompts[i]. `labels` are what the domain reads, if it can.
+
+    Pictures may lie on the disk and are read one by one where they are asked for, so do not collect them in a list.
+    """
 
     pictures: Sequence[Picture]
     prompts: Sequence[str]
     labels: tuple[Labels, ...] | None
+    readings: NDArray[np.float32] | None = None
+    """(N, D), what the model of a `ModelScorer` reads from each picture."""
+    reference: NDArray[np.float32] | None = None
+    """(M, D), the same of the pictures that `ModelScorer.reference` names."""
 
 
 class Scorer(ABC):
     """One column of every table.
 
-    It is made without arguments, also by `--check`, so a model that it needs is loaded when it first scores.
+    It is made with its section of `evaluation.scorers`, or without arguments for its defaults, also by `--check`. So a model that
+    it needs is loaded when it first scores.
     """
 
+    settings: ClassVar[type[ScorerSettings]] = ScorerSettings
+    """What it can be told. The class is imported wherever a configuration is read, so import what is heavy when it is needed."""
     name: ClassVar[str]
     """Its key in files and in MLflow, of small letters, digits and _."""
     title: ClassVar[str]
@@ -59,6 +77,9 @@ class Scorer(ABC):
     """Whether tables show its interval."""
     with_change: ClassVar[bool] = False
     """Whether tables show its paired change against the base."""
+
+    def __init__(self, told: ScorerSettings | None = None) -> None:
+        self.told = told or self.settings.model_validate({"name": self.name})
 
     @classmethod
     def text(cls, value: float, *, signed: bool = False) -> str:
@@ -90,6 +111,57 @@ class SetScorer(Scorer):
         """The number with its 95 % interval over pictures."""
 
 
+class ModelScorer(Scorer):
+    """A scorer, of pictures or of a set, whose numbers come from what a model of its own reads from each picture.
+
+    The model is loaded in actors that share the pictures, and what it has read is kept by picture. `score` or `distance` finds it
+    in `Drawn.readings`.
+    """
+
+    settings: ClassVar[type[ScorerSettings]] = ModelScorerSettings
+    told: ModelScorerSettings
+    licence: ClassVar[str]
+    """The licence of the weights, as their publisher states it."""
+    size: ClassVar[str]
+    """The size of the weights, such as "1.7 GB"."""
+    reads_prompts: ClassVar[bool] = True
+    """Whether what it reads from a picture depends on the prompt."""
+
+    def weights(self, *, download: bool = True) -> WeightFiles | None:
+        """The files of the weights on this machine, fetched from the hub with `download`; None for a model without any.
+
+        Raises NotScored where they are not to be had.
+        """
+        from cpo_ray.evaluation.scorers.readers.base import find_weights
+
+        return find_weights(self.told, download=download)
+
+    @abstractmethod
+    def open_reader(self) -> Reader:
+        """Load the model on the CPU. Raises NotScored where its weights are not to be had."""
+
+    @abstractmethod
+    def published_reader(self) -> Reader:
+        """The published model without its weights, made on the current device: what the planner counts."""
+
+    def reference(self, config: Config) -> Sequence[Picture] | None:
+        """The pictures that the drawn ones are compared with, if the scorer needs any. Raises NotScored where there are none."""
+        return None
+
+
+class ModelPictureScorer(ModelScorer, PictureScorer):
+    """A scorer whose model reads one number from each picture: the score."""
+
+    better: ClassVar[Literal["lower", "higher"]] = "higher"
+    decimals = 4
+    with_change = True
+
+    def score(self, drawn: Drawn) -> NDArray[np.float64]:
+        """(N,) what was read."""
+        assert drawn.readings is not None, "pictures are read before they are scored"
+        return drawn.readings[:, 0].astype(np.float64)
+
+
 def open_scorers(config: Config) -> tuple[Scorer, ...]:
     """The scorers that the configuration names, or else the domain's.
 
@@ -98,7 +170,8 @@ def open_scorers(config: Config) -> tuple[Scorer, ...]:
     """
     domain = domain_class(config.domain)
     found: dict[str, Scorer] = {}
-    for name in config.evaluation.scorers or domain.scorers:
+    chosen: list[tuple[str, ScorerSettings | None]] = [(told.name, told) for told in config.evaluation.scorers]
+    for name, told in chosen or [(name, None) for name in domain.scorers]:
         kind = SCORERS.load(name)
         if not (isinstance(kind, type) and issubclass(kind, PictureScorer | SetScorer)):
             raise ConfigError(
@@ -113,7 +186,7 @@ def open_scorers(config: Config) -> tuple[Scorer, ...]:
             )
         if kind.name in found:
             raise ConfigError(f"evaluation.scorers has two scorers of the name {kind.name!r}; name each once")
-        found[kind.name] = kind()
+        found[kind.name] = kind(told)
     return tuple(found.values())
 
 
