@@ -13,6 +13,7 @@ from cpo_ray import stages
 from cpo_ray.config import Config
 from cpo_ray.config.section import at_home
 from cpo_ray.data.importer import ImportReport, import_folder
+from cpo_ray.evaluation.tables import scorer_list
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.recipes import NoPicturesError
 from cpo_ray.run import open_run
@@ -48,8 +49,11 @@ def precompute_targets(config: Config) -> ProductionReport:
     return stages.precompute_targets(open_run(config, resume=True))
 
 
-def evaluate(config: Config) -> None:
-    """Draw, measure and report everything that the run has trained."""
+def evaluate(config: Config, scorers: str | None = None) -> None:
+    """Draw, measure and report everything that the run has trained; with `scorers`, say only what there is to score by."""
+    if scorers is not None:
+        print(scorer_list(config))
+        return
     stages.evaluate(open_run(config, resume=True))
 
 

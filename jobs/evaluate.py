@@ -3,4 +3,10 @@
 from cpo_ray.command_line import parser, run
 
 if __name__ == "__main__":
-    raise SystemExit(run(parser(str(__doc__)), "cpo_ray.pipeline:evaluate"))
+    line = parser(str(__doc__))
+    line.add_argument(
+        "--scorers",
+        choices=["list"],
+        help="say what each scorer measures, its licence and where its weights are looked for, and stop",
+    )
+    raise SystemExit(run(line, "cpo_ray.pipeline:evaluate"))

@@ -19,7 +19,8 @@ from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.evaluation.domain import domain_class
 from cpo_ray.evaluation.rounds import shared_noise
-from cpo_ray.evaluation.scorers.base import open_scorers
+from cpo_ray.evaluation.scorers.base import ModelScorer, open_scorers
+from cpo_ray.evaluation.tables import whereabouts
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
 from cpo_ray.models import family
 from cpo_ray.models.adapters.keys import AdapterError
@@ -178,6 +179,10 @@ def _domain(config: Config) -> Iterator[Finding]:
         )
     elif scorers:
         yield Finding("ok", f"pictures are scored by {', '.join(scorer.name for scorer in scorers)}")
+        for scorer in scorers:
+            if isinstance(scorer, ModelScorer):
+                here, sentence = whereabouts(scorer)
+                yield Finding("ok" if here else "note", f"{scorer.name}: {sentence}")
     else:
         yield Finding("note", "pictures are shown and not scored: domain.use and evaluation.scorers name nothing that does it")
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpo_ray.config import Config, Lora, Optimization
+from cpo_ray.evaluation.scorers.base import ModelScorer, open_scorers
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
 from cpo_ray.objectives import objective_of
+from cpo_ray.preflight.counting import Count
 from cpo_ray.preflight.engine_memory import engine_memory
 from cpo_ray.preflight.model_costs import (
     decode_cost,
@@ -18,6 +20,7 @@ from cpo_ray.preflight.model_costs import (
     forward_cost,
     merged_numbers,
     numbers,
+    reading_cost,
     skeleton_of,
     text_cost,
     training_cost,
@@ -27,6 +30,8 @@ from cpo_ray.preflight.model_costs import (
 GPU_PROCESS = 1.2e9
 #: Bytes of main memory of a process: Python, torch, diffusers and Ray. Measured: 0.7e9.
 PROCESS = 0.7e9
+#: Stands for the actors that score, whose settings are those of the section "evaluation".
+SCORING = "scoring"
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,34 @@ def drawing_need(config: Config, folder: Path | None) -> Need:
     return Need("an actor that draws pictures", _on(parts, on_gpu), evaluation.gpus_per_actor, evaluation.actors, host)
 
 
+def scoring_need(config: Config, folder: Path | None) -> Need:
+    """Return the need of an actor that scores pictures for the evaluation: the largest of the scorers' models, in float32."""
+    evaluation = config.evaluation
+    needs = [(4.0 * count, cost.peak, name) for name, count, cost in _reading_costs(config)]
+    weights, peak, name = max(needs, key=lambda need: need[0] + need[1])
+    on_gpu = evaluation.gpus_per_actor > 0
+    parts = {f"{name}'s weights": weights, "activations of a forward": float(peak)}
+    host = weights if on_gpu else 0
+    return Need("an actor that scores pictures", _on(parts, on_gpu), evaluation.gpus_per_actor, evaluation.actors, host)
+
+
+def measuring_need(config: Config, folder: Path | None) -> Need:
+    """Return the need of a sweep's actor, which draws and keeps the models of all scorers beside the pipeline."""
+    drawing, costs = drawing_need(config, folder), list(_reading_costs(config))
+    if not costs:
+        return drawing
+    weights = 4.0 * sum(count for _, count, _ in costs)
+    host = drawing.host + (weights if drawing.gpus else 0)
+    return replace(drawing, role="an actor that draws and scores", parts={**drawing.parts, "scorers": weights}, host=host)
+
+
+def _reading_costs(config: Config) -> Iterator[tuple[str, int, Count]]:
+    """Yield the name, the parameters and the count of each scorer with a model."""
+    for scorer in open_scorers(config):
+        if isinstance(scorer, ModelScorer):
+            yield scorer.name, *reading_cost(type(scorer), scorer.told, config.evaluation.batch)
+
+
 def _on(parts: Mapping[str, float], on_gpu: bool) -> dict[str, float]:
     return {**parts} | ({"CUDA": GPU_PROCESS} if on_gpu else {})
 
@@ -161,10 +194,15 @@ def _alignment(config: Config, folder: Path | None) -> Need:
     return trainer_need(config, folder, "a worker of stage 2", settings.optimization, settings.lora, views)
 
 
-def roles(config: Config) -> Iterator[tuple[str, Role]]:
-    """Return the kinds of processes of a run, each under the section that decides its need."""
+def roles(config: Config, *, sweep: bool = False) -> Iterator[tuple[str, Role]]:
+    """Return the kinds of processes of a run or a sweep, each under the section that decides its need.
+
+    The actors that score have that of the actors that draw, after which they come.
+    """
     if config.expert.adapter is None:
         yield "expert.optimization", _expert_training
     yield "targets", expert_need
     yield "preference.optimization", _alignment
-    yield "evaluation", drawing_need
+    yield "evaluation", measuring_need if sweep else drawing_need
+    if not sweep and any(isinstance(scorer, ModelScorer) for scorer in open_scorers(config)):
+        yield SCORING, scoring_need

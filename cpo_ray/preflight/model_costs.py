@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model, Optimization
+from cpo_ray.config.evaluation import ModelScorerSettings
 from cpo_ray.data.buckets import Bucket, encoded_together
+from cpo_ray.evaluation.scorers.base import ModelScorer
 from cpo_ray.models import family
 from cpo_ray.models.base import DTYPES
 from cpo_ray.models.skeleton import Skeleton
@@ -108,6 +110,16 @@ def decode_cost(model: Model, folder: Path | None, pictures: int) -> Count:
     size = (pictures, *skeleton.latent_shape(model.resolution))
     with torch.device("meta"):
         return count_forward(lambda: skeleton.latents.decode(skeleton.vae, torch.zeros(size)), [skeleton.vae])
+
+
+@lru_cache(maxsize=64)
+def reading_cost(scorer: type[ModelScorer], told: ModelScorerSettings, pictures: int) -> tuple[int, Count]:
+    """Count the published model of a scorer in float32 on so many pictures; return its parameters and the count."""
+    with torch.device("meta"):
+        reader = scorer(told).published_reader().eval()
+        pixels, tokens = torch.zeros(pictures, 3, reader.side, reader.side), reader.largest_tokens(pictures)
+        tokens = {name: values.to("meta") for name, values in tokens.items()}
+        return numbers([reader]), count_forward(lambda: reader(pixels, **tokens), [reader])
 
 
 def numbers(modules: Iterable[nn.Module]) -> int:

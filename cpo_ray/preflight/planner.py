@@ -11,7 +11,7 @@ from cpo_ray.preflight import disk
 from cpo_ray.preflight.durations import evaluation_seconds, ideal_ratio, stages, total
 from cpo_ray.preflight.findings import Finding, Verdict
 from cpo_ray.preflight.machine import Resources, rate, stated
-from cpo_ray.preflight.memory import PROCESS, Need, roles
+from cpo_ray.preflight.memory import PROCESS, SCORING, Need, roles
 from cpo_ray.preflight.remedies import remedy, room
 from cpo_ray.preflight.trials import Trials
 
@@ -37,12 +37,13 @@ def plan_findings(
         published = f"the published base of the family {config.model.family!r}"
         yield Finding("note", f"{config.model.base} is not on this machine; it is planned for as {published}", True)
     needs = {}
-    for section, role in roles(config):
+    for section, role in roles(config, sweep=trials is not None):
         need = needs[section] = role(config, base)
         verdict, space = _verdict(need, resources)
         advice = ""
         if verdict == "missing" and resources.gpu_bytes:
-            advice = f"; {remedy(config, base, section, role, resources.gpu_bytes)}"
+            where = "evaluation" if section == SCORING else section
+            advice = f"; {remedy(config, base, where, role, resources.gpu_bytes)}"
         yield Finding(verdict, f"{need.role} takes {need.bytes / 1e9:.1f} GB {space}: {need}{advice}", True)
     yield _main_memory(config, needs, resources, trials)
     yield _disk(config, base, pictures, trials)
@@ -71,10 +72,11 @@ def _main_memory(config: Config, needs: dict[str, Need], resources: Resources, t
     """Plan main memory for processes that run at the same time: targets beside training or before it, then the evaluation."""
     actors = needs.pop("targets").main_bytes
     drawing = needs.pop("evaluation").main_bytes
+    scoring = needs.pop(SCORING).main_bytes if SCORING in needs else 0
     if trials:
         drawing += trials.at_once * (PROCESS + needs.pop("preference.optimization").main_bytes)  # each trial has a driver
     beside = actors if config.targets.overlap else 0
-    most = max(actors, drawing, *(training.main_bytes + beside for training in needs.values()))
+    most = max(actors, drawing, scoring, *(training.main_bytes + beside for training in needs.values()))
     sentence = f"all processes at a time take up to {most / 1e9:.1f} GB of main memory"
     if resources.main_bytes is None:
         return Finding("note", f"{sentence} where the run will be", True)

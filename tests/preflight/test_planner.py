@@ -13,7 +13,7 @@ from cpo_ray.preflight import disk
 from cpo_ray.preflight.durations import ideal_ratio, stages, work
 from cpo_ray.preflight.findings import Finding
 from cpo_ray.preflight.machine import CARDS, Resources, available, card_of
-from cpo_ray.preflight.memory import GPU_PROCESS, roles
+from cpo_ray.preflight.memory import GPU_PROCESS, SCORING, roles
 from cpo_ray.preflight.planner import plan_findings
 from cpo_ray.preflight.remedies import room
 from cpo_ray.preflight.trials import Trials
@@ -190,3 +190,17 @@ def test_a_preset_fits_on_the_gpus_that_its_comment_names(name: str) -> None:
     assert {section: f"{need.bytes / 1e9:.1f}" for section, need in needs.items()} == stated
     (gigabytes,) = re.findall(r"for GPUs of (\d+) GB", text)
     assert max(need.bytes for need in needs.values()) <= 0.97e9 * float(gigabytes)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "parameters"),
+    [("clip", 427_616_513), ("pickscore", 986_109_441), ("aesthetic", 303_966_208 + 927_969), ("fid", 21_785_568)],
+)
+def test_the_memory_of_a_scorer_is_that_of_its_published_model(scorer: str, parameters: int) -> None:
+    config = load(CONFIGS / "toy.toml", [f'evaluation.scorers=["{scorer}"]', "evaluation.batch=8"])
+    base = local_base(config.model)
+    (need,) = [role(config, base) for section, role in roles(config) if section == SCORING]
+    assert need.parts[f"{scorer}'s weights"] == 4 * parameters
+    assert 1e6 < need.parts["activations of a forward"] < 1e9
+    drawing, measuring = (dict(roles(config, sweep=sweep))["evaluation"](config, base) for sweep in (False, True))
+    assert measuring.bytes - drawing.bytes == 4 * parameters
