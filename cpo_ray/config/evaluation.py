@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 
@@ -14,12 +15,25 @@ from cpo_ray.config.section import Free, Section
 class ScorerSettings(Section):
     """The settings that all scorers have; one that can be told more has a subclass of its own."""
 
+    places: ClassVar[tuple[str, ...]] = ()
+    """Settings that are a local path or a hub id."""
+
     name: str
     """A registered scorer, or your own as "module:Class"."""
+
+    def on_other_machines(self) -> Self:
+        """Return the same settings for processes that work in another folder: with absolute paths."""
+        given = {name: getattr(self, name) for name in type(self).model_fields}
+        paths = {name: Path(value).expanduser() for name, value in given.items() if value and name in self.places}
+        paths = {name: path for name, path in paths.items() if path.exists()}
+        own = {name: value.absolute() for name, value in given.items() if isinstance(value, Path)}
+        return self.model_copy(update=own | {name: str(path.absolute()) for name, path in paths.items()})
 
 
 class ModelScorerSettings(ScorerSettings):
     """The settings of a scorer with a model of its own."""
+
+    places: ClassVar[tuple[str, ...]] = ("weights",)
 
     weights: str
     """A folder or a file of safetensors, or a hub id."""
@@ -29,6 +43,8 @@ class ModelScorerSettings(ScorerSettings):
 
 class PromptScorerSettings(ModelScorerSettings):
     """The settings of a scorer whose model reads prompts, too."""
+
+    places: ClassVar[tuple[str, ...]] = ("weights", "tokenizer")
 
     tokenizer: str | None = None
     """A folder or hub id with the vocabulary; by default it is the one beside the weights, or else the published one."""

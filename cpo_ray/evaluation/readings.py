@@ -177,7 +177,7 @@ class _Pool:
         remote = ray.remote(ReadingActor).options(
             num_cpus=given.cpus_per_actor, num_gpus=given.gpus_per_actor, max_restarts=2, max_task_retries=2
         )
-        self._actors.append(remote.remote(self._scorer))
+        self._actors.append(remote.remote(type(self._scorer)(self._scorer.told.on_other_machines())))
         return self._actors[-1]
 
     def _finished(self, at_work: dict[Any, tuple[Any, Portion]], free: deque[Any]) -> tuple[Portion, Rows]:

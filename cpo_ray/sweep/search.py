@@ -164,6 +164,8 @@ def _with_absolute_paths(run: Run) -> Run:
     """The run with absolute paths: a trial's process does not work in the driver's folder."""
     tree, tracking = _absolute(run.config.model_dump(exclude_unset=True)), run.config.tracking
     tree["model"]["base"] = anywhere(run.config.model).base
+    if scorers := run.config.evaluation.scorers:
+        tree["evaluation"]["scorers"] = [told.on_other_machines() for told in scorers]
     if tracking.uri:
         tree["tracking"]["uri"] = resolve_uri(tracking, run.config.run.output)
     return replace(run, config=Config.model_validate(tree))

@@ -19,6 +19,7 @@ from cpo_ray.evaluation.domain import Picture
 from cpo_ray.evaluation.measure import Measured, compare
 from cpo_ray.evaluation.models import compare_models
 from cpo_ray.evaluation.readings import Asked, Portion, Rows, read_here, readings_of
+from cpo_ray.evaluation.scorers.aesthetic import AestheticSettings
 from cpo_ray.evaluation.scorers.base import Drawn, NotScored, open_scorers
 from cpo_ray.evaluation.scorers.clip import ClipScore
 from cpo_ray.evaluation.scorers.diversity import Coverage, CoverageSettings, Diversity, SpaceSettings
@@ -170,6 +171,15 @@ def test_a_scorer_without_a_number_is_left_out_with_its_reason() -> None:
     assert found.as_json()["left_out"] == {"diversity": "no second picture"}
 
 
+def test_local_paths_mean_the_same_in_the_folders_of_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = AestheticSettings(name="aesthetic", weights="some/model", clip="here")
+    assert told.on_other_machines() == told
+    (tmp_path / "here").mkdir()
+    assert told.on_other_machines().clip == str(tmp_path / "here") and told.on_other_machines().weights == "some/model"
+    assert CoverageSettings(name="coverage", reference=Path("good")).on_other_machines().reference == tmp_path / "good"
+
+
 def test_scorers_are_told_in_sections_of_their_own() -> None:
     told = config('evaluation.scorers=["negatives", {name = "clip", weights = "my/clip"}, {name = "coverage", space = "pixels"}]')
     _, clip, coverage = open_scorers(told)
@@ -182,7 +192,7 @@ def test_scorers_are_told_in_sections_of_their_own() -> None:
 
 
 @pytest.mark.ray
-def test_models_read_in_a_pool_and_one_without_weights_stops_nobody(tmp_path: Path) -> None:
+def test_models_read_in_a_pool_and_one_without_weights_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CLIP and Inception read on actors; a second call asks nobody; ImageReward has no weights here."""
     from cpo_ray.config import DomainSettings
     from cpo_ray.core.prompts import Labels
@@ -195,7 +205,7 @@ def test_models_read_in_a_pool_and_one_without_weights_stops_nobody(tmp_path: Pa
     (tmp_path / "good").mkdir()
     for number, picture in enumerate(noise_pictures(8, seed=9)):
         Image.fromarray(picture).save(tmp_path / "good" / f"{number}.png")
-    clip, good = tmp_path / "clip", tmp_path / "good"
+    clip, good = "clip", tmp_path / "good"
     settings = config(
         "domain.use=none",
         "domain.pictures=0",
@@ -208,6 +218,7 @@ def test_models_read_in_a_pool_and_one_without_weights_stops_nobody(tmp_path: Pa
     asked = Round(tuple(Labels(f"a red circle {number % 3}", (), ()) for number in range(6)), 1)
     pictures = {"base": noise_pictures(6, seed=1), "after": noise_pictures(6, seed=2)}
     domain = NoDomain(DomainSettings(use="none"), load_hierarchy(settings.data.hierarchy))
+    monkeypatch.chdir(tmp_path)  # where the actors do not work
     ray.init(address="local", num_cpus=2, include_dashboard=False)
     try:
         found = compare_models(settings, domain, asked, pictures, tmp_path / "readings")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cpo_ray.config.evaluation import ModelScorerSettings
 from cpo_ray.evaluation.scorers.base import ModelPictureScorer
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 class AestheticSettings(ModelScorerSettings):
     """The head, alone or together with the CLIP that it stands on."""
+
+    places: ClassVar[tuple[str, ...]] = ("weights", "clip")
 
     weights: str = "RE-N-Y/laion-aesthetic"
     clip: str = "openai/clip-vit-large-patch14"
