@@ -46,7 +46,7 @@ class WeightFiles:
     def configuration(self) -> dict[str, Any] | None:
         """The config.json of the weights; None where there is none."""
         file = self.folder / "config.json" if self.folder else None
-        return json.loads(file.read_text()) if file and file.is_file() else None
+        return json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else None
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, on the CPU. Raises NotScored for a damaged file."""
@@ -109,7 +109,7 @@ def _from_hub(name: str, revision: str | None, download: bool) -> Path:
 def _files_in(folder: Path) -> tuple[Path, ...]:
     """The safetensors that belong together. Raises NotScored where that is unclear or there are none."""
     if (index := folder / "model.safetensors.index.json").is_file():
-        return tuple(folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values())))
+        return tuple(folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     files = sorted(folder.glob("*.safetensors"))
     if whole := [file for file in files if file.name == "model.safetensors"]:
         return (whole[0],)
