@@ -36,6 +36,9 @@ class Model(Section):
     """Git revision of a hub id. Pin it, since it is part of the targets' address."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute precision of frozen and trained models. Stored targets have their own precision (see core/schema.py)."""
+    text_chunks: PositiveInt = 1
+    """For sdxl, whose text encoders read 75 tokens at once: longer texts are encoded in so many parts of 75. With 1,
+    attributes that do not fit are left out."""
     resolution: PositiveInt = 1024
     """Side in pixels of the square that training pictures fill, or whose area they have (see data.pictures)."""
     flow: Flow = Flow()

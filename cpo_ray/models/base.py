@@ -70,6 +70,8 @@ class Family(Protocol):
     """Class of the denoiser in diffusers."""
     pipeline: str
     """The class that diffusers names in the model_index.json of a base."""
+    pipeline_class: Any
+    """The class that draws with it, which may add to diffusers' own."""
     licences: Mapping[str, str]
     """Hub id of a published base → its licence."""
     latents: LatentSpace

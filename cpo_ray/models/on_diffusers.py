@@ -55,6 +55,8 @@ class DiffusersFamily:
     published: Configurations
     licences: Mapping[str, str]
     latents: LatentSpace = GaussianLatents()
+    chunked_texts: bool = False
+    """Whether `model.text_chunks` has a meaning for it."""
     dynamic_shapes: bool | None = False
     """For compiled blocks: False has one program per shape, None lets a dimension vary once it is seen to."""
 
@@ -138,8 +140,10 @@ class DiffusersFamily:
     def load_text(self, model: Model, tokenizers_only: bool = False) -> Any:
         """Load the pipeline without denoiser and VAE, on the CPU; with `tokenizers_only` without text encoders, too.
 
-        Raises ConfigError for a tokenizer without a length.
+        Raises ConfigError for a tokenizer without a length, and for text_chunks where they have no effect.
         """
+        if model.text_chunks > 1 and not self.chunked_texts:
+            raise ConfigError(f"model.text_chunks = {model.text_chunks} has no effect for {self.name}; leave it out")
         left_out = {self.denoiser: None, "vae": None, **dict.fromkeys(self.text_encoder_names if tokenizers_only else ())}
         pipeline = self._pipeline(model, **left_out)
         most = {name: self._text_config(model, name).get("max_position_embeddings") for name in self.text_encoder_names}

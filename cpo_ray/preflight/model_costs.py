@@ -88,7 +88,7 @@ def text_cost(model: Model, folder: Path | None, prompts: int) -> Count:
     """Count all text encoders, one after the other: the largest peak, and all operations."""
     skeleton = skeleton_of(model, folder)
     counts = [
-        count_forward(partial(encoder, skeleton.tokens(number, prompts)), [encoder])
+        count_forward(partial(encoder, skeleton.tokens(number, prompts * model.text_chunks)), [encoder])
         for number, encoder in enumerate(skeleton.text_encoders)
     ]
     return Count(max(each.peak for each in counts), sum(each.flop for each in counts))

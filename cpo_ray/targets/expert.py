@@ -94,6 +94,8 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
             f"model.base = {base!r} is not a folder here, and as a hub id it needs model.revision, which addresses the targets; "
             "give the commit's hash"
         )
+    # Targets made before texts could have several parts keep their address.
+    chunks = f", {spec.model.text_chunks} chunks" if spec.model.text_chunks > 1 else ""
     files, pictures = sorted(spec.dataset.glob(SHARDS)), spec.pictures
     return FrozenInputs(
         kind=spec.kind,
@@ -101,7 +103,7 @@ def frozen_inputs(spec: ExpertSpec) -> FrozenInputs:
         adapter=None if spec.adapter is None else _adapter_digest(spec.adapter),
         dataset=_dataset_fingerprint(spec.dataset, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files)),
         hierarchy=load_hierarchy(spec.hierarchy).content_hash,
-        texts=f"template {TEMPLATE_VERSION}, {'content' if spec.mixture is None else spec.mixture.model_dump_json()}",
+        texts=f"template {TEMPLATE_VERSION}, {'content' if spec.mixture is None else spec.mixture.model_dump_json()}" + chunks,
         resolution=spec.model.resolution,
         dtype=spec.precision,
         flow=spec.model.flow.model_dump_json(),

@@ -1,11 +1,14 @@
-"""SDXL's VAE and text encoders, and what its UNet is told beside the text."""
+"""SDXL's VAE and text encoders, what its UNet is told beside the text, and its pipeline with texts encoded as in training."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import Tensor
 
 from cpo_ray.config import Model
 from cpo_ray.models.base import Conditioning, PictureSize
@@ -13,13 +16,67 @@ from cpo_ray.models.encoders import PipelineEncoders
 from cpo_ray.models.on_diffusers import DiffusersFamily
 
 
+class LongTextPipeline(StableDiffusionXLPipeline):
+    """diffusers' pipeline, whose texts may be longer than the 75 tokens that CLIP reads at once.
+
+    With more than one of `chunks`, a text is cut into so many parts of 75 tokens, each encoded for itself, and the UNet sees them
+    one after the other. Short texts have empty parts at their end, so that all are equally long. The pooled embedding is that of
+    the first part. With one, everything is as diffusers does it.
+    """
+
+    chunks: int = 1
+
+    def encode_prompt(
+        self,
+        prompt: Any,
+        *arguments: Any,
+        negative_prompt: Any = None,
+        prompt_embeds: Tensor | None = None,
+        **keywords: Any,
+    ) -> Any:
+        if self.chunks == 1 or prompt_embeds is not None:
+            return super().encode_prompt(
+                prompt, *arguments, negative_prompt=negative_prompt, prompt_embeds=prompt_embeds, **keywords
+            )
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        given = dict(zip(("prompt_embeds", "pooled_prompt_embeds"), self.encode_chunks(texts), strict=True))
+        if negative_prompt is not None or not self.config.force_zeros_for_empty_prompt:
+            against = negative_prompt or ""
+            refused = [against] * len(texts) if isinstance(against, str) else list(against)
+            named = ("negative_prompt_embeds", "negative_pooled_prompt_embeds")
+            given |= dict(zip(named, self.encode_chunks(refused), strict=True))
+        return super().encode_prompt(None, *arguments, **{**keywords, **given})
+
+    def encode_chunks(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the embeddings (B, 77 · chunks, D) and the pooled embeddings (B, P) of B texts; what is longer is cut off."""
+        hidden = []
+        for tokenizer, encoder in ((self.tokenizer, self.text_encoder), (self.tokenizer_2, self.text_encoder_2)):
+            rows = torch.tensor([row for text in texts for row in self._rows(tokenizer, text)], device=encoder.device)
+            encoded = encoder(rows, output_hidden_states=True)
+            hidden.append(encoded.hidden_states[-2].unflatten(0, (len(texts), self.chunks)).flatten(1, 2))
+        pooled: Tensor = encoded[0].unflatten(0, (len(texts), self.chunks))[:, 0]
+        return torch.cat(hidden, dim=-1), pooled
+
+    def _rows(self, tokenizer: Any, text: str) -> list[list[int]]:
+        """Return the ids of a text's parts, each with its start and end, and filled up as diffusers does it."""
+        inside = int(tokenizer.model_max_length) - 2
+        ids = tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids
+        parts = (ids[chunk * inside : (chunk + 1) * inside] for chunk in range(self.chunks))
+        return [
+            [tokenizer.bos_token_id, *part, tokenizer.eos_token_id, *[tokenizer.pad_token_id] * (inside - len(part))]
+            for part in parts
+        ]
+
+
 class SDXLEncoders(PipelineEncoders):
     """VAE and both text encoders."""
 
     def __init__(self, family: DiffusersFamily, model: Model, device: torch.device, vae: Path | None = None) -> None:
         super().__init__(family, model, device, vae)
+        self.text.chunks = model.text_chunks
         self.zero_null = bool(self.text.config.force_zeros_for_empty_prompt)
-        self.token_limit: int = self.text.tokenizer.model_max_length
+        inside = int(self.text.tokenizer.model_max_length) - 2
+        self.token_limit: int = model.text_chunks * inside + 2
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -11,7 +13,7 @@ from cpo_ray.config import ConfigError, Model
 from cpo_ray.core.diffusion import DiscreteProcess
 from cpo_ray.models.base import Conditioning, Family
 from cpo_ray.models.on_diffusers import DiffusersFamily
-from cpo_ray.models.sdxl.encoders import SDXLEncoders
+from cpo_ray.models.sdxl.encoders import LongTextPipeline, SDXLEncoders
 from cpo_ray.models.sdxl.names import original_place
 from cpo_ray.models.sdxl.published import LICENCES, PUBLISHED
 from cpo_ray.models.sdxl.tiny import tiny
@@ -43,7 +45,8 @@ class SDXL(DiffusersFamily):
 
     name = "sdxl"
     pipeline = "StableDiffusionXLPipeline"
-    pipeline_class = StableDiffusionXLPipeline
+    pipeline_class = LongTextPipeline
+    chunked_texts = True
     denoiser = "unet"
     denoiser_class = UNet2DConditionModel
     text_encoder_classes = (CLIPTextModel, CLIPTextModelWithProjection)
@@ -59,7 +62,7 @@ class SDXL(DiffusersFamily):
         config = skeleton.denoiser.config
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         conditioning = {
-            "prompt_embeds": torch.zeros(batch, skeleton.text_tokens[0], config.cross_attention_dim),
+            "prompt_embeds": torch.zeros(batch, model.text_chunks * skeleton.text_tokens[0], config.cross_attention_dim),
             "pooled_prompt_embeds": torch.zeros(batch, pooled),
             "time_ids": torch.zeros(batch, 6),
         }
@@ -76,6 +79,11 @@ class SDXL(DiffusersFamily):
             return DiscreteProcess(scheduler.alphas_cumprod, scheduler.config.prediction_type)
         except ValueError as error:
             raise ConfigError(f"{model.base}/scheduler: {error}") from None
+
+    def load_pipeline(self, model: Model, adapter: Path | None = None) -> LongTextPipeline:
+        pipeline: LongTextPipeline = super().load_pipeline(model, adapter)
+        pipeline.chunks = model.text_chunks
+        return pipeline
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
         added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": conditioning["time_ids"]}
