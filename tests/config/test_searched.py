@@ -108,8 +108,8 @@ def test_an_objective_from_outside_has_its_own_settings_searched() -> None:
             "is 'adamw_8bit': optimizer 'adamw_8bit' needs a GPU",
         ),
         (
-            "sweep.space={ objective = ['cpo', 'dpo'] }",
-            "'sweep.space.objective' is 'dpo': there is no objective 'dpo'; choose one of",
+            "sweep.space={ objective = ['cpo', 'spo'] }",
+            "'sweep.space.objective' is 'spo': there is no objective 'spo'; choose one of",
         ),
         ("sweep.space={ beta = ['high'] }", "'sweep.space.beta' is 'high': input should be a valid number"),
         # What is no axis.
