@@ -58,7 +58,10 @@ def check_obedience(run: Run) -> None:
         write_text(page, gate_page(run.config, drawn, run.tree))
     run.say(f"what the expert draws, beside the attributes that it was asked for: {page}")
     if not domain.reads_labels:
-        run.say("nothing here can read attributes from pictures; look at that page before you trust the expert")
+        run.say(
+            f"whether the expert obeys is not measured, since domain.use = {run.config.domain.use!r} reads no attributes from "
+            "pictures; look at that page before you trust it"
+        )
         return
     found = Obedience.read(file)
     run.say("how the expert obeys (intersection over union of what is asked for and found):\n" + found.table())
@@ -170,7 +173,9 @@ def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> No
 
 
 def told(report: ProductionReport) -> str:
-    text = f"{report.shards_written} target shards computed, {report.already_there} there before, {report.expert_forwards} passes"
+    text = f"{report.shards_written} target shards computed, {report.already_there} reused"
+    if report.expert_forwards:
+        text += f", {report.expert_forwards} forward passes of the expert and the reference"
     if report.dropped_attributes:
         text += f"; WARNING: {report.dropped_attributes} attributes did not fit into the text encoder and were left out"
     return text

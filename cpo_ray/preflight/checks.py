@@ -184,7 +184,8 @@ def _domain(config: Config) -> Iterator[Finding]:
                 here, sentence = whereabouts(scorer)
                 yield Finding("ok" if here else "note", f"{scorer.name}: {sentence}")
     else:
-        yield Finding("note", "pictures are shown and not scored: domain.use and evaluation.scorers name nothing that does it")
+        reason = f"domain.use = {config.domain.use!r} has no scorers, and evaluation.scorers names none"
+        yield Finding("note", f"pictures are shown and not scored: {reason}")
 
 
 def _data(config: Config) -> tuple[int, list[Finding]]:

@@ -77,7 +77,7 @@ def test_without_a_reader_of_labels_the_page_says_what_was_asked_for(config: Con
     page = gate_page(config, drawn(REQUEST, labelled=False), tree)
     lines = ["clear edges", "banded brush", "washed contrast"]
     assert items(page) == [("asked for good and bad", lines), ("asked for good, bad refused", lines)]
-    assert "Nothing here can read attributes" in page and "met</span>" not in page and "obeys" not in page
+    assert "reads no attributes from pictures" in page and "met</span>" not in page and "obeys" not in page
 
 
 def test_a_long_list_of_requests_is_cut() -> None:

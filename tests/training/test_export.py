@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import diffusers
 import pytest
@@ -96,9 +96,9 @@ def test_a_whole_denoiser_goes_round(model: Model, tmp_path: Path) -> None:
     part = family(model).denoiser
     assert sorted(path.name for path in folder.iterdir()) == sorted(["README.md", part])
     # As the card tells a user to do it.
-    usage = re.findall(r"^    (\w+ = \w+\.from_pretrained.*)$", (folder / "README.md").read_text(), re.MULTILINE)
+    usage = re.findall(r"^    (\w+ = diffusers\.\w+\.from_pretrained.*)$", (folder / "README.md").read_text(), re.MULTILINE)
     assert len(usage) == 2
-    names = {**vars(diffusers), "FOLDER": folder, "BASE": model.base}
+    names: dict[str, Any] = {"diffusers": diffusers, "FOLDER": folder}
     exec("\n".join(usage), names)
     ours = (family(model).load_denoiser(model, folder), family(model).load_pipeline(model, folder).components[part])
     for denoiser in (*ours, names["pipeline"].components[part]):
@@ -135,6 +135,8 @@ def test_the_card_names_the_bases_licence_and_how_to_load(model: Model, tmp_path
     head = yaml.safe_load(text.split("---")[1])
     assert head["base_model"] == model.base and "license" not in head and "lora" in head["tags"]
     assert "| omega_win | 2.0 |" in text and "not stated where it was loaded from" in text and "load_lora_weights" in text
+    pinned = card_text(model.model_copy(update={"base": "some/base", "revision": "abc"}), {})
+    assert f"diffusers.{family(model).pipeline}.from_pretrained('some/base', revision='abc')" in pinned
     (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: artists-only\n---\n# A base\n")
     stated = card_text(model.model_copy(update={"base": str(tmp_path)}), {}, "full")
     assert yaml.safe_load(stated.split("---")[1])["license_name"] == "artists-only" and "The base's: artists-only." in stated

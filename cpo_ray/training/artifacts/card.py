@@ -67,29 +67,28 @@ def base_licence(model: Model) -> str | None:
 
 def _usage(model: Model, parameters: Literal["lora", "full"]) -> str:
     """Return how diffusers loads an export."""
+    found, base = family(model), repr(model.base) + (f", revision={model.revision!r}" if model.revision else "")
     if parameters == "lora":
-        return (
-            "`pipeline.load_lora_weights(FOLDER)` reads this folder; `formats/` holds the same for kohya's scripts and ComfyUI."
-            + _long_texts(model)
+        usage = (
+            "FOLDER is this folder:\n\n"
+            f"    pipeline = diffusers.{found.pipeline}.from_pretrained({base})\n"
+            "    pipeline.load_lora_weights(FOLDER)\n\n"
+            "`formats/` holds the same for kohya's scripts and ComfyUI."
         )
-    architecture = family(model)
-    part, denoiser = architecture.denoiser, architecture.denoiser_class.__name__
-    return (
-        "The denoiser alone, as diffusers saves it:\n\n"
-        f'    {part} = {denoiser}.from_pretrained(FOLDER, subfolder="{part}")\n'
-        f"    pipeline = {architecture.pipeline}.from_pretrained(BASE, {part}={part})" + _long_texts(model)
-    )
-
-
-def _long_texts(model: Model) -> str:
-    """Return how texts are encoded as in training, where diffusers' own pipeline would cut them."""
+    else:
+        part, denoiser = found.denoiser, found.denoiser_class.__name__
+        usage = (
+            "The denoiser alone, as diffusers saves it. FOLDER is this folder:\n\n"
+            f'    {part} = diffusers.{denoiser}.from_pretrained(FOLDER, subfolder="{part}")\n'
+            f"    pipeline = diffusers.{found.pipeline}.from_pretrained({base}, {part}={part})"
+        )
     if model.text_chunks == 1:
-        return ""
-    kind = family(model).pipeline_class
+        return usage
+    kind = found.pipeline_class
     return (
-        f"\n\nIt was trained on texts in {model.text_chunks} parts of 75 tokens, and diffusers' own pipeline reads the first. "
-        "This one reads all:\n\n"
+        f"{usage}\n\nIt was trained on texts in {model.text_chunks} parts of 75 tokens, and diffusers' own pipeline reads the "
+        "first. This one reads all:\n\n"
         f"    from {kind.__module__} import {kind.__name__}\n\n"
-        f"    pipeline = {kind.__name__}.from_pretrained(BASE)\n"
+        f"    pipeline = {kind.__name__}.from_pretrained({base})\n"
         f"    pipeline.chunks = {model.text_chunks}"
     )

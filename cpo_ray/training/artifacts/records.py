@@ -57,6 +57,10 @@ def open_loggers(spec: TrainSpec, first: int, stack: ExitStack) -> list[StepLogg
     return loggers
 
 
+#: Metrics of a step that say nothing about the weights, or that the card has already.
+_NOT_ON_THE_CARD = ("learning_rate", "samples_per_second", "seconds_waited_for_targets")
+
+
 def model_card(spec: TrainSpec, metrics: Mapping[str, float]) -> dict[str, str]:
     """Return the lines of the model card."""
     optimization = spec.optimization
@@ -74,5 +78,5 @@ def model_card(spec: TrainSpec, metrics: Mapping[str, float]) -> dict[str, str]:
         "seed": str(spec.seed),
         "targets": spec.targets.fingerprint,
         **spec.card,
-        **{f"last step: {name}": f"{value:.4g}" for name, value in metrics.items()},
+        **{f"last step: {name}": f"{value:.4g}" for name, value in metrics.items() if name not in _NOT_ON_THE_CARD},
     }
