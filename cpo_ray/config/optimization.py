@@ -35,6 +35,9 @@ class Optimization(Section):
     the decay is at most (1 + n) / (10 + n), so that the start is forgotten. Takes 4 bytes per trained weight."""
     learning_rate: PositiveFloat = 1e-4
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises from nothing."""
+    warmup_share: float = Field(default=0.0, ge=0, le=0.5)
+    """The same as a share of all steps, which fits any number of pictures. Give one of both."""
     decay: Literal["constant", "cosine"] = "constant"
     weight_decay: float = Field(default=0.0, ge=0)
     gradient_clip: float = Field(default=1.0, ge=0)
@@ -60,6 +63,12 @@ class Optimization(Section):
     def _one_length(self) -> Optimization:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Optimization:
+        if self.warmup_steps and self.warmup_share:
+            raise ValueError("give only one of warmup_steps and warmup_share; 0 switches one off")
         return self
 
     @model_validator(mode="after")

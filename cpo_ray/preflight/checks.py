@@ -28,7 +28,7 @@ from cpo_ray.models.bases.hub import look_up, unpinned
 from cpo_ray.models.bases.source import is_hub_id, local_base
 from cpo_ray.preflight.durations import steps_of
 from cpo_ray.preflight.findings import Finding
-from cpo_ray.preflight.machine import Resources, available
+from cpo_ray.preflight.machine import available, processor_findings
 from cpo_ray.preflight.planner import plan_findings
 from cpo_ray.preflight.trials import Trials
 from cpo_ray.tracking import resolve_uri
@@ -41,6 +41,8 @@ UNSAFE_FLAGS = (
     "RAY_DATA_AUTOLOAD_PICKLE_OBJECT_SCALAR",
     "RAY_DATA_WEBDATASET_ALLOW_UNSAFE_DESERIALIZATION",
 )
+#: Fewer optimizer steps than these change next to nothing at the usual learning rates.
+FEW_STEPS = 100
 #: The median size of a denoiser's weights.
 USUAL_WEIGHT = 0.02
 
@@ -135,8 +137,15 @@ def _optimization(section: str, training: Optimization, pictures: int) -> Iterat
     if steps and training.warmup_steps >= steps:
         yield Finding(
             "missing",
-            f"{section}.warmup_steps is {training.warmup_steps}, yet training ends after {steps} steps, "
-            "before it has reached its learning rate; lower warmup_steps, or train longer",
+            f"{section}.warmup_steps is {training.warmup_steps}, yet training ends after {steps} steps, before it has reached "
+            f"its learning rate; set it to at most {steps // 10}, or train longer",
+        )
+    if training.epochs is not None and 0 < steps < FEW_STEPS:
+        epochs = math.ceil(FEW_STEPS * training.global_batch / pictures)
+        yield Finding(
+            "note",
+            f"{section}: {training.epochs:g} epochs of {pictures} pictures are {steps} steps of {training.global_batch}, too few "
+            f"to learn from; {epochs} epochs would be {FEW_STEPS}, as would a smaller global_batch",
         )
 
 
@@ -260,36 +269,9 @@ def _resources(config: Config, pictures: int | None, trials: Trials | None) -> I
     except OSError as error:
         yield Finding("missing", f"no cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']} ({error}); start one or unset it")
         return
-    yield from _processors(config, found)
+    yield from processor_findings(config, found)
     if pictures is not None:
         yield from plan_findings(config, local_base(config.model), found, pictures, trials)
-
-
-def _processors(config: Config, found: Resources) -> Iterator[Finding]:
-    cpus, gpus, where = found.cpus, found.gpus, found.where
-    for stage, needed_cpus, needed_gpus in _demands(config):
-        have = f"{needed_cpus:g} of {cpus:g} CPUs{f' and {needed_gpus:g} of {gpus:g} GPUs' if needed_gpus else ''} {where}"
-        if needed_cpus > cpus + 1e-9 or needed_gpus > gpus + 1e-9:
-            yield Finding("missing", f"{stage} takes {have}; lower workers, actors or what each takes, or add machines")
-        else:
-            yield Finding("ok", f"{stage} takes {have}")
-
-
-def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
-    """Yield (stage, CPUs, GPUs) of the processes that run at the same time."""
-    targets, evaluation = config.targets, config.evaluation
-    actors = targets.min_actors * targets.cpus_per_actor, targets.min_actors * targets.gpus_per_actor
-    stages = {"stage 1": config.expert.optimization, "stage 2": config.preference.optimization}
-    if config.expert.adapter is not None:
-        del stages["stage 1"]
-    for name, training in stages.items():
-        workers = training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
-        if targets.overlap:
-            yield f"{name} with its targets", workers[0] + actors[0], workers[1] + actors[1]
-        else:
-            yield f"the targets of {name}", *actors
-            yield name, *workers
-    yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor
 
 
 def _factor(config: Config) -> int | None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cpo_ray.config import ConfigError, Machine
+from cpo_ray.config import Config, ConfigError, Machine
+from cpo_ray.preflight.findings import Finding
 
 #: Share of a GPU's peak rate that plans assume for training and frozen forwards.
 USUAL_SHARE = 0.4
@@ -134,3 +136,31 @@ def rate(machine: Machine, resources: Resources, on_gpu: bool) -> tuple[float, s
         return None
     planned = USUAL_SHARE * peak
     return planned * 1e12, f"{planned:.0f} TFLOP/s of a GPU, {USUAL_SHARE:.0%} of the peak of {resources.gpu}"
+
+
+def processor_findings(config: Config, found: Resources) -> Iterator[Finding]:
+    """Compare the CPUs and GPUs that each stage takes with those that are there."""
+    cpus, gpus, where = found.cpus, found.gpus, found.where
+    for stage, needed_cpus, needed_gpus in _demands(config):
+        have = f"{needed_cpus:g} of {cpus:g} CPUs{f' and {needed_gpus:g} of {gpus:g} GPUs' if needed_gpus else ''} {where}"
+        if needed_cpus > cpus + 1e-9 or needed_gpus > gpus + 1e-9:
+            yield Finding("missing", f"{stage} takes {have}; lower workers, actors or what each takes, or add machines")
+        else:
+            yield Finding("ok", f"{stage} takes {have}")
+
+
+def _demands(config: Config) -> Iterator[tuple[str, float, float]]:
+    """Yield (stage, CPUs, GPUs) of the processes that run at the same time."""
+    targets, evaluation = config.targets, config.evaluation
+    actors = targets.min_actors * targets.cpus_per_actor, targets.min_actors * targets.gpus_per_actor
+    stages = {"stage 1": config.expert.optimization, "stage 2": config.preference.optimization}
+    if config.expert.adapter is not None:
+        del stages["stage 1"]
+    for name, training in stages.items():
+        workers = training.workers * training.cpus_per_worker, training.workers * training.gpus_per_worker
+        if targets.overlap:
+            yield f"{name} with its targets", workers[0] + actors[0], workers[1] + actors[1]
+        else:
+            yield f"the targets of {name}", *actors
+            yield name, *workers
+    yield "evaluation", evaluation.actors * evaluation.cpus_per_actor, evaluation.actors * evaluation.gpus_per_actor

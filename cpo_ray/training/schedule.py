@@ -12,11 +12,16 @@ BFLOAT16_SHARE = 2.0**-9
 VISIBLE_SHARE = 0.02
 
 
+def warmup_of(steps: int, optimization: Optimization) -> int:
+    """Return the steps of the warm-up in a training of so many steps."""
+    return round(optimization.warmup_share * steps) if optimization.warmup_share else optimization.warmup_steps
+
+
 def learning_rate_at(step: int, steps: int, optimization: Optimization) -> float:
     """Return the rate of a step, from 0: a linear warm-up that begins above 0, then a constant or half a cosine that ends above
     0.
     """
-    warmup = optimization.warmup_steps
+    warmup = warmup_of(steps, optimization)
     if step < warmup:
         return optimization.learning_rate * (step + 1) / warmup
     if optimization.decay == "constant":

@@ -36,6 +36,7 @@ def missing(config: Config) -> list[str]:
         (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
         # 1280 training pictures in batches of 32 are 40 steps
         (["preference.optimization={epochs=1, warmup_steps=40}"], "training ends after 40 steps"),
+        (["preference.optimization={epochs=1, warmup_steps=40}"], "learning rate; set it to at most 4, or train longer"),
         (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
         (["data.pictures.buckets=aspect", "data.pictures.multiple=12"], "multiple is 12; it must be a multiple of 8"),
         (["tracking.uri=runs"], "which is not an MLflow store"),
@@ -65,6 +66,15 @@ def test_a_folder_that_is_no_pipeline_is_told_from_a_hub_id(checkout: Path) -> N
     assert any("holds a FluxPipeline" in sentence for sentence in missing(toy("model.base=folder")))
     findings = checks.check(toy("model.base=somebody/some-model"))
     assert any(f.verdict == "note" and "somebody/some-model is not on this machine" in f.sentence for f in findings)
+
+
+def test_few_pictures_with_a_preset_are_told_what_would_be_enough() -> None:
+    """20 pictures with the preset of SDXL, at its epochs and batch: the warm-up shrinks with the steps."""
+    training = load(TOY.with_name("sdxl_lora.toml")).preference.optimization
+    (told,) = checks._optimization("preference.optimization", training, 20)
+    assert told.verdict == "note"
+    assert "2 epochs of 20 pictures are 2 steps of 32, too few to learn from; 160 epochs would be 100" in told.sentence
+    assert [finding.verdict for finding in checks._optimization("preference.optimization", training, 1600)] == []
 
 
 def test_flags_that_let_data_run_code_are_refused() -> None:

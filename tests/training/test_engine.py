@@ -222,6 +222,9 @@ def test_the_learning_rate_is_a_function_of_the_step() -> None:
     assert rates[6] == pytest.approx(0.5)  # half-way from step 2 to 10
     assert rates[9] == pytest.approx((1 - 0.9238795) / 2)  # cos(7π/8) = -0.9239
     constant = settings.model_copy(update={"decay": "constant"})
+    shared = settings.model_copy(update={"warmup_steps": 0, "warmup_share": 0.2})
+    assert [learning_rate_at(step, 10, shared) for step in range(10)] == rates
+    assert learning_rate_at(0, 2, shared) == 1.0, "a few steps have no warm-up"
     assert [learning_rate_at(step, 10, constant) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
