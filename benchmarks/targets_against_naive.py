@@ -70,7 +70,7 @@ class Naive:
         self.encoders = self.family.load_encoders(MODEL, torch.device("cpu"))
         self.process = self.family.load_process(MODEL)
         self.reference = self.family.load_denoiser(MODEL)
-        self.expert = self.family.load_pipeline(MODEL, adapter).unet.eval().requires_grad_(False)
+        self.expert = self.family.load_pipeline(MODEL, adapter).components[self.family.denoiser].eval().requires_grad_(False)
 
     def __call__(self, batch: Batch) -> None:
         ids = [item.sample_id for item in batch.items]
