@@ -190,7 +190,7 @@ def evaluate(run: Run) -> None:
     domain = open_domain(config.domain, run.tree)
     asked = evaluation_round(config, run.dataset, domain)
     on_progress = ProgressLine("evaluation").counter("pictures", config.evaluation.actors * config.evaluation.batch)
-    pictures = draw_models(config, run.tree, asked, {EXPERT: run.adapter, **trained}, on_progress)
+    pictures = draw_models(config, run.tree, asked, {EXPERT: run.adapter, **trained}, folder / "pictures", on_progress)
     for name, made in pictures.items():
         file = folder / f"{short_name(name)}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -6,22 +6,31 @@ neither on the number of actors nor on which of them drew it.
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from ray.util import ActorPool
 
 from cpo_ray.config import Config, Evaluation, Model
+from cpo_ray.core.files import read_json, write_bytes, write_json
+from cpo_ray.evaluation.domain import Picture
+from cpo_ray.evaluation.pictures import StoredPictures, in_files
 from cpo_ray.models import family
 from cpo_ray.models.bases.source import anywhere
+from cpo_ray.targets.store import content_digest, text_digest
 
-Picture = NDArray[np.uint8]
+#: The name of a job and the places of pictures that are drawn together.
+Task = tuple[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -97,19 +106,45 @@ def generate_batch(pipeline: Any, job: GenerationJob, indices: Sequence[int]) ->
     return list((pictures * 255).round().astype(np.uint8))
 
 
-def generate(job: GenerationJob, settings: Evaluation) -> list[Picture]:
-    """Return the pictures of one job in its order, (H, W, 3) uint8."""
-    return generate_many({"model": job}, settings)["model"]
-
-
-def generate_many(
-    jobs: Mapping[str, GenerationJob], settings: Evaluation, on_progress: Callable[[int, int], None] | None = None
-) -> dict[str, list[Picture]]:
-    """Return the pictures of several models, drawn in one pool whose actors start, and import their libraries, once.
-
-    `on_progress` gets (finished pictures, all pictures) after each batch.
-    """
+def generate_many(jobs: Mapping[str, GenerationJob], settings: Evaluation) -> dict[str, list[Picture]]:
+    """Return the pictures of several models, drawn in one pool whose actors start, and import their libraries, once."""
     tasks = [(name, indices) for name, job in jobs.items() for indices in job.batches()]
+    pictures: dict[str, dict[int, Picture]] = {name: {} for name in jobs}
+    for (name, indices), batch in _drawn(jobs, tasks, settings):
+        pictures[name].update(zip(indices, batch, strict=True))
+    return {name: [found[i] for i in range(len(found))] for name, found in pictures.items()}
+
+
+def generate_into(
+    folders: Mapping[str, Path],
+    jobs: Mapping[str, GenerationJob],
+    settings: Evaluation,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, StoredPictures]:
+    """Draw the pictures of several models in one pool into a folder each, without those that the same job has left there.
+
+    A batch is written before the next one is taken, so nobody holds all pictures. A folder with another job's pictures is
+    emptied. `on_progress` gets (pictures there, all pictures) after each batch.
+    """
+    files = {name: [folders[name] / f"{i:06}.png" for i in range(len(job.prompts))] for name, job in jobs.items()}
+    for name, job in jobs.items():
+        _claim(folders[name], job)
+    every = [(name, indices) for name, job in jobs.items() for indices in job.batches()]
+    tasks = [(name, indices) for name, indices in every if not all(files[name][i].exists() for i in indices)]
+    total, left = sum(map(len, files.values())), sum(len(indices) for _, indices in tasks)
+    for (name, indices), batch in _drawn(jobs, tasks, settings):
+        for i, picture in zip(indices, batch, strict=True):
+            write_bytes(files[name][i], _png(picture))
+        left -= len(indices)
+        if on_progress is not None:
+            on_progress(total - left, total)
+    return {name: in_files(found) for name, found in files.items()}
+
+
+def _drawn(
+    jobs: Mapping[str, GenerationJob], tasks: Sequence[Task], settings: Evaluation
+) -> Iterator[tuple[Task, list[Picture]]]:
+    """Yield each batch of pictures, in the order of the tasks. Every actor works on one at a time."""
     # A restarted actor loads what its next task names, so a lost node costs one batch and no picture.
     remote = ray.remote(PictureActor).options(
         num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor, max_restarts=2, max_task_retries=2
@@ -117,15 +152,33 @@ def generate_many(
     actors = [remote.remote() for _ in range(min(settings.actors, len(tasks)))]
     try:
         made = ActorPool(actors).map(lambda actor, task: actor.draw.remote(jobs[task[0]], task[1]), tasks)
-        pictures: dict[str, dict[int, Picture]] = {name: {} for name in jobs}
-        for (name, indices), batch in zip(tasks, made, strict=True):
-            pictures[name].update(zip(indices, batch, strict=True))
-            if on_progress is not None:
-                on_progress(sum(map(len, pictures.values())), sum(len(job.prompts) for job in jobs.values()))
+        yield from zip(tasks, made, strict=True)
     finally:
         for actor in actors:
             ray.kill(actor)
-    return {name: [found[i] for i in range(len(found))] for name, found in pictures.items()}
+
+
+def _claim(folder: Path, job: GenerationJob) -> None:
+    """Empty a folder unless its pictures are those of the same job, of the same weights and libraries."""
+    local = Path(job.model.base).expanduser()
+    described = {
+        **asdict(job),
+        "model": job.model.model_dump(mode="json", exclude={"base"}),
+        "base": content_digest(local) if local.is_dir() else job.model.base,
+        "adapter": None if job.adapter is None else content_digest(job.adapter),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }
+    record, digest = folder / "job.json", text_digest(json.dumps(described, sort_keys=True))
+    if not record.exists() or read_json(record) != digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(record, digest)
+
+
+def _png(picture: Picture) -> bytes:
+    """Return the picture as it is; a low compression takes a fraction of the time and a third more space."""
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def grid(pictures: Sequence[Picture], columns: int) -> Picture:

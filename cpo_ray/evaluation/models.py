@@ -8,10 +8,11 @@ from pathlib import Path
 
 from cpo_ray.config import Config
 from cpo_ray.core.prompts import Labels, condition_texts, in_hierarchy_order
-from cpo_ray.evaluation.domain import Domain
+from cpo_ray.evaluation.domain import Domain, Picture
 from cpo_ray.evaluation.gate import LONG
-from cpo_ray.evaluation.generate import Picture, generate_many, generation_job
+from cpo_ray.evaluation.generate import generate_into, generation_job
 from cpo_ray.evaluation.measure import Comparison, compare, measure
+from cpo_ray.evaluation.pictures import StoredPictures
 from cpo_ray.evaluation.readings import Asked, read_models
 from cpo_ray.evaluation.rounds import Round
 from cpo_ray.evaluation.scorers.base import open_scorers
@@ -32,11 +33,13 @@ def draw_models(
     tree: Hierarchy,
     asked: Round,
     adapters: Mapping[str, Path],
+    folder: Path,
     on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, list[Picture]]:
+) -> dict[str, StoredPictures]:
     """The pictures of the base and of each adapter, by name; the one called EXPERT is told the attributes too.
 
-    `on_progress` is told (pictures there, all pictures).
+    They lie below `folder`, and those that are there already are not drawn again. `on_progress` is told (pictures there, all
+    pictures).
     """
     jobs = {BASE: generation_job(config, None, asked.prompts, asked.seeds)}
     for name, adapter in adapters.items():
@@ -45,7 +48,7 @@ def draw_models(
             jobs[name] = generation_job(config, adapter, told, asked.seeds, _refusals(asked.requests, tree))
         else:
             jobs[name] = generation_job(config, adapter, asked.prompts, asked.seeds)
-    return generate_many(jobs, config.evaluation, on_progress)
+    return generate_into({name: folder / short_name(name) for name in jobs}, jobs, config.evaluation, on_progress)
 
 
 def compare_models(

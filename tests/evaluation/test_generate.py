@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from cpo_ray.config import Evaluation, Model
-from cpo_ray.evaluation.generate import GenerationJob, generate_batch, generate_many
+from cpo_ray.evaluation import generate
+from cpo_ray.evaluation.domain import Picture
+from cpo_ray.evaluation.generate import GenerationJob, Task, generate_batch, generate_into, generate_many
+from cpo_ray.evaluation.pictures import StoredPictures
 from cpo_ray.models.sdxl import FAMILY
 from cpo_ray.models.tiny import Widths
 
@@ -70,6 +74,41 @@ def test_a_job_keeps_pictures_without_negative_prompt_apart() -> None:
     assert list(mixed.batches()) == [(0, 2), (1,)]
     with pytest.raises(ValueError, match="3 prompts, 2 negative prompts"):
         job(negative_prompts=("", "dull"))
+
+
+def test_pictures_are_drawn_once_and_kept_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "a.safetensors").write_bytes(b"1")
+    made = [np.random.default_rng(i).integers(0, 256, (24, 32, 3), dtype=np.uint8) for i in range(3)]
+    asked: list[tuple[int, ...]] = []
+    told: list[tuple[int, int]] = []
+
+    def drawing(jobs: object, tasks: Sequence[Task], settings: object) -> Iterator[tuple[Task, list[Picture]]]:
+        for name, indices in tasks:
+            asked.append(indices)
+            yield (name, indices), [made[i] for i in indices]
+
+    monkeypatch.setattr(generate, "_drawn", drawing)
+
+    def drawn(of: GenerationJob) -> StoredPictures:
+        asked.clear()
+        told.clear()
+        return generate_into({"m": tmp_path / "m"}, {"m": of}, Evaluation(), lambda *now: told.append(now))["m"]
+
+    first = replace(job(batch=2), adapter=tmp_path / "adapter")
+    pictures = drawn(first)
+    assert asked == [(0, 1), (2,)] and told == [(2, 3), (3, 3)] and len(pictures) == 3
+    assert all((a == b).all() for a, b in zip(pictures, made, strict=True)) and (pictures[1:][1] == made[2]).all()
+    drawn(first)
+    assert asked == []
+    (tmp_path / "m" / "000002.png").unlink()  # as after a kill
+    drawn(first)
+    assert asked == [(2,)] and told == [(3, 3)]
+    drawn(replace(first, seeds=(7, 8, 9)))
+    assert asked == [(0, 1), (2,)]
+    (tmp_path / "adapter" / "a.safetensors").write_bytes(b"22")
+    drawn(replace(first, seeds=(7, 8, 9)))
+    assert asked == [(0, 1), (2,)]  # other weights draw other pictures
 
 
 @pytest.mark.ray
