@@ -11,10 +11,10 @@ from PIL import Image
 from cpo_ray.config import ConfigError, dump
 from cpo_ray.core.files import write_json, write_text
 from cpo_ray.core.progress import ProgressLine
-from cpo_ray.evaluation.domain import open_domain
+from cpo_ray.evaluation.domain import Picture, open_domain
 from cpo_ray.evaluation.gate import Obedience, draw_gate
 from cpo_ray.evaluation.gate_page import gate_page
-from cpo_ray.evaluation.generate import Picture, grid
+from cpo_ray.evaluation.generate import grid
 from cpo_ray.evaluation.measure import Comparison
 from cpo_ray.evaluation.models import BASE, EXPERT, compare_models, draw_models, short_name
 from cpo_ray.evaluation.report import RunReport, write_report
@@ -212,7 +212,7 @@ def evaluate(run: Run) -> None:
     print(f"open it with  {ui_command(run.tracker.uri)}")
 
 
-def _report(run: Run, prompts: Sequence[str], pictures: Mapping[str, list[Picture]], found: Comparison | None) -> RunReport:
+def _report(run: Run, prompts: Sequence[str], pictures: Mapping[str, Sequence[Picture]], found: Comparison | None) -> RunReport:
     """Return everything that the report of a run shows."""
     trainings, obedience = run.config.preference.trainings, run.folder / OBEDIENCE
     curves = {

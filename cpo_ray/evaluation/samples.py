@@ -22,8 +22,9 @@ from ray.exceptions import RayError
 from cpo_ray.config import Config, Evaluation
 from cpo_ray.core.prompts import condition_texts
 from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.evaluation.domain import Picture
 from cpo_ray.evaluation.gate import LONG
-from cpo_ray.evaluation.generate import GenerationJob, Picture, PictureActor, generation_job, grid
+from cpo_ray.evaluation.generate import GenerationJob, PictureActor, generation_job, grid
 from cpo_ray.evaluation.rounds import samples_round
 from cpo_ray.hierarchy import Hierarchy
 from cpo_ray.tracking import RunTracker

@@ -12,8 +12,8 @@ from PIL import Image
 
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.config.sweep import Sweep
-from cpo_ray.evaluation.domain import open_domain
-from cpo_ray.evaluation.generate import Picture, PictureActor, generation_job
+from cpo_ray.evaluation.domain import Picture, open_domain
+from cpo_ray.evaluation.generate import PictureActor, generation_job
 from cpo_ray.evaluation.measure import Measured, Readings, Scores, measure
 from cpo_ray.evaluation.readings import Asked, on_device, read_here, readings_of
 from cpo_ray.evaluation.rounds import Round

@@ -9,8 +9,7 @@ from pathlib import Path
 from cpo_ray.config import Config, dump
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.files import write_text
-from cpo_ray.evaluation.domain import open_domain
-from cpo_ray.evaluation.generate import Picture
+from cpo_ray.evaluation.domain import Picture, open_domain
 from cpo_ray.evaluation.measure import Scores, scores
 from cpo_ray.evaluation.rounds import validation_round
 from cpo_ray.evaluation.scorers.base import Scorer, open_scorers

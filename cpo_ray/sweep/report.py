@@ -12,7 +12,7 @@ from markupsafe import Markup
 from cpo_ray.config.sweep.axis import Axis, symbols
 from cpo_ray.core.files import write_text
 from cpo_ray.core.statistics import Interval
-from cpo_ray.evaluation.generate import Picture
+from cpo_ray.evaluation.domain import Picture
 from cpo_ray.evaluation.measure import Scores
 from cpo_ray.evaluation.scorers.base import Scorer
 from cpo_ray.evaluation.tables import cells, heads

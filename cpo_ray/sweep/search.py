@@ -17,8 +17,7 @@ import ray
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.config.sweep import Sweep
 from cpo_ray.core.progress import ProgressLine
-from cpo_ray.evaluation.domain import open_domain
-from cpo_ray.evaluation.generate import Picture
+from cpo_ray.evaluation.domain import Picture, open_domain
 from cpo_ray.evaluation.measure import Measured
 from cpo_ray.evaluation.rounds import validation_round
 from cpo_ray.evaluation.scorers.base import open_scorers
