@@ -11,9 +11,11 @@ import pytest
 import ray
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 from support.tiny_scorers import inception_weights, noise_pictures, tiny_clip
 
 from cpo_ray.config import Config, ConfigError, load
+from cpo_ray.config.registry import SCORERS
 from cpo_ray.core.statistics import Gaussian, frechet_distance, frechet_interval
 from cpo_ray.evaluation.domain import Picture
 from cpo_ray.evaluation.measure import Measured, compare
@@ -25,6 +27,7 @@ from cpo_ray.evaluation.scorers.clip import ClipScore
 from cpo_ray.evaluation.scorers.diversity import Coverage, CoverageSettings, Diversity, SpaceSettings
 from cpo_ray.evaluation.scorers.fid import FID
 from cpo_ray.evaluation.scorers.readers.base import PixelReader, Reader, WeightFiles
+from cpo_ray.evaluation.tables import scorer_list
 
 TOY = Path(__file__).parents[2] / "jobs" / "configs" / "toy.toml"
 
@@ -189,6 +192,18 @@ def test_scorers_are_told_in_sections_of_their_own() -> None:
         config('evaluation.scorers=[{name = "clip", weight = "my/clip"}]')
     with pytest.raises(ConfigError, match="there is no scorer 'klip'"):
         config('evaluation.scorers=["klip"]')
+
+
+def test_the_list_says_what_a_scorer_measures_and_where_its_weights_are(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "model.safetensors")
+    lines = scorer_list(config(f'evaluation.scorers=[{{name = "pickscore", weights = "{tmp_path}"}}]')).splitlines()
+    place = lines.index(
+        "pickscore: PickScore's cosine between a picture and its prompt, without the factor of 100; higher is better, chosen"
+    )
+    assert lines[place + 1 : place + 3] == ["    3.9 GB, licence MIT", f"    weights {tmp_path}, on this machine"]
+    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == list(SCORERS.names)
+    fid = lines.index("fid: Fréchet distance between Inception features of drawn and of good pictures; lower is better")
+    assert lines[fid + 2].startswith("    nothing will be scored by it: nobody publishes its weights")
 
 
 @pytest.mark.ray
