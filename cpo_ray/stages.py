@@ -95,7 +95,10 @@ def train_on_targets(run: Run, training: Training) -> None:
         run.say(f"{name}: already trained")
         return
     shards = plan.shards(run.config.targets.shard_size)
-    run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {len(plan.sample_ids)} pictures, {len(shards)} target shards")
+    most = training.objective.most_negatives
+    chosen = "" if most is None else f" with at most {most} bad attribute{'' if most == 1 else 's'}"
+    pictures = f"{len(plan.sample_ids)} pictures{chosen}"
+    run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {pictures}, {len(shards)} target shards")
     tracker = run.track(name, run.folder / name, run.resume, run.told_of(training))
     targets, line = target_store(training.frozen, run.config.targets.folder), ProgressLine(name)
     spec = training_spec(run, training, targets, tracker)
