@@ -19,10 +19,13 @@ import pytest
 from support.mixed_folder import encoded
 
 from cpo_ray.config import ConfigError, dump, load
+from cpo_ray.core.prompts import Labels
 from cpo_ray.data.importer import import_folder
 from cpo_ray.data.picture import decode
-from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.data.shards import AnnotatedDataset, DataError, write_shards
+from cpo_ray.data.validate import Origin, annotated_row
 from cpo_ray.hierarchy import HierarchyError, load_hierarchy
+from cpo_ray.preflight.checks import check
 
 ROOT = Path(__file__).parents[1]
 INPUTS = Path(__file__).parent / "support" / "cases"
@@ -136,6 +139,24 @@ def _pipe(folder: Path) -> None:
 
 
 CHECK = ("jobs/train_sft.py", "--check", "run.output=PLACE", "data.folder=PLACE/data", "expert.optimization.cpus_per_worker=0.2")
+
+
+def texts(prompts: list[str]) -> Tried:
+    """What `--check` says of the texts of some pictures, counted by the embedded base's tokenizers."""
+
+    def tried(place: Path) -> str:
+        rows = [
+            annotated_row(str(number), encoded(), Labels(prompt, ("edge.clarity",), ()), Origin("by hand"), load_hierarchy(TREE))
+            for number, prompt in enumerate(prompts)
+        ]
+        write_shards(rows, place)
+        findings = check(load(TOY, [f"data.folder={place}", "domain.pictures=0", f"data.hierarchy={TREE}"]))
+        (finding,) = (each for each in findings if each.sentence.startswith("texts: "))
+        return f"{finding.sentence}{', printed at the start' if finding.planned else ''}"
+
+    return tried
+
+
 ONE = '{{"file_name": {0}, "prompt": "a red square"}}'
 
 CASES: dict[str, tuple[Tried, str]] = {
@@ -188,6 +209,15 @@ CASES: dict[str, tuple[Tried, str]] = {
     "22 short": (colour("22-exif-broken/short.jpg"), "across"),
     "23 3 MB of iTXt": (colour("23-png-large-text/itxt3mb.png"), r"^\("),
     "23 3 MB of zTXt": (colour("23-png-large-text/ztxt3mb.png"), r"^\("),
+    "texts that fit": (texts(["red circle over sea"] * 3), r"^texts: the texts of 3 pictures fit into \d+ tokens$"),
+    "a Chinese prompt of 140 tokens": (
+        texts(["一只红色的狐狸坐在雪地里" * 6, "red circle"]),
+        r"1 prompts lose their end, \d+ tokens on average; attributes keep 33% of the room.*, printed at the start$",
+    ),
+    "a caption of a vision model": (
+        texts([" ".join(["red circle over sea"] * 40)]),
+        r"1 prompts lose their end, \d+ tokens on average; attributes keep 33%",
+    ),
     "31 byte-order mark": (read(lambda text: text.encode("utf-8-sig")), "data in runs/data/toy"),
     "31 UTF-16": (read(lambda text: text.encode("utf-16")), "data in runs/data/toy"),
     "31 UTF-16 without a mark": (read(lambda text: text.encode("utf-16-le")), r"my\.toml looks like UTF-16 without the mark"),

@@ -177,6 +177,12 @@ class AnnotatedDataset:
         assert name in get_args(Split), f"no split is named {name!r}"
         return tuple(each for each in self._labels if (self.published.get(each) or split_of(each)) == name)
 
+    def lacking(self) -> list[str]:
+        """Return what is used instead of each published split that is empty, as one sentence each."""
+        uses: dict[Split, str] = {"validation": "held-out losses and the choice of a sweep", "test": "the evaluation"}
+        lacking = [(split, use) for split, use in uses.items() if self.published and not self.split(split)]
+        return [f"there is no {split} picture; {use} will use pictures or prompts of training" for split, use in lacking]
+
     def images(self, ids: Sequence[str]) -> list[bytes]:
         """Return the encoded images, in the order of `ids`. Only the row groups that hold them are read, each once.
 

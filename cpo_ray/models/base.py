@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,13 @@ class Encoders(Protocol):
         """Count the tokens of a text, start and end included, before any truncation."""
 
 
+class Tokens(NamedTuple):
+    """How a family counts the tokens of a text, start and end included, before any truncation, and the most that it takes."""
+
+    count: Callable[[str], int]
+    limit: int
+
+
 class Family(Protocol):
     """One architecture."""
 
@@ -96,6 +103,9 @@ class Family(Protocol):
 
         Raises AdapterError as `load_denoiser` does.
         """
+
+    def tokens(self, model: Model) -> Tokens:
+        """Load the tokenizers alone. Raises ConfigError as `check_base` does."""
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         """Load the VAE on `device`, in float32 or from the folder `vae` in float16, and the text encoders in main memory.

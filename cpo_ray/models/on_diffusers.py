@@ -17,7 +17,7 @@ from cpo_ray.models.adapters import loading, saving
 from cpo_ray.models.adapters.formats import LayerPlace, write_lora_formats
 from cpo_ray.models.adapters.keys import layers_of
 from cpo_ray.models.adapters.reading import Adapter, read_adapter
-from cpo_ray.models.base import DTYPES, Encoders
+from cpo_ray.models.base import DTYPES, Encoders, Tokens
 from cpo_ray.models.bases.folder import check_folder, check_names, check_tokenizers
 from cpo_ray.models.bases.hub import variant
 from cpo_ray.models.bases.source import base_source
@@ -50,6 +50,7 @@ class DiffusersFamily:
     schedulers: Sequence[str]
     """The schedulers in diffusers that a base may have, by class; `load_process` reads them all rightly."""
     encoders_class: Callable[[DiffusersFamily, Model, torch.device, Path | None], Encoders]
+    tokens_of: Callable[[Any, Model], Tokens]
     load_process: Callable[[Model], DiffusionProcess]
     original_place: Callable[[Any, str], LayerPlace]
     published: Configurations
@@ -136,6 +137,9 @@ class DiffusersFamily:
 
     def load_encoders(self, model: Model, device: torch.device, vae: Path | None = None) -> Encoders:
         return self.encoders_class(self, model, device, vae)
+
+    def tokens(self, model: Model) -> Tokens:
+        return self.tokens_of(self.load_text(model, tokenizers_only=True), model)
 
     def load_text(self, model: Model, tokenizers_only: bool = False) -> Any:
         """Load the pipeline without denoiser and VAE, on the CPU; with `tokenizers_only` without text encoders, too.

@@ -14,9 +14,10 @@ from typing import Literal
 
 from cpo_ray.config import Config, ConfigError, Optimization
 from cpo_ray.config.optimization import missing_package
-from cpo_ray.core.splits import Split, in_training
+from cpo_ray.core.splits import in_training
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
+from cpo_ray.data.texts import told_of_texts
 from cpo_ray.evaluation.domain import domain_class
 from cpo_ray.evaluation.rounds import shared_noise
 from cpo_ray.evaluation.scorers.base import ModelScorer, open_scorers
@@ -64,6 +65,7 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
         *_domain(config),
         *data,
         *model,
+        *(_texts(config) if plannable else ()),
         *_resources(config, pictures if plannable else None, trials),
         *_security(os.environ),
     ]
@@ -214,15 +216,19 @@ def _data(config: Config) -> tuple[int, list[Finding]]:
         return 0, [Finding("missing", f"data: {error}{'' if folder.exists() else way}")]
     verdict: Literal["ok", "note", "missing"] = "missing" if not sizes.used else "note" if sizes.left_out else "ok"
     found = Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}; {sizes.sentence}")
-    return sizes.used, [found, *_splits(dataset)]
+    return sizes.used, [found, *(Finding("note", f"data: {sentence}") for sentence in dataset.lacking())]
 
 
-def _splits(dataset: AnnotatedDataset) -> Iterator[Finding]:
-    """Say which part of the method uses another split, since its own is empty in the published splits."""
-    uses: dict[Split, str] = {"validation": "held-out losses and the choice of a sweep", "test": "the evaluation"}
-    for split, use in uses.items():
-        if dataset.published and not dataset.split(split):
-            yield Finding("note", f"data: there is no {split} picture; {use} will use pictures or prompts of training")
+def _texts(config: Config) -> Iterator[Finding]:
+    """Say which texts are too long for the base's tokenizers. Others say that there is no data, or not whose."""
+    tree = _tree(config)
+    try:
+        dataset = AnnotatedDataset.open(config.data.folder)
+    except DataError:
+        return
+    if tree and dataset.hierarchy_hash == tree.content_hash and local_base(config.model) is not None:
+        told = told_of_texts(dataset, tree, family(config.model).tokens(config.model))
+        yield Finding("note" if told.loses else "ok", f"texts: {told.sentence}", planned=told.loses)
 
 
 def told_of_pictures(config: Config, dataset: AnnotatedDataset) -> Told:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cpo_ray.config import ConditionMixture
-from cpo_ray.core.prompts import PROMPT_END, ConditionTexts, Labels, condition_texts, in_hierarchy_order, stage_one_text
+from cpo_ray.core.prompts import (
+    PROMPT_END,
+    ConditionTexts,
+    Labels,
+    TextLosses,
+    condition_texts,
+    in_hierarchy_order,
+    stage_one_text,
+    text_losses,
+)
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
 
 LABELS = Labels("red circle", ("color.palette", "edge.clarity", "light.modelling"), ("brush.surface", "brush.ground"))
@@ -71,6 +80,44 @@ def test_a_prompt_that_is_too_long_by_itself_is_cut_at_a_word(toy: Hierarchy) ->
     texts, dropped = condition_texts(labels, toy, count_tokens, 6)
     assert astuple(texts) == ("one two three four", "one two three four", "", "one two three four", "")
     assert dropped == ("+edge.clarity", PROMPT_END)
+
+
+def count_bytes(text: str) -> int:
+    """Start and end, and one token per byte, as byte-level tokenizers count letters that they have seldom seen."""
+    return 2 + len(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "limit", "kept"),
+    [
+        ("一只红色的狐狸坐在雪地里" * 8, 77, "一只红色的狐狸坐在雪地里" * 2 + "一"),
+        ("港にか\u3099浮かぶ小さな船", 11, "港に"),  # か with its mark is two characters and one letter
+        ("a fox, 一只红色的狐狸坐在雪地里", 20, "a fox, 一只红"),
+        ("red " + "x" * 10 + " cat", 10, "red"),  # a word is left whole
+        ("👩‍🎨" * 5, 30, "👩‍🎨" * 2),
+        ("👩‍🎨" * 5, 4, "👩"),  # nothing fits, and nothing is emptied
+    ],
+)
+def test_a_prompt_without_spaces_is_cut_between_its_letters_and_never_emptied(
+    toy: Hierarchy, prompt: str, limit: int, kept: str
+) -> None:
+    texts, dropped = condition_texts(Labels(prompt, (), ()), toy, count_bytes, limit)
+    assert (texts.content, dropped) == (kept, (PROMPT_END,))
+
+
+def test_attributes_keep_their_share_of_a_long_prompt(toy: Hierarchy) -> None:
+    prompt = " ".join(f"word{number}" for number in range(75))
+    texts, dropped = condition_texts(replace(LABELS, prompt=prompt), toy, count_tokens, 77)
+    # Five attributes take 15 tokens, less than a third of 77, so that the prompt alone is cut.
+    assert dropped == (PROMPT_END,) and count_tokens(texts.all) == 77
+    assert texts.content == " ".join(f"word{number}" for number in range(60))
+    assert texts.positive.startswith(texts.content) and texts.negative == "speckled ground, banded brush"
+    # Of 24 tokens a third are 8, which two attributes fill.
+    texts, dropped = condition_texts(replace(LABELS, prompt=prompt), toy, count_tokens, 24)
+    assert dropped == ("+color.palette", "+light.modelling", "-brush.surface", PROMPT_END)
+    assert texts.all == f"{' '.join(f'word{number}' for number in range(16))}, clear edges, speckled ground"
+    lost = text_losses([replace(LABELS, prompt=prompt), LABELS], toy, count_tokens, 24)
+    assert lost == TextLosses(texts=2, cut=1, tokens=75 - 16, pictures=1, attributes=3)
 
 
 def test_unknown_attributes_and_missing_poles_are_refused(toy: Hierarchy) -> None:

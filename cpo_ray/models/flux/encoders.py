@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from cpo_ray.config import Flow, Model
-from cpo_ray.models.base import Conditioning, PictureSize
+from cpo_ray.models.base import Conditioning, PictureSize, Tokens
 from cpo_ray.models.encoders import PipelineEncoders
 from cpo_ray.models.on_diffusers import DiffusersFamily
 
@@ -54,6 +54,15 @@ class SameTextFluxPipeline(FluxPipeline):
         )
 
 
+def tokens(pipeline: Any, model: Model) -> Tokens:
+    """T5 decides what fits: CLIP sees the first 77 tokens only, and only for the pooled text."""
+
+    def count(text: str) -> int:
+        return len(pipeline.tokenizer_2(text, truncation=False, verbose=False).input_ids)
+
+    return Tokens(count, model.flow.text_tokens)
+
+
 class FluxEncoders(PipelineEncoders):
     """VAE and both text encoders."""
 
@@ -61,7 +70,7 @@ class FluxEncoders(PipelineEncoders):
         super().__init__(family, model, device, vae)
         self.text.settings = model.flow
         self.guided = bool(family.denoiser_config(model)["guidance_embeds"])  # FLUX.1-schnell is not
-        self.token_limit = model.flow.text_tokens
+        self.count_tokens, self.token_limit = tokens(self.text, model)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -72,7 +81,3 @@ class FluxEncoders(PipelineEncoders):
         # Stored with the sample, so that the expert, the reference and the trained model are told the same.
         guidance = torch.full((len(sizes),), self.text.settings.guidance, dtype=torch.float32, device=self.device)
         return {"guidance": guidance} if self.guided else {}
-
-    def count_tokens(self, text: str) -> int:
-        # CLIP sees the first 77 tokens only, and only for the pooled text.
-        return len(self.text.tokenizer_2(text, truncation=False, verbose=False).input_ids)

@@ -17,7 +17,7 @@ from transformers import CLIPTextModel, T5EncoderModel
 from cpo_ray.config import Model
 from cpo_ray.core.diffusion import FlowProcess
 from cpo_ray.models.base import Conditioning, Family
-from cpo_ray.models.flux.encoders import FluxEncoders, SameTextFluxPipeline
+from cpo_ray.models.flux.encoders import FluxEncoders, SameTextFluxPipeline, tokens
 from cpo_ray.models.flux.names import original_place
 from cpo_ray.models.flux.published import LICENCES, PUBLISHED
 from cpo_ray.models.flux.tiny import tiny
@@ -37,6 +37,7 @@ class Flux(DiffusersFamily):
     scheduler_class = FlowMatchEulerDiscreteScheduler
     schedulers = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
     encoders_class = FluxEncoders
+    tokens_of = staticmethod(tokens)
     original_place = staticmethod(original_place)
     tiny = staticmethod(tiny)
     published = PUBLISHED

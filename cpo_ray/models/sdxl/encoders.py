@@ -11,7 +11,7 @@ from diffusers import StableDiffusionXLPipeline
 from torch import Tensor
 
 from cpo_ray.config import Model
-from cpo_ray.models.base import Conditioning, PictureSize
+from cpo_ray.models.base import Conditioning, PictureSize, Tokens
 from cpo_ray.models.encoders import PipelineEncoders
 from cpo_ray.models.on_diffusers import DiffusersFamily
 
@@ -68,6 +68,17 @@ class LongTextPipeline(StableDiffusionXLPipeline):
         ]
 
 
+def tokens(pipeline: Any, model: Model) -> Tokens:
+    """Two encoders read a text; the longer tokenisation decides what fits."""
+    tokenizers = (pipeline.tokenizer, pipeline.tokenizer_2)
+
+    def count(text: str) -> int:
+        return max(len(tokenizer(text, truncation=False, verbose=False).input_ids) for tokenizer in tokenizers)
+
+    inside = int(pipeline.tokenizer.model_max_length) - 2
+    return Tokens(count, model.text_chunks * inside + 2)
+
+
 class SDXLEncoders(PipelineEncoders):
     """VAE and both text encoders."""
 
@@ -75,8 +86,7 @@ class SDXLEncoders(PipelineEncoders):
         super().__init__(family, model, device, vae)
         self.text.chunks = model.text_chunks
         self.zero_null = bool(self.text.config.force_zeros_for_empty_prompt)
-        inside = int(self.text.tokenizer.model_max_length) - 2
-        self.token_limit: int = model.text_chunks * inside + 2
+        self.count_tokens, self.token_limit = tokens(self.text, model)
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
@@ -89,8 +99,3 @@ class SDXLEncoders(PipelineEncoders):
     def micro_conditioning(self, sizes: Sequence[PictureSize]) -> Conditioning:
         rows = [[*s.original, *s.crop, *s.target] for s in sizes]
         return {"time_ids": torch.tensor(rows, dtype=torch.float32, device=self.device)}
-
-    def count_tokens(self, text: str) -> int:
-        # Two encoders read the text; the longer tokenisation decides what fits.
-        tokenizers = (self.text.tokenizer, self.text.tokenizer_2)
-        return max(len(t(text, truncation=False, verbose=False).input_ids) for t in tokenizers)

@@ -13,7 +13,7 @@ from cpo_ray.config import ConfigError, Model
 from cpo_ray.core.diffusion import DiscreteProcess
 from cpo_ray.models.base import Conditioning, Family
 from cpo_ray.models.on_diffusers import DiffusersFamily
-from cpo_ray.models.sdxl.encoders import LongTextPipeline, SDXLEncoders
+from cpo_ray.models.sdxl.encoders import LongTextPipeline, SDXLEncoders, tokens
 from cpo_ray.models.sdxl.names import original_place
 from cpo_ray.models.sdxl.published import LICENCES, PUBLISHED
 from cpo_ray.models.sdxl.tiny import tiny
@@ -53,6 +53,7 @@ class SDXL(DiffusersFamily):
     scheduler_class = DDIMScheduler
     schedulers = DISCRETE
     encoders_class = SDXLEncoders
+    tokens_of = staticmethod(tokens)
     original_place = staticmethod(original_place)
     tiny = staticmethod(tiny)
     published = PUBLISHED
