@@ -79,7 +79,7 @@ async def _measure(pictures: list[Picture], latency: float) -> _Measured:
     with tempfile.TemporaryDirectory() as temporary:
         config = _config(Path(temporary), ports.get(timeout=60))
         back_end = open_back_end(config.annotation.back_end, "cpu")
-        with Answers(config.annotation.answers, config.identity) as answers:
+        with Answers(config.annotation.answers, config.annotation.identity) as answers:
             annotator = Annotator(load_hierarchy(TREE), back_end, answers, tries=1, write_prompts=False)
             await annotator.annotate(pictures[0])  # connections, caches
             started, cpu = time.monotonic(), time.process_time()

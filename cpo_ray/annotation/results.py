@@ -74,7 +74,8 @@ def _rows(
     judgements: Log,
 ) -> Iterator[dict[str, Any]]:
     """Yield the annotated rows in the order of the source. Others go to `set_aside`, and each row writes a line of judgements."""
-    about = {"back_end": config.identity["back_end"], "model": config.identity["model"], "prompt_version": PROMPT_VERSION}
+    identity = config.annotation.identity
+    about = {"back_end": identity["back_end"], "model": identity["model"], "prompt_version": PROMPT_VERSION}
     for start in range(0, len(listing.entries), CHUNK):
         good: list[PictureEntry] = []
         for entry in listing.entries[start : start + CHUNK]:
@@ -104,5 +105,5 @@ def _about(config: AnnotationConfig, tree: Hierarchy) -> dict[str, Any]:
         "hierarchy": f"{tree.name} {tree.version}",
         "hierarchy_hash": tree.content_hash,
         "prompt_version": PROMPT_VERSION,
-        **config.identity,
+        **config.annotation.identity,
     }

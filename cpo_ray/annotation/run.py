@@ -6,15 +6,13 @@ any point, and the next one continues from there.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import ray
@@ -22,9 +20,9 @@ from ray.data import ActorPoolStrategy, Dataset
 from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
-from cpo_ray.annotation.asking.annotator import Annotator, Effort, Outcome
-from cpo_ray.annotation.asking.cache import Answers
-from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, open_back_end
+from cpo_ray.annotation.asking.agent import Agent
+from cpo_ray.annotation.asking.annotator import Effort, Outcome
+from cpo_ray.annotation.back_ends.base import BackEndUnusable
 from cpo_ray.annotation.listing import Listing, PictureEntry, list_pictures
 from cpo_ray.annotation.pictures import Picture, picture_digest, prepare
 from cpo_ray.annotation.report import AnnotationReport
@@ -34,9 +32,8 @@ from cpo_ray.core.files import DiskFullError
 from cpo_ray.data.picture import PictureError
 from cpo_ray.data.sources.extent import Extent, read
 from cpo_ray.evaluation.domain import open_domain
-from cpo_ray.hierarchy import Hierarchy, load_hierarchy
+from cpo_ray.hierarchy import load_hierarchy
 
-Result = TypeVar("Result")
 Progress = Callable[[AnnotationReport], None]
 
 BLOCK = 16
@@ -121,59 +118,34 @@ def listed(config: AnnotationConfig, limit: int | None) -> Listing:
 
 
 class AnnotatingActor:
-    """One member of the pool. Its constructor takes settings only. A key is read where it is used and travels nowhere."""
+    """One member of the pool. Its constructor takes settings only, and opens nothing: raising there would kill the actor, and Ray
+    would restart it again and again.
+    """
 
     def __init__(self, config: AnnotationConfig, dry_run: bool, retry_failed: bool) -> None:
-        self._config, self._dry_run, self._retry_failed = config, dry_run, retry_failed
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="back end", daemon=True).start()
-        self._unusable = ""
-        try:
-            self._annotator = self._on_loop(self._open())
-        except BackEndUnusable as error:
-            # Raising it here would kill the actor, and Ray would restart it again and again.
-            self._unusable = str(error)
+        settings = config.annotation
+        self._answers, self._dry_run = settings.answers, dry_run
+        self._agent = Agent(
+            settings,
+            load_hierarchy(settings.hierarchy),
+            write_prompts=settings.write_prompts,
+            retry_failed=retry_failed,
+            dry_run=dry_run,
+        )
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Annotate one block of pictures and return one row of outcomes. Ray calls it for several blocks at the same time."""
         (row,) = rows.to_pylist()
         outcomes = [Outcome(**unusable) for unusable in json.loads(row["unusable"])]
         pictures = [_picture(fields) for fields in zip(*(row[name] for name in _COLUMNS), strict=True)]
-        stop = self._unusable
-        if not stop:
-            try:
-                outcomes += self._on_loop(self._all(pictures))
-            except BackEndUnusable as error:
-                stop = str(error)
-            except (OSError, DiskFullError) as error:
-                stop = f"an answer cannot be kept in {self._config.annotation.answers}: {error}"
+        stop = ""
+        try:
+            outcomes += self._agent.expect(pictures) if self._dry_run else self._agent.annotate(pictures)
+        except BackEndUnusable as error:
+            stop = str(error)
+        except (OSError, DiskFullError) as error:
+            stop = f"an answer cannot be kept in {self._answers}: {error}"
         return pa.table({"stop": [stop], "outcomes": [json.dumps([asdict(outcome) for outcome in outcomes])]})
-
-    async def _open(self) -> Annotator:
-        settings = self._config.annotation
-        tree = load_hierarchy(settings.hierarchy)
-        answers = Answers(settings.answers, self._config.identity)
-        device = "cuda" if settings.gpus_per_actor else "cpu"
-        back_end = None if self._dry_run else open_back_end(settings.back_end, device)
-        return annotator(self._config, tree, back_end, answers, self._retry_failed)
-
-    async def _all(self, pictures: list[Picture]) -> list[Outcome]:
-        if self._dry_run:
-            return [self._annotator.expect(picture) for picture in pictures]
-        return list(await asyncio.gather(*(self._annotator.annotate(picture) for picture in pictures)))
-
-    def _on_loop(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-
-def annotator(
-    config: AnnotationConfig, tree: Hierarchy, back_end: BackEnd | None, answers: Answers, retry_failed: bool
-) -> Annotator:
-    """The annotator of a configuration; without a back end it can only say what it would ask."""
-    settings = config.annotation
-    return Annotator(
-        tree, back_end, answers, tries=settings.tries, write_prompts=settings.write_prompts, retry_failed=retry_failed
-    )
 
 
 def prepare_block(rows: pa.Table, config: AnnotationConfig) -> pa.Table:

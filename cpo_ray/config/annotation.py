@@ -10,7 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny
 from cpo_ray.config.chosen import Chosen
 from cpo_ray.config.domain import ChosenDomain
 from cpo_ray.config.registry import BACK_ENDS
-from cpo_ray.config.section import Section
+from cpo_ray.config.section import Free, Section
 
 
 class BackEndSettings(Section):
@@ -55,19 +55,13 @@ class PictureSource(Section):
     end writes prompts."""
 
 
-class AnnotationSettings(Section):
-    """How pictures are annotated, and where the results go."""
+class AgentSettings(Section):
+    """Who answers questions about pictures, how it is asked, and where its answers are kept."""
 
-    hierarchy: Path
-    """YAML file of the attribute tree. The back end is asked about one root at a time."""
     back_end: ChosenBackEnd
     """Who answers questions about pictures, such as an OpenAI-compatible endpoint or a vision-language model on our actors."""
-    answers: Path
+    answers: Free[Path]
     """Folder of all answers. Runs may share it; a question that has an answer there is not asked again."""
-    output: Path
-    """Folder of the annotated shards. Every run replaces it as a whole when it ends."""
-    write_prompts: bool = False
-    """Ask for the content prompt y of a picture that has none. Otherwise such a picture is set aside."""
     side: PositiveInt = 1024
     """Longest side in pixels of the picture that the back end sees."""
     format: Literal["jpeg", "png"] = "jpeg"
@@ -75,11 +69,29 @@ class AnnotationSettings(Section):
     tries: PositiveInt = 3
     """How often a question is asked before its picture is set aside. After a broken or contradictory answer the back end is told
     why."""
-    actors: PositiveInt = 1
-    cpus_per_actor: PositiveFloat = 0.5
-    gpus_per_actor: float = Field(default=0.0, ge=0)
-    stop_after: PositiveInt = 20
+    actors: Free[PositiveInt] = 1
+    cpus_per_actor: Free[PositiveFloat] = 0.5
+    gpus_per_actor: Free[float] = Field(default=0.0, ge=0)
+    stop_after: Free[PositiveInt] = 20
     """The run stops after this many pictures in a row without a single answer, since then the back end is at fault."""
+    questions_per_second: Free[PositiveFloat] = 2.0
+    """How many questions are answered, for expected times alone. The progress of jobs/annotate.py shows yours."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All beside the question and the picture that an answer depends on: answers are kept by it."""
+        return {**self.back_end.identity, "side": self.side, "format": self.format}
+
+
+class AnnotationSettings(AgentSettings):
+    """How pictures are annotated, and where the results go."""
+
+    hierarchy: Path
+    """YAML file of the attribute tree. The back end is asked about one root at a time."""
+    output: Path
+    """Folder of the annotated shards. Every run replaces it as a whole when it ends."""
+    write_prompts: bool = False
+    """Ask for the content prompt y of a picture that has none. Otherwise such a picture is set aside."""
 
 
 class AnnotationConfig(Section):
@@ -88,8 +100,3 @@ class AnnotationConfig(Section):
     domain: ChosenDomain = Field(default="none", validate_default=True)
     pictures: PictureSource
     annotation: AnnotationSettings
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """All beside the question and the picture's file that an answer depends on: answers are kept by it."""
-        return {**self.annotation.back_end.identity, "side": self.annotation.side, "format": self.annotation.format}

@@ -259,7 +259,7 @@ def test_a_line_that_was_cut_off_at_any_byte_takes_no_other_with_it(tmp_path: Pa
 def test_every_shipped_config_parses(path: Path) -> None:
     config = load_as(AnnotationConfig, path)
     assert (HIERARCHIES.parent / config.annotation.hierarchy).is_file()
-    assert config.identity["back_end"] == config.annotation.back_end.kind
+    assert config.annotation.identity["back_end"] == config.annotation.back_end.kind
 
 
 def test_mistakes_in_a_config_are_sentences() -> None:
@@ -279,7 +279,7 @@ def test_mistakes_in_a_config_are_sentences() -> None:
 
 def test_the_model_and_what_it_sees_tell_answers_apart_and_the_address_does_not() -> None:
     def identity(*overrides: str) -> dict[str, Any]:
-        return load_as(AnnotationConfig, CONFIGS / "annotate_endpoint.toml", overrides).identity
+        return load_as(AnnotationConfig, CONFIGS / "annotate_endpoint.toml", overrides).annotation.identity
 
     other = "annotation.back_end.url=http://127.0.0.1:9000/v1", "annotation.back_end.timeout_seconds=3"
     assert identity() == identity(*other)
@@ -290,7 +290,7 @@ def test_the_model_and_what_it_sees_tell_answers_apart_and_the_address_does_not(
 def test_answers_of_earlier_versions_stay_valid() -> None:
     """They were kept by just these identities."""
     seen = {"side": 1024, "format": "jpeg"}
-    found = {path.stem: load_as(AnnotationConfig, path).identity for path in CONFIGS.glob("annotate_*.toml")}
+    found = {path.stem: load_as(AnnotationConfig, path).annotation.identity for path in CONFIGS.glob("annotate_*.toml")}
     assert found == {
         "annotate_endpoint": {"back_end": "endpoint", "model": "Qwen/Qwen2.5-VL-7B-Instruct", "temperature": 0.0, **seen},
         "annotate_local": {

@@ -28,7 +28,7 @@ def praised(folder: Path, most: int) -> AnnotationConfig:
 def test_it_annotates_and_its_answers_are_kept_by_all_that_it_was_told(tmp_path: Path) -> None:
     draw_pictures(tmp_path / "pictures", 2, seed=3)
     config = praised(tmp_path, most=1)
-    assert config.identity == {"back_end": OWN, "model": "flattery-1", "most": 1, "side": 1024, "format": "png"}
+    assert config.annotation.identity == {"back_end": OWN, "model": "flattery-1", "most": 1, "side": 1024, "format": "png"}
     outcomes = annotate(config)
     assert all(not outcome.problem and outcome.positive_ids and not outcome.negative_ids for outcome in outcomes.values())
     assert {outcome.effort.known for outcome in annotate(config).values()} == {o.effort.asked for o in outcomes.values()}

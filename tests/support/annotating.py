@@ -60,7 +60,7 @@ def annotate(config: AnnotationConfig, pictures: list[Picture] | None = None, **
 
 def expect(config: AnnotationConfig, pictures: list[Picture]) -> Effort:
     """What a dry run says of these pictures."""
-    answers = Answers(config.annotation.answers, config.identity)
+    answers = Answers(config.annotation.answers, config.annotation.identity)
     tree = load_hierarchy(config.annotation.hierarchy)
     annotator = Annotator(tree, None, answers, tries=1, write_prompts=config.annotation.write_prompts)
     return effort({picture.id: annotator.expect(picture) for picture in pictures})
@@ -69,7 +69,7 @@ def expect(config: AnnotationConfig, pictures: list[Picture]) -> Effort:
 async def _annotate(config: AnnotationConfig, pictures: list[Picture], **options: Any) -> dict[str, Outcome]:
     tree, back_end = load_hierarchy(config.annotation.hierarchy), open_back_end(config.annotation.back_end, "cpu")
     given = {"tries": config.annotation.tries, "write_prompts": config.annotation.write_prompts}
-    with Answers(config.annotation.answers, config.identity) as answers:
+    with Answers(config.annotation.answers, config.annotation.identity) as answers:
         annotator = Annotator(tree, back_end, answers, **{**given, **options})
         try:
             outcomes = await asyncio.gather(*(annotator.annotate(picture) for picture in pictures))

@@ -18,6 +18,7 @@ from PIL import Image
 
 from cpo_ray.core.randomness import hash_fraction
 from cpo_ray.domains.toy.agent import Measurement, measure
+from cpo_ray.domains.toy.measuring import shown_text
 
 FAULTS = ("429", "500", "hang", "cut off", "half envelope", "half answer", "unknown ids", "contradictory ids")
 #: (the user's text, the ids asked for, how many calls this question has had) → a fault, or "" for none.
@@ -97,7 +98,7 @@ class Server:
         body = await request.json()
         picture, said = body["messages"][1]["content"]
         properties = body["response_format"]["json_schema"]["schema"]["properties"]
-        asked = tuple(properties["positive_ids"]["items"]["enum"]) if "positive_ids" in properties else ("prompt",)
+        asked = tuple(properties["positive_ids"]["items"]["enum"]) if "positive_ids" in properties else tuple(properties)
         first_said = said["text"].split(" Your last answer")[0]
         encoded = picture["image_url"]["url"]
         self.calls[(encoded, asked)] += 1
@@ -127,9 +128,14 @@ class Server:
         """What the measuring agent says to one question, spoilt by the fault."""
         if "prompt" in properties:
             return {"prompt": "a red circle over sea"}
+        prompt = json.loads(said.split("show ")[1].rstrip("."))
+        opened = Image.open(io.BytesIO(base64.b64decode(encoded.partition(",")[2]))).convert("RGB")
+        pixels = np.asarray(opened.resize((64, 64)))
+        if "missing" in properties:
+            whole: dict[str, Any] = json.loads(shown_text(pixels, prompt))
+            return whole
         if encoded not in self._seen:
-            pixels = Image.open(io.BytesIO(base64.b64decode(encoded.partition(",")[2]))).convert("RGB")
-            self._seen[encoded] = measure(np.asarray(pixels.resize((64, 64))), json.loads(said.split("show ")[1].rstrip(".")))
+            self._seen[encoded] = measure(pixels, prompt)
         seen = self._seen[encoded]
         answer: dict[str, Any] = {"description": "As measured."}
         if "sub_dimensions" in properties:

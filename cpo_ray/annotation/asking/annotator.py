@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
-from cpo_ray.annotation.asking.answers import AnswerError, RootAnswer, content_prompt, judgement, settle
+from cpo_ray.annotation.asking.answers import AnswerError, RootAnswer, content_prompt, judgement, missing, settle
 from cpo_ray.annotation.asking.cache import Answer, Answers
-from cpo_ray.annotation.asking.questions import CONTENT, Question, Questions
+from cpo_ray.annotation.asking.questions import CONTENT, SHOWS, Question, Questions
 from cpo_ray.annotation.back_ends.base import BackEnd, Unanswered
 from cpo_ray.annotation.pictures import Picture
 from cpo_ray.hierarchy import Hierarchy
@@ -54,6 +54,15 @@ class Outcome:
     judgements: dict[str, dict[str, Any]] = field(default_factory=dict)
     dropped: dict[str, int] = field(default_factory=dict)
     kind: str = ""
+    problem: str = ""
+    effort: Effort = field(default_factory=Effort)
+
+
+@dataclass
+class Shown:
+    """What a picture lacks of everything that its prompt names. `problem` is empty if the question was answered."""
+
+    missing: Sequence[str] = ()
     problem: str = ""
     effort: Effort = field(default_factory=Effort)
 
@@ -112,9 +121,22 @@ class Annotator:
         if earlier := self._tried_in_vain(picture, question):
             return earlier
         self._expected.add(key)
-        tokens_in, tokens_out = self._answers.expected_tokens(question.root_id) or _guess(picture, question)
-        effort.add(Effort(asked=1, calls=1, tokens_in=tokens_in, tokens_out=tokens_out))
+        effort.add(self._estimate(question, picture.seen_size))
         return None
+
+    def estimate(self, prompt: str, size: tuple[int, int]) -> Effort:
+        """Return what `annotate` and `shows` take for a picture of this prompt and size, (width, height) yet to be drawn.
+
+        Tokens are the mean of earlier answers, or else a guess.
+        """
+        effort = Effort()
+        for question in (*self._questions.about(prompt), self._questions.shows(prompt)):
+            effort.add(self._estimate(question, size))
+        return effort
+
+    def _estimate(self, question: Question, size: tuple[int, int]) -> Effort:
+        tokens_in, tokens_out = self._answers.expected_tokens(question.root_id) or _guess(question, size)
+        return Effort(asked=1, calls=1, tokens_in=tokens_in, tokens_out=tokens_out)
 
     async def annotate(self, picture: Picture) -> Outcome:
         """Ask the open questions and settle the labels. A picture with an unanswered question is set aside with the reasons.
@@ -144,6 +166,17 @@ class Annotator:
         if problems:
             return _unanswered(outcome, problems)
         return self._settled(outcome, questions, found)
+
+    async def shows(self, picture: Picture) -> Shown:
+        """Ask whether a picture shows everything that its prompt names. Raises BackEndUnusable as `annotate` does."""
+        shown = Shown()
+        try:
+            answer = await self._answer(picture, self._questions.shows(picture.prompt), shown.effort)
+        except Unanswered as problem:
+            shown.problem = str(problem)
+        else:
+            shown.missing = missing(answer.text)
+        return shown
 
     def _settled(self, outcome: Outcome, questions: list[Question], found: list[RootAnswer]) -> Outcome:
         """Return the labels of all roots together, and how they came about."""
@@ -204,8 +237,8 @@ class Annotator:
 
     def _complaint(self, text: str, question: Question) -> str:
         """Return how a complete answer contradicts itself. Raises AnswerError for an incomplete one."""
-        if question.root_id == CONTENT:
-            content_prompt(text)
+        if question.root_id in (CONTENT, SHOWS):
+            (content_prompt if question.root_id == CONTENT else missing)(text)
             return ""
         return "; ".join(judgement(text, question, self._tree).contradictions)
 
@@ -229,8 +262,8 @@ def _unanswered(outcome: Outcome, problems: list[str]) -> Outcome:
     return outcome
 
 
-def _guess(picture: Picture, question: Question) -> tuple[int, int]:
-    """Estimate the tokens of a question that was never asked."""
-    width, height = picture.seen_size
+def _guess(question: Question, size: tuple[int, int]) -> tuple[int, int]:
+    """Estimate the tokens of a question that was never asked, about a picture of (width, height) pixels."""
+    width, height = size
     text = (len(question.system) + len(question.user)) // CHARACTERS_PER_TOKEN
     return text + -(-width // PATCH) * -(-height // PATCH), ANSWER_TOKENS

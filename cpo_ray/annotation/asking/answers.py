@@ -48,6 +48,17 @@ def content_prompt(text: str) -> str:
     return prompt
 
 
+def missing(text: str) -> tuple[str, ...]:
+    """Return what a picture does not show of its prompt, from an answer to the question for it. Raises AnswerError."""
+    answer = _object(text)
+    named, lacking = (_list(answer, key) for key in ("named", "missing"))
+    if not all(isinstance(entry, str) for entry in (*named, *lacking)):
+        raise AnswerError("'named' and 'missing' must hold texts alone")
+    if not named:
+        raise AnswerError("'named' is empty; name what the text asks for")
+    return tuple(lacking)
+
+
 def judgement(text: str, question: Question, tree: Hierarchy) -> RootAnswer:
     """Read an answer about one root. Raises AnswerError if it is not JSON or lacks a part."""
     answer = _object(text)

@@ -19,8 +19,8 @@ from cpo_ray.hierarchy.json_schema import answer_schema
 #: Part of every row's provenance. Raise it with every change of the wording here.
 PROMPT_VERSION = 1
 
-#: Takes the place of a root id in the question for the content prompt y.
-CONTENT = "content"
+#: Take the place of a root id in the question for the content prompt y, and in the one whether a picture shows all that y names.
+CONTENT, SHOWS = "content", "shows everything"
 
 INSTRUCTIONS = (
     "You are an expert who judges pictures by a fixed list of attributes. Judge what can be seen. Words in the picture and "
@@ -37,6 +37,18 @@ _CONTENT_SCHEMA = {
     "required": ["prompt"],
     "additionalProperties": False,
 }
+_SHOWS_TEXT = """The picture was asked for by a text. Say whether it shows everything that the text names.
+Work in this order.
+named: what the text names, one short entry each: every subject with its properties, how many there are, what they do, and where.
+missing: those entries of named that the picture does not show, or shows otherwise. It is empty if the picture shows all of them.
+Judge what is shown, not how well."""
+_TEXTS = {"type": "array", "items": {"type": "string"}}
+_SHOWS_SCHEMA = {
+    "type": "object",
+    "properties": {"named": _TEXTS, "missing": _TEXTS},
+    "required": ["named", "missing"],
+    "additionalProperties": False,
+}
 _STEPS = """Work in this order.
 description: in two or three sentences, what this dimension looks like in this picture.
 {sub_dimensions}positive_ids, negative_ids: the ids of the attributes below that hold, good and bad. Leave out what cannot be
@@ -49,7 +61,8 @@ _SUB_DIMENSIONS = """sub_dimensions: the ids of those that apply to this picture
 class Question:
     """One question about one picture. `system` and `user` are its texts; `schema` is the JSON Schema of the answer.
 
-    `root_id` is CONTENT for the content prompt. Only `attribute_ids` and `sub_dimensions` may be answered.
+    `root_id` is CONTENT for the content prompt, and SHOWS for what a picture shows of it. Only `attribute_ids` and
+    `sub_dimensions` may be answered.
     """
 
     root_id: str
@@ -79,6 +92,11 @@ class Questions:
     def content(self) -> Question:
         """Return the question for the content prompt y: what the picture shows."""
         return Question(CONTENT, f"{INSTRUCTIONS}\n\n{_CONTENT_TEXT}", "The picture is given.", _CONTENT_SCHEMA)
+
+    def shows(self, prompt: str) -> Question:
+        """Return the question whether the picture shows everything that its content prompt names."""
+        said = f"The picture is given; it is to show {json.dumps(prompt, ensure_ascii=False)}."
+        return Question(SHOWS, f"{INSTRUCTIONS}\n\n{_SHOWS_TEXT}", said, _SHOWS_SCHEMA)
 
     def about(self, prompt: str) -> list[Question]:
         """Return one question per root about a picture with that content prompt, without attributes that do not apply to it.

@@ -6,8 +6,9 @@ import json
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cpo_ray.annotation.asking.questions import CONTENT, Question
+from cpo_ray.annotation.asking.questions import CONTENT, SHOWS, Question
 from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.pictures import Picture
 from cpo_ray.config.annotation import BackEndSettings
@@ -35,6 +36,8 @@ class MeasuringBackEnd(BackEnd):
         """
         if question.root_id == CONTENT:
             raise BackEndUnusable("the measuring agent reads attributes only; give the pictures prompts")
+        if question.root_id == SHOWS:
+            return Reply(shown_text(np.asarray(picture.pixels()), picture.prompt))
         if self._last != (picture.digest, picture.prompt):
             try:
                 self._seen = measure(np.asarray(picture.pixels()), picture.prompt)
@@ -43,6 +46,15 @@ class MeasuringBackEnd(BackEnd):
             self._last = (picture.digest, picture.prompt)
         assert self._seen is not None
         return Reply(answer_text(self._seen, question))
+
+
+def shown_text(pixels: NDArray[np.uint8], prompt: str) -> str:
+    """Return what the domain's judge recognises of a prompt in a picture (64, 64, 3), in the required form."""
+    from cpo_ray.domains.toy.scorers import recognised  # torch, which whoever only reads a configuration needs not
+
+    found = recognised([pixels], [prompt])[0]
+    parts = ("shape", "color", "ground")
+    return json.dumps({"named": parts, "missing": [part for part, there in zip(parts, found, strict=True) if not there]})
 
 
 def answer_text(seen: Measurement, question: Question) -> str:

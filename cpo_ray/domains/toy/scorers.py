@@ -31,11 +31,7 @@ class ShowsContent(PictureScorer):
 
     def score(self, drawn: Drawn) -> NDArray[np.float64]:
         """(N,) 0 or 1."""
-        judge = _judge()
-        parts = [
-            content_hits(judge, list(drawn.pictures[b]), list(drawn.prompts[b])).all(1) for b in _blocks(len(drawn.pictures))
-        ]
-        return np.concatenate(parts).astype(np.float64)
+        return recognised(drawn.pictures, drawn.prompts).all(1).astype(np.float64)
 
 
 class DistanceToGood(SetScorer):
@@ -50,6 +46,11 @@ class DistanceToGood(SetScorer):
     def distance(self, drawn: Drawn) -> Interval:
         """Return the distance in the judge's last hidden layer. The contents are the same, so it is about quality alone."""
         return frechet_interval(features(_judge(), drawn.pictures), _good_features(tuple(drawn.prompts)))
+
+
+def recognised(pictures: Sequence[Image], prompts: Sequence[str]) -> NDArray[np.bool_]:
+    """Return (N, 3): does the judge recognise the shape, the color and the ground that each prompt asks for?"""
+    return np.concatenate([content_hits(_judge(), list(pictures[b]), list(prompts[b])) for b in _blocks(len(pictures))])
 
 
 @torch.no_grad()
