@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from weakref import finalize
 
@@ -28,8 +29,8 @@ class Agent:
     def __init__(
         self, settings: AgentSettings, tree: Hierarchy, *, write_prompts: bool, retry_failed: bool, dry_run: bool = False
     ) -> None:
-        self._settings, self._tree, self._dry_run = settings, tree, dry_run
-        self._told = {"tries": settings.tries, "write_prompts": write_prompts, "retry_failed": retry_failed}
+        self._settings, self._dry_run = settings, dry_run
+        self._make = partial(Annotator, tree, tries=settings.tries, write_prompts=write_prompts, retry_failed=retry_failed)
         self._opened: asyncio.Task[Annotator] | None = None
         self._to_close: list[BackEnd | Answers] = []
         self._loop = asyncio.new_event_loop()
@@ -71,10 +72,10 @@ class Agent:
         answers = Answers(settings.answers, settings.identity)
         self._to_close.append(answers)
         if self._dry_run:
-            return Annotator(self._tree, None, answers, **self._told)
+            return self._make(None, answers)
         back_end = open_back_end(settings.back_end, "cuda" if settings.gpus_per_actor else "cpu")
         self._to_close.append(back_end)
-        return Annotator(self._tree, back_end, answers, **self._told)
+        return self._make(back_end, answers)
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

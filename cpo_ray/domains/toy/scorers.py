@@ -31,7 +31,7 @@ class ShowsContent(PictureScorer):
 
     def score(self, drawn: Drawn) -> NDArray[np.float64]:
         """(N,) 0 or 1."""
-        return recognised(drawn.pictures, drawn.prompts).all(1).astype(np.float64)
+        return np.asarray(recognised(drawn.pictures, drawn.prompts).all(1), dtype=np.float64)
 
 
 class DistanceToGood(SetScorer):
