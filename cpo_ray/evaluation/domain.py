@@ -49,8 +49,11 @@ class Domain:
         """
         return requests_of(dataset, split)
 
-    def annotate(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> Sequence[Labels]:
-        """The attributes found in each picture, read from the picture. The prompt tells which ones apply."""
+    def annotate(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> Sequence[Labels | None]:
+        """The attributes found in each picture, read from the picture. The prompt tells which ones apply.
+
+        None stands for a picture whose labels cannot be had. It has no number in any table, which then says so.
+        """
         raise NotImplementedError
 
     def make_data(self, folder: Path, count: int, seed: int) -> AnnotatedDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cpo_ray.config import Config
@@ -25,20 +25,25 @@ CONFIGURATIONS = {"A": "y + A_pos, A_neg as negative prompt", "B": "y + A_pos", 
 class GatePictures:
     """What the expert drew, by configuration of Table S6: picture i of each was asked for by requests[i], from the same noise.
 
-    `found` are the labels that the domain has read from the pictures; None where nobody reads labels.
+    `found` are the labels that the domain has read from the pictures, None for one that it could not read; it is None altogether
+    where nobody reads labels.
     """
 
     requests: tuple[Labels, ...]
     pictures: Mapping[str, Sequence[Picture]]
-    found: Mapping[str, Sequence[Labels]] | None
+    found: Mapping[str, Sequence[Labels | None]] | None
 
 
 @dataclass(frozen=True)
 class Obedience:
-    """How well the expert obeys, per configuration A, B, C of Table S6: intersection over union."""
+    """How well the expert obeys, per configuration A, B, C of Table S6: intersection over union.
+
+    `unread` counts the pictures that could not be read, where there are any; the others make the intervals.
+    """
 
     positive: dict[str, Interval]
     negative: dict[str, Interval]
+    unread: dict[str, int] = field(default_factory=dict)
 
     @property
     def gap(self) -> float:
@@ -50,6 +55,7 @@ class Obedience:
         lines = ["configuration                              IoU_pos  IoU_neg"]
         lines += [
             f"{key}: {meaning:<40}{self.positive[key].mean:.2f}     {self.negative[key].mean:.2f}"
+            + (f"  ({self.unread[key]} pictures unread)" if key in self.unread else "")
             for key, meaning in CONFIGURATIONS.items()
         ]
         return "\n".join(lines)
@@ -61,21 +67,27 @@ class Obedience:
     @classmethod
     def read(cls, file: Path) -> Obedience:
         """Read what `save` wrote."""
-        sides = read_json(file)
-        return cls(**{side: {key: Interval(**value) for key, value in values.items()} for side, values in sides.items()})
+        saved = read_json(file)
+        sides = ({key: Interval(**value) for key, value in saved[side].items()} for side in ("positive", "negative"))
+        return cls(*sides, saved.get("unread", {}))
 
     @classmethod
     def of(cls, drawn: GatePictures) -> Obedience:
         """Measure it. Raises ValueError where nobody has read labels from the pictures."""
         if drawn.found is None:
             raise ValueError("obedience is the overlap of what is asked for and found, and nobody has looked at these pictures")
-        found = drawn.found
+        pairs = {
+            key: [(asked, seen) for asked, seen in zip(drawn.requests, drawn.found[key], strict=True) if seen is not None]
+            for key in CONFIGURATIONS
+        }
 
         def agreement(key: str, side: str) -> Interval:
-            pairs = zip(drawn.requests, found[key], strict=True)
-            return bootstrap_interval([intersection_over_union(getattr(r, side), getattr(f, side)) for r, f in pairs], seed=0)
+            return bootstrap_interval(
+                [intersection_over_union(getattr(asked, side), getattr(seen, side)) for asked, seen in pairs[key]], seed=0
+            )
 
-        return cls(*({key: agreement(key, f"{side}_ids") for key in CONFIGURATIONS} for side in ("positive", "negative")))
+        sides = ({key: agreement(key, f"{side}_ids") for key in CONFIGURATIONS} for side in ("positive", "negative"))
+        return cls(*sides, {key: lost for key, read in pairs.items() if (lost := len(drawn.requests) - len(read))})
 
 
 def draw_gate(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, adapter: Path, domain: Domain) -> GatePictures:

@@ -27,19 +27,21 @@ class Readings:
 class Measured:
     """The measurements of one model: per scorer a number for each picture, or an interval for all of them.
 
-    `labels` are what the domain has read from each picture; None if nothing reads labels, or they were not kept. `left_out` says
-    why a scorer has no number, in a sentence.
+    A number is None for a picture that could not be scored. `labels` are what the domain has read from each picture, None where
+    it could not; they are None altogether if nothing reads labels, or they were not kept. `left_out` says why a scorer has no
+    number at all, in a sentence.
     """
 
-    values: dict[str, tuple[float, ...]]
+    values: dict[str, tuple[float | None, ...]]
     sets: dict[str, Interval]
-    labels: tuple[Labels, ...] | None = None
+    labels: tuple[Labels | None, ...] | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
         """One number per scorer."""
-        means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        numbers = {name: [value for value in values if value is not None] for name, values in self.values.items()}
+        means = {name: sum(scored) / len(scored) for name, scored in numbers.items()}
         return means | {name: interval.mean for name, interval in self.sets.items()}
 
     @classmethod
@@ -52,19 +54,24 @@ class Measured:
 
 @dataclass(frozen=True)
 class Scores:
-    """A model's numbers with 95 % intervals over its pictures, and their paired changes against the base."""
+    """A model's numbers with 95 % intervals over its pictures, and their paired changes against the base.
+
+    `unscored` counts, by scorer, the pictures without a number, where there are any; the others make the intervals.
+    """
 
     intervals: dict[str, Interval]
     changes: dict[str, Interval]
+    unscored: dict[str, int] = field(default_factory=dict)
 
     def flat(self, separator: str) -> dict[str, float]:
         """Return every number under a key, as MLflow and tables take them: "content", "content.low", "content.high" …
 
-        A change follows its scorer's name, such as "negatives.change".
+        A change follows its scorer's name, such as "negatives.change", and so does the number of unscored pictures.
         """
         found = self.intervals | {f"{name}{separator}change": change for name, change in self.changes.items()}
         ends = (("", "mean"), (f"{separator}low", "low"), (f"{separator}high", "high"))
-        return {f"{name}{suffix}": getattr(interval, end) for name, interval in found.items() for suffix, end in ends}
+        flat = {f"{name}{suffix}": getattr(interval, end) for name, interval in found.items() for suffix, end in ends}
+        return flat | {f"{name}{separator}unscored": float(count) for name, count in self.unscored.items()}
 
 
 @dataclass(frozen=True)
@@ -74,13 +81,15 @@ class Comparison:
     base: str
     scorers: tuple[Scorer, ...]
     models: dict[str, Scores]
-    labels: dict[str, tuple[Labels, ...]]
-    """Labels by model; empty if nothing reads labels."""
+    labels: dict[str, tuple[Labels | None, ...]]
+    """Labels by model, None for a picture that could not be read; empty if nothing reads labels."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Scorers that were chosen and have no number of every model, each with the reason, a sentence."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return each model's intervals and changes under the scorers' names, and the attributes found in each picture."""
+        """Return each model's intervals and changes under the scorers' names, and the attributes found in each picture, null for
+        one that could not be read.
+        """
         return {
             "base": self.base,
             "left_out": self.left_out,
@@ -88,8 +97,10 @@ class Comparison:
                 name: {
                     **{key: vars(interval) for key, interval in found.intervals.items()},
                     "changes": {key: vars(change) for key, change in found.changes.items()},
+                    "unscored": found.unscored,
                     "labels": [
-                        {"positive_ids": one.positive_ids, "negative_ids": one.negative_ids} for one in self.labels.get(name, ())
+                        None if one is None else {"positive_ids": one.positive_ids, "negative_ids": one.negative_ids}
+                        for one in self.labels.get(name, ())
                     ],
                 }
                 for name, found in self.models.items()
@@ -107,13 +118,13 @@ def measure(
     """Measure the pictures of one model; picture i was asked for by `prompts[i]`, the content alone.
 
     `readings` are what models have read from these pictures, by scorer. A scorer that has no number is left out with its reason.
-    Raises ValueError if there is not one prompt per picture, or a scorer does not give one finite number per picture.
+    Raises ValueError if there is not one prompt per picture, or a scorer does not give one number per picture.
     """
     if len(pictures) != len(prompts):
         raise ValueError(f"there are {len(pictures)} pictures for {len(prompts)} prompts; give one prompt per picture")
     labels = tuple(domain.annotate(pictures, prompts)) if domain.reads_labels else None
     drawn = Drawn(pictures, prompts, labels)
-    values: dict[str, tuple[float, ...]] = {}
+    values: dict[str, tuple[float | None, ...]] = {}
     sets: dict[str, Interval] = {}
     left_out: dict[str, str] = {}
     for scorer in scorers:
@@ -129,29 +140,36 @@ def measure(
     return Measured(values, sets, labels, left_out)
 
 
-def _one_per_picture(scorer: PictureScorer, drawn: Drawn) -> tuple[float, ...]:
-    """Return a scorer's numbers, which may come from anybody's code. Raises ValueError unless there is one finite number per
-    picture.
+def _one_per_picture(scorer: PictureScorer, drawn: Drawn) -> tuple[float | None, ...]:
+    """Return a scorer's numbers, which may come from anybody's code. Raises ValueError unless there is one number, or NaN, per
+    picture, and a number at all.
     """
     numbers = np.asarray(scorer.score(drawn), dtype=np.float64)
     if numbers.shape != (len(drawn.pictures),):
         raise ValueError(f"scorer {scorer.name!r} gave numbers of shape {numbers.shape} for {len(drawn.pictures)} pictures")
-    if not np.isfinite(numbers).all():
-        at = int(np.flatnonzero(~np.isfinite(numbers))[0])
+    if np.isinf(numbers).any():
+        at = int(np.flatnonzero(np.isinf(numbers))[0])
         raise ValueError(f"scorer {scorer.name!r} gave {numbers[at]} for picture {at} ({drawn.prompts[at]!r}); it must be finite")
-    return tuple(numbers.tolist())
+    if np.isnan(numbers).all():
+        raise ValueError(f"scorer {scorer.name!r} gave no number for any of {len(numbers)} pictures")
+    return tuple(None if np.isnan(number) else float(number) for number in numbers)
 
 
 def scores(measured: Measured, base: Measured | None) -> Scores:
     """Return intervals of the measurements, and changes against `base`; without `base` they are the base's own."""
-    intervals = {name: bootstrap_interval(values, seed=0) for name, values in measured.values.items()} | measured.sets
+    numbers = {name: [value for value in values if value is not None] for name, values in measured.values.items()}
+    intervals = {name: bootstrap_interval(scored, seed=0) for name, scored in numbers.items()} | measured.sets
+    unscored = {name: lost for name, scored in numbers.items() if (lost := len(measured.values[name]) - len(scored))}
     if base is None:
-        return Scores(intervals, {})
-    both = measured.values.keys() & base.values.keys()
-    changes = {
-        name: paired_difference(values, base.values[name], seed=0) for name, values in measured.values.items() if name in both
-    }
-    return Scores(intervals, changes)
+        return Scores(intervals, {}, unscored)
+    changes = {}
+    for name in (name for name in measured.values if name in base.values):
+        pairs = zip(measured.values[name], base.values[name], strict=True)
+        both = [(own, theirs) for own, theirs in pairs if own is not None and theirs is not None]
+        if both:
+            own, theirs = zip(*both, strict=True)
+            changes[name] = paired_difference(own, theirs, seed=0)
+    return Scores(intervals, changes, unscored)
 
 
 def compare(measured: Mapping[str, Measured], scorers: Sequence[Scorer], base: str = "base") -> Comparison:

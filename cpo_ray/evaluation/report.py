@@ -169,9 +169,12 @@ def _cell(report: RunReport, name: str, index: int) -> dict[str, Any]:
         "good": [],
         "bad": [],
         "measured": False,
+        "unread": False,
     }
     if report.result is not None and name in report.result.labels:
         labels = report.result.labels[name][index]
+        if labels is None:
+            return cell | {"unread": True}
         cell["good"] = [report.tree.phrase(f"+{i}") for i in labels.positive_ids]
         cell["bad"] = [report.tree.phrase(f"-{i}") for i in labels.negative_ids]
         cell["measured"] = True
@@ -193,9 +196,10 @@ def _curve_charts(name: str, columns: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _negatives(report: RunReport) -> dict[str, list[tuple[str, ...]]]:
-    """Return the negative attributes of each picture by model, if labels were read."""
+    """Return the negative attributes of each picture by model, of those pictures whose labels were read."""
     found = report.result.labels if report.result else {}
-    return {name: [one.negative_ids for one in labels] for name, labels in found.items()}
+    negatives = {name: [one.negative_ids for one in labels if one is not None] for name, labels in found.items()}
+    return {name: ids for name, ids in negatives.items() if ids}
 
 
 def _bars(report: RunReport, colors: dict[str, str]) -> Markup | None:

@@ -28,7 +28,8 @@ def cells(scorers: Sequence[Scorer], found: Scores | None) -> list[str]:
         interval = found.intervals.get(scorer.name) if found else None
         change = found.changes.get(scorer.name) if found else None
         text = scorer.interval_text if scorer.with_interval else lambda one, kind=scorer: kind.text(one.mean)
-        row.append("" if interval is None else text(interval))
+        lost = found.unscored.get(scorer.name) if found else None
+        row.append("" if interval is None else text(interval) + (f", {lost} unscored" if lost else ""))
         if scorer.with_change:
             row.append("" if change is None else scorer.interval_text(change, signed=True))
     return row

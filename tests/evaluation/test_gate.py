@@ -54,6 +54,19 @@ def test_obedience_is_the_overlap_of_asked_and_found() -> None:
         Obedience.of(drawn(REQUEST, labelled=False))
 
 
+def test_a_picture_that_cannot_be_read_is_told_and_counts_nowhere(config: Config, tree: Hierarchy, tmp_path: Path) -> None:
+    both = drawn(REQUEST, REQUEST)
+    assert both.found is not None
+    half = GatePictures(both.requests, both.pictures, {**both.found, "A": [None, FOUND["A"]]})
+    found = Obedience.of(half)
+    assert found.negative["A"].mean == 1 / 3 and found.unread == {"A": 1}
+    assert "0.33  (1 pictures unread)" in found.table()
+    found.save(tmp_path / "obedience.json")
+    assert Obedience.read(tmp_path / "obedience.json") == found
+    (_, _), (_, refused), (_, _), (_, read) = items(gate_page(config, half, tree))
+    assert refused == ["clear edges", "banded brush", "washed contrast"] and "✕ banded brush" in read
+
+
 def items(page: str) -> list[tuple[str, list[str]]]:
     """(whether C or A, what its lines say) of each picture on the page."""
     figures = re.findall(r"<figcaption><b>(.*?)</b>(.*?)</figcaption>", page, re.DOTALL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cpo_ray.core.statistics import Interval, frechet_interval
 from cpo_ray.evaluation.domain import Domain, Picture, open_domain
 from cpo_ray.evaluation.measure import Comparison, Measured, compare, measure, scores
 from cpo_ray.evaluation.models import compare_models
+from cpo_ray.evaluation.report import RunReport, render
 from cpo_ray.evaluation.rounds import Round
 from cpo_ray.evaluation.scorers.base import Drawn, PictureScorer, SetScorer, open_scorers
 from cpo_ray.evaluation.scorers.negatives import Negatives
@@ -117,10 +119,42 @@ def test_what_does_not_match_is_refused() -> None:
 
     class Broken(Right):
         def score(self, drawn: Drawn) -> NDArray[np.float64]:
-            return np.array([1.0, np.nan])
+            return np.array([1.0, np.inf])
 
-    with pytest.raises(ValueError, match=r"'right' gave nan for picture 1 \('q'\); it must be finite"):
+    with pytest.raises(ValueError, match=r"'right' gave inf for picture 1 \('q'\); it must be finite"):
         measure(pixels((1, 1), (1, 1)), ["p", "q"], ONE_PIXEL, [Broken()])
+
+    class Blind(Right):
+        def score(self, drawn: Drawn) -> NDArray[np.float64]:
+            return np.full(2, np.nan)
+
+    with pytest.raises(ValueError, match="'right' gave no number for any of 2 pictures"):
+        measure(pixels((1, 1), (1, 1)), ["p", "q"], ONE_PIXEL, [Blind()])
+
+
+class Forgetful(Domain):
+    """Cannot read a picture without red."""
+
+    def annotate(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Labels | None]:
+        found = ONE_PIXEL.annotate(pictures, prompts)
+        return [labels if picture[0, 0, 0] else None for picture, labels in zip(pictures, found, strict=True)]
+
+
+def test_a_picture_that_cannot_be_read_is_told_and_counts_nowhere() -> None:
+    domain, tree = Forgetful(DomainSettings(use="x"), ONE_PIXEL.tree), ONE_PIXEL.tree
+    before, after = pixels((3, 1), (2, 1), (0, 1)), pixels((0, 1), (1, 1), (2, 1))
+    measured = {"base": measure(before, ["p"] * 3, domain, SCORERS), "after": measure(after, ["p"] * 3, domain, SCORERS)}
+    assert measured["base"].values["negatives"] == (3.0, 2.0, None) and measured["base"].means["negatives"] == 2.5
+    assert Measured.from_json(json.loads(json.dumps(asdict(measured["base"])))) == measured["base"].without_labels()
+    found = compare(measured, SCORERS)
+    assert found.models["after"].intervals["negatives"].mean == 1.5 and found.models["after"].unscored == {"negatives": 1}
+    assert found.models["after"].changes["negatives"].mean == -1, "only the second picture was read of both models"
+    assert found.models["after"].flat(".")["negatives.unscored"] == 1 and "right.unscored" not in found.models["after"].flat(".")
+    assert "2.50 [2.00, 3.00], 1 unscored" in table(found)
+    written = found.as_json()["models"]["after"]
+    assert written["labels"][0] is None and written["unscored"] == {"negatives": 1}
+    page = render(RunReport("one", {"base": before, "after": after}, ["p"] * 3, tree, result=found))
+    assert page.count("its attributes could not be read") == 2
 
 
 def test_what_was_measured_survives_json() -> None:

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 #: Keys beside the scores in results, in Tune's reports and in the MLflow run of a training.
 _TAKEN = ALIASES.keys() | {
     *("base", "best", "changes", "id", "label", "labels", "mlflow_run_id", "on_front", "rung", "seconds", "sentence", "status"),
+    "unscored",
     *("distance_to_reference", "gradient_norm", "lose", "loss", "margin", "seconds_waited_for_targets", "step", "win"),
 }
 #: What a name is, so that no other number has the same key: "x_low" is an end of the interval of "x".
-_NAME = r"(?!held_out_)[a-z][a-z0-9_]*(?<!_low)(?<!_high)(?<!_change)"
+_NAME = r"(?!held_out_)[a-z][a-z0-9_]*(?<!_low)(?<!_high)(?<!_change)(?<!_unscored)"
 
 
 class NotScored(RuntimeError):
@@ -37,14 +38,15 @@ class NotScored(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """The pictures of one model: picture i was asked for by prompts[i]. `labels` are what the domain reads, if it can.
+    """The pictures of one model: picture i was asked for by prompts[i].
 
+    `labels` are what the domain reads, if it can; None for a picture that it could not read.
     Pictures may lie on the disk and are read one by one where they are asked for, so do not collect them in a list.
     """
 
     pictures: Sequence[Picture]
     prompts: Sequence[str]
-    labels: tuple[Labels, ...] | None
+    labels: tuple[Labels | None, ...] | None
     readings: NDArray[np.float32] | None = None
     """(N, D), what the model of a `ModelScorer` reads from each picture."""
     reference: NDArray[np.float32] | None = None
@@ -100,7 +102,7 @@ class PictureScorer(Scorer):
 
     @abstractmethod
     def score(self, drawn: Drawn) -> NDArray[np.float64]:
-        """(N,) numbers."""
+        """(N,) numbers; NaN for a picture that cannot be scored, which every table tells."""
 
 
 class SetScorer(Scorer):
@@ -199,6 +201,6 @@ def _unsaid(kind: type[Scorer]) -> str | None:
     if not re.fullmatch(_NAME, kind.name) or kind.name in _TAKEN:
         return (
             f"its name is {kind.name!r}; a name is of small letters, digits and _, does not begin with held_out_ or end with "
-            f"_low, _high or _change, and is none of {', '.join(sorted(_TAKEN))}"
+            f"_low, _high, _change or _unscored, and is none of {', '.join(sorted(_TAKEN))}"
         )
     return None

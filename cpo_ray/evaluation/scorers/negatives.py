@@ -24,6 +24,6 @@ class Negatives(PictureScorer):
     with_change = True
 
     def score(self, drawn: Drawn) -> NDArray[np.float64]:
-        """(N,) counts."""
+        """(N,) counts; NaN where the labels could not be read."""
         assert drawn.labels is not None, "open_scorers refuses it where nobody reads labels"
-        return np.array([len(labels.negative_ids) for labels in drawn.labels], dtype=np.float64)
+        return np.array([np.nan if labels is None else len(labels.negative_ids) for labels in drawn.labels], dtype=np.float64)
