@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cpo_ray.annotation.asking.annotator import Effort, Outcome
-from cpo_ray.config.annotation import AnnotationConfig
+from cpo_ray.config.annotation import AgentSettings, AnnotationConfig
+from cpo_ray.core.progress import in_words
 
 
 @dataclass
@@ -58,7 +59,7 @@ class AnnotationReport:
     @property
     def _tokens(self) -> str:
         price = f" ({self.cost:.2f})" if self.cost else ""
-        return f"{_short(self.effort.tokens_in + self.effort.tokens_out)} tokens{price}"
+        return f"{in_short(self.effort.tokens_in + self.effort.tokens_out)} tokens{price}"
 
     def summary(self) -> str:
         """Return the counts as a few lines for a terminal."""
@@ -66,12 +67,11 @@ class AnnotationReport:
         listed = [self.told] if self.told else []
         reasons = f" ({', '.join(f'{kind}: {count}' for kind, count in aside.most_common())})" if aside else ""
         if self.dry_run:
-            cost = f", which cost about {self.cost:.2f}" if self.cost else ""
             lines = [
                 f"{self.pictures} pictures: {self.annotated} can be annotated, {aside.total()} cannot{reasons}",
                 *listed,
                 f"{effort.asked} questions to ask, {effort.known} answered already",
-                f"about {_short(effort.tokens_in)} tokens in and {_short(effort.tokens_out)} out{cost}",
+                spoken(effort, self.config.annotation),
             ]
             return "\n".join(lines)
         lines = [
@@ -100,7 +100,15 @@ class AnnotationReport:
         return json.dumps(counts, indent=1) + "\n"
 
 
-def _short(number: int) -> str:
+def spoken(effort: Effort, agent: AgentSettings) -> str:
+    """Return what questions will take: tokens, their price if they have one, and the time at the agent's stated rate."""
+    cost, rate = agent.back_end.cost(effort.tokens_in, effort.tokens_out), agent.questions_per_second
+    tokens = f"about {in_short(effort.tokens_in)} tokens in and {in_short(effort.tokens_out)} out"
+    price = f", which cost about {cost:.2f}" if cost else ""
+    return f"{tokens}{price}, and {in_words(effort.asked / rate)} at {rate:g} questions/s (questions_per_second)"
+
+
+def in_short(number: int) -> str:
     """Format 12345 as 12.3k."""
     for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= unit:

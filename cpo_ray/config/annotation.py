@@ -30,6 +30,10 @@ class BackEndSettings(Section):
         """The price of so many tokens of questions and answers, in the currency of the prices; 0 without prices."""
         return 0.0
 
+    def lacks(self) -> str | None:
+        """What keeps it from answering on this machine, in a sentence; None if nothing is known to."""
+        return None
+
     def on_other_machines(self) -> Self:
         """The same settings for processes that work in another folder."""
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -20,6 +20,10 @@ class DomainSettings(Section):
     pictures: int = Field(default=0, ge=0)
     """With a positive number the domain draws that many pictures of its own where there are none: annotated ones into
     data.folder for a run, and plain ones into pictures.path for annotation."""
+
+    def on_other_machines(self) -> Self:
+        """The same settings for processes that work in another folder."""
+        return self
 
     @model_validator(mode="after")
     def _pictures_of_its_own(self) -> DomainSettings:

@@ -81,6 +81,7 @@ DOMAINS = Registry(
     {
         "none": "cpo_ray.evaluation.domain:NoDomain",
         "toy": "cpo_ray.domains.toy.domain:ToyDomain",
+        "annotator": "cpo_ray.domains.annotator.domain:AnnotatorDomain",
     },
 )
 SCORERS = Registry(

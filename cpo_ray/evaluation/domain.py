@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -55,6 +55,14 @@ class Domain:
         None stands for a picture whose labels cannot be had. It has no number in any table, which then says so.
         """
         raise NotImplementedError
+
+    def lacks(self) -> str | None:
+        """What keeps it from reading labels here, in a sentence for `--check`; None if nothing is known to."""
+        return None
+
+    def cost(self, prompts: Mapping[str, int]) -> str | None:
+        """What it takes to read and score so many pictures of each prompt, in a sentence for `--check`; None if little."""
+        return None
 
     def make_data(self, folder: Path, count: int, seed: int) -> AnnotatedDataset:
         """Draw so many annotated pictures into `folder`, or find them there."""

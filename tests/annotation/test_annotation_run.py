@@ -172,7 +172,7 @@ def test_the_summary_of_a_dry_run_names_the_cost(tmp_path: Path) -> None:
     assert report.summary().splitlines() == [
         "12 pictures: 11 can be annotated, 1 cannot (unusable picture: 1)",
         "77 questions to ask, 7 answered already",
-        "about 1.5M tokens in and 20.0k out, which cost about 3.20",
+        "about 1.5M tokens in and 20.0k out, which cost about 3.20, and 38 s at 2 questions/s (questions_per_second)",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 from weakref import finalize
@@ -33,6 +34,7 @@ class Agent:
         self._make = partial(Annotator, tree, tries=settings.tries, write_prompts=write_prompts, retry_failed=retry_failed)
         self._opened: asyncio.Task[Annotator] | None = None
         self._to_close: list[BackEnd | Answers] = []
+        self._pending: set[Future[Any]] = set()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="agent", daemon=True).start()
         finalize(self, _close, self._loop, self._to_close)
@@ -48,6 +50,11 @@ class Agent:
     def expect(self, pictures: Sequence[Picture]) -> list[Outcome]:
         """Return what `annotate` would ask, without asking."""
         return self._wait(self._expect(pictures))
+
+    def give_up(self) -> None:
+        """Cancel all that is under way; whoever waits for it gets a CancelledError. Answers that have arrived are kept."""
+        for waited in tuple(self._pending):
+            waited.cancel()
 
     async def _annotate(self, pictures: Sequence[Picture]) -> list[Outcome]:
         annotator = await self._annotator()
@@ -78,7 +85,12 @@ class Agent:
         return self._make(back_end, answers)
 
     def _wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        waited = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._pending.add(waited)
+        try:
+            return waited.result()
+        finally:
+            self._pending.discard(waited)
 
 
 def _close(loop: asyncio.AbstractEventLoop, opened: list[BackEnd | Answers]) -> None:

@@ -36,6 +36,10 @@ class Effort:
         for name, value in asdict(other).items():
             setattr(self, name, getattr(self, name) + value)
 
+    def times(self, count: int) -> Effort:
+        """Return `count` times as much."""
+        return Effort(**{name: count * value for name, value in asdict(self).items()})
+
 
 @dataclass
 class Outcome:

@@ -23,6 +23,7 @@ from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, U
 from cpo_ray.annotation.pictures import Picture
 from cpo_ray.config.annotation import BackEndSettings
 from cpo_ray.config.review import is_loopback
+from cpo_ray.config.section import Free
 
 MAX_RESPONSE = 2**20
 LONGEST_PAUSE = 60.0
@@ -61,26 +62,26 @@ class _Trouble:
 class EndpointSettings(BackEndSettings):
     """An OpenAI-compatible service, such as vLLM with a vision model."""
 
-    url: str
+    url: Free[str]
     """Address up to the version, such as http://127.0.0.1:8000/v1."""
-    key_variable: str | None = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_variable: Free[str | None] = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable with the key, on the actors' machines, too. The key itself is never written anywhere."""
-    in_flight: PositiveInt = 32
+    in_flight: Free[PositiveInt] = 32
     """Requests at the same time, per actor."""
-    timeout_seconds: PositiveFloat = 120.0
+    timeout_seconds: Free[PositiveFloat] = 120.0
     """Time limit of one request."""
-    attempts: PositiveInt = 5
+    attempts: Free[PositiveInt] = 5
     """Requests per question that may fail with errors and time-outs. A request to wait does not count."""
-    backoff_seconds: PositiveFloat = 1.0
+    backoff_seconds: Free[PositiveFloat] = 1.0
     """The first pause after a failure. Each further pause may be twice as long, and is partly random."""
-    patience_seconds: PositiveFloat = 900.0
+    patience_seconds: Free[PositiveFloat] = 900.0
     """How long one question may wait in total for an endpoint that reports overload."""
     temperature: float = Field(default=0.0, ge=0)
     max_tokens: PositiveInt = 1024
     """Longest answer in tokens."""
-    price_in: float = Field(default=0.0, ge=0)
+    price_in: Free[float] = Field(default=0.0, ge=0)
     """Price of a million tokens of questions and pictures, for the displayed cost."""
-    price_out: float = Field(default=0.0, ge=0)
+    price_out: Free[float] = Field(default=0.0, ge=0)
     """Price of a million tokens of answers, for the displayed cost."""
 
     @model_validator(mode="after")
@@ -98,6 +99,11 @@ class EndpointSettings(BackEndSettings):
     def identity(self) -> dict[str, Any]:
         """Without the url: the same model served elsewhere, or on another port after a restart, gives the same answers."""
         return {"back_end": self.kind, "model": self.model, "temperature": self.temperature}
+
+    def lacks(self) -> str | None:
+        if self.key_variable is None or os.environ.get(self.key_variable, "").strip():
+            return None
+        return f"back_end.key_variable is {self.key_variable}, which is not set on this machine; export it where the actors run"
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6

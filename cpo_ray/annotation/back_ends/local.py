@@ -12,7 +12,7 @@ from cpo_ray.annotation.asking.questions import Question
 from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.pictures import Picture
 from cpo_ray.config.annotation import BackEndSettings
-from cpo_ray.config.section import at_home
+from cpo_ray.config.section import Free, at_home
 
 if TYPE_CHECKING:
     from cpo_ray.models.vision_language import Generated
@@ -28,7 +28,7 @@ class LocalSettings(BackEndSettings):
     revision: str | None = None
     """Git revision of a hub id. Pin it."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    batch: PositiveInt = 8
+    batch: Free[PositiveInt] = 8
     """Questions per forward."""
     max_tokens: PositiveInt = 512
     """Longest answer in tokens."""

@@ -17,7 +17,7 @@ from cpo_ray.config.registry import SCORERS
 from cpo_ray.config.sweep.axis import ALIASES
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.statistics import Interval, format_number
-from cpo_ray.evaluation.domain import Picture, domain_class
+from cpo_ray.evaluation.domain import Domain, Picture, domain_class
 
 if TYPE_CHECKING:
     from cpo_ray.evaluation.scorers.readers.base import Reader, WeightFiles
@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 #: Keys beside the scores in results, in Tune's reports and in the MLflow run of a training.
 _TAKEN = ALIASES.keys() | {
     *("base", "best", "changes", "id", "label", "labels", "mlflow_run_id", "on_front", "rung", "seconds", "sentence", "status"),
-    "unscored",
-    *("distance_to_reference", "gradient_norm", "lose", "loss", "margin", "seconds_waited_for_targets", "step", "win"),
+    *(
+        "unscored",
+        "distance_to_reference",
+        "gradient_norm",
+        "lose",
+        "loss",
+        "margin",
+        "seconds_waited_for_targets",
+        "step",
+        "win",
+    ),
 }
 #: What a name is, so that no other number has the same key: "x_low" is an end of the interval of "x".
 _NAME = r"(?!held_out_)[a-z][a-z0-9_]*(?<!_low)(?<!_high)(?<!_change)(?<!_unscored)"
@@ -40,13 +49,14 @@ class NotScored(RuntimeError):
 class Drawn:
     """The pictures of one model: picture i was asked for by prompts[i].
 
-    `labels` are what the domain reads, if it can; None for a picture that it could not read.
-    Pictures may lie on the disk and are read one by one where they are asked for, so do not collect them in a list.
+    `labels` are what the domain reads, if it can; None for a picture that it could not read. A scorer that `asks` a domain asks
+    this one. Pictures may lie on the disk and are read one by one where they are asked for, so do not collect them in a list.
     """
 
     pictures: Sequence[Picture]
     prompts: Sequence[str]
     labels: tuple[Labels | None, ...] | None
+    domain: Domain
     readings: NDArray[np.float32] | None = None
     """(N, D), what the model of a `ModelScorer` reads from each picture."""
     reference: NDArray[np.float32] | None = None
@@ -73,6 +83,8 @@ class Scorer(ABC):
     """What whoever reads the number must know, for reports: whole sentences."""
     needs_labels: ClassVar[bool] = False
     """Whether it can only be had where the domain reads labels."""
+    asks: ClassVar[type[Domain] | None] = None
+    """The class of the domain that it asks about pictures, where it can only be had of one."""
     decimals: ClassVar[int | None] = None
     """Digits behind the point; None for three significant digits."""
     with_interval: ClassVar[bool] = True
@@ -168,7 +180,7 @@ def open_scorers(config: Config) -> tuple[Scorer, ...]:
     """The scorers that the configuration names, or else the domain's.
 
     Raises ConfigError for an unknown one, for one that does not say what it is, for two of one name, and for one that needs
-    labels where nobody can read them.
+    labels where nobody can read them, or another domain.
     """
     domain = domain_class(config.domain)
     found: dict[str, Scorer] = {}
@@ -185,6 +197,11 @@ def open_scorers(config: Config) -> tuple[Scorer, ...]:
             raise ConfigError(
                 f"evaluation.scorers names {name!r}, which needs labels, and nothing here can read them from pictures "
                 f"(domain.use = {config.domain.use!r}); choose a domain that can, or leave the scorer out"
+            )
+        if kind.asks is not None and not issubclass(domain, kind.asks):
+            raise ConfigError(
+                f"evaluation.scorers names {name!r}, which asks a domain of the class {kind.asks.__name__}, and domain.use is "
+                f"{config.domain.use!r}; choose such a domain, or leave the scorer out"
             )
         if kind.name in found:
             raise ConfigError(f"evaluation.scorers has two scorers of the name {kind.name!r}; name each once")
