@@ -1,6 +1,7 @@
 """The frame of every command line: parse first, and import heavy libraries only when there is work to do.
 
-Exit codes: 0 done, 1 the run could not continue or --check found something missing, 2 the command or the configuration is wrong.
+Exit codes: 0 done, 1 the run could not continue or --check found something missing, 2 the command or the configuration is wrong,
+3 the run went well and a figure that was required of it is missed.
 A user's mistake gets a sentence, a mistake of ours a traceback.
 """
 
@@ -74,10 +75,11 @@ def run(
     except ConfigError as error:
         return _say(error, 2)
     except (ValueError, RuntimeError) as error:
-        # A plain ValueError may be a mistake of ours. Our own classes are sentences for the user.
+        # A plain ValueError may be a mistake of ours. Our own classes are sentences for the user, also from a Ray task.
+        error = error.cause if isinstance(getattr(error, "cause", None), ValueError | RuntimeError) else error
         if not type(error).__module__.startswith(OURS):
             raise
-        return _say(error, 1)
+        return _say(error, getattr(error, "exit_code", 1))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -7,12 +7,15 @@ Every stage leaves its result in the run's folder and is skipped if it exists, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from cpo_ray import stages
 from cpo_ray.config import Config
 from cpo_ray.config.section import at_home
 from cpo_ray.data.importer import ImportReport, import_folder
+from cpo_ray.evaluation.requirements import read_requirements
+from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.evaluation.tables import scorer_list
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.recipes import NoPicturesError
@@ -49,12 +52,16 @@ def precompute_targets(config: Config) -> ProductionReport:
     return stages.precompute_targets(open_run(config, resume=True))
 
 
-def evaluate(config: Config, scorers: str | None = None) -> None:
-    """Draw, measure and report everything that the run has trained; with `scorers`, say only what there is to score by."""
+def evaluate(config: Config, scorers: str | None = None, require: Sequence[str] = ()) -> None:
+    """Draw, measure and report everything that the run has trained; with `scorers`, say only what there is to score by.
+
+    Raises RequirementMissed at the end where a figure of the run's own objective misses what is required, such as "negatives<=1".
+    """
     if scorers is not None:
         print(scorer_list(config))
         return
-    stages.evaluate(open_run(config, resume=True))
+    required = read_requirements(require, open_scorers(config))  # wrong ones are told before anything is drawn
+    stages.evaluate(open_run(config, resume=True), required)
 
 
 def import_data(config: Config, images: Path) -> ImportReport:

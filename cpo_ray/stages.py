@@ -18,6 +18,7 @@ from cpo_ray.evaluation.generate import grid
 from cpo_ray.evaluation.measure import Comparison
 from cpo_ray.evaluation.models import BASE, EXPERT, compare_models, draw_models, short_name
 from cpo_ray.evaluation.report import RunReport, write_report
+from cpo_ray.evaluation.requirements import Requirement, require
 from cpo_ray.evaluation.rounds import evaluation_round
 from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.tables import card_section, table
@@ -184,8 +185,11 @@ def told(report: ProductionReport) -> str:
     return text
 
 
-def evaluate(run: Run) -> None:
-    """Draw, measure and report. The last lines for the user are the table and the places of everything."""
+def evaluate(run: Run, required: Sequence[Requirement] = ()) -> None:
+    """Draw, measure and report. The last lines for the user are the table and the places of everything.
+
+    Raises RequirementMissed, after all that, where a figure of the run's own objective misses what is `required`.
+    """
     config, folder = run.config, run.folder / "evaluation"
     trained = {name: path for name in config.preference.trainings if (path := run.folder / name / "adapter").exists()}
     if not trained:
@@ -213,6 +217,8 @@ def evaluate(run: Run) -> None:
     print(f"report        {report}")
     print(f"MLflow store  {run.tracker.uri}")
     print(f"open it with  {ui_command(run.tracker.uri)}")
+    if found is not None:
+        require(required, next(iter(config.preference.trainings)), found.models)
 
 
 def _report(run: Run, prompts: Sequence[str], pictures: Mapping[str, Sequence[Picture]], found: Comparison | None) -> RunReport:

@@ -123,7 +123,7 @@ def measure(
     if len(pictures) != len(prompts):
         raise ValueError(f"there are {len(pictures)} pictures for {len(prompts)} prompts; give one prompt per picture")
     labels = tuple(domain.annotate(pictures, prompts)) if domain.reads_labels else None
-    drawn = Drawn(pictures, prompts, labels, domain)
+    drawn = Drawn(pictures, prompts, labels, domain=domain)
     values: dict[str, tuple[float | None, ...]] = {}
     sets: dict[str, Interval] = {}
     left_out: dict[str, str] = {}

@@ -18,8 +18,8 @@ from cpo_ray.core.splits import in_training
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.data.texts import told_of_texts
-from cpo_ray.evaluation.domain import domain_class
-from cpo_ray.evaluation.rounds import shared_noise
+from cpo_ray.evaluation.domain import domain_class, open_domain
+from cpo_ray.evaluation.rounds import read_prompts, shared_noise
 from cpo_ray.evaluation.scorers.base import ModelScorer, open_scorers
 from cpo_ray.evaluation.tables import whereabouts
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
@@ -55,7 +55,7 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
     if trials is not None:
         config = next(iter(trials.largest.values()))
     model = list(_model(config))
-    pictures, data = _data(config)
+    pictures, data = _data(config, trials)
     plannable = all(finding.verdict != "missing" for finding in model)
     return [
         *_settings(config, _factor(config) if plannable else None, pictures),
@@ -199,7 +199,7 @@ def _domain(config: Config) -> Iterator[Finding]:
         yield Finding("note", f"pictures are shown and not scored: {reason}")
 
 
-def _data(config: Config) -> tuple[int, list[Finding]]:
+def _data(config: Config, trials: Trials | None) -> tuple[int, list[Finding]]:
     """Return the number of training pictures and the findings about them."""
     folder, own = config.data.folder, config.domain.pictures
     if own and not any(folder.glob("*.parquet")):
@@ -216,7 +216,20 @@ def _data(config: Config) -> tuple[int, list[Finding]]:
         return 0, [Finding("missing", f"data: {error}{'' if folder.exists() else way}")]
     verdict: Literal["ok", "note", "missing"] = "missing" if not sizes.used else "note" if sizes.left_out else "ok"
     found = Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}; {sizes.sentence}")
-    return sizes.used, [found, *(Finding("note", f"data: {sentence}") for sentence in dataset.lacking())]
+    lacking = (Finding("note", f"data: {sentence}") for sentence in dataset.lacking())
+    return sizes.used, [found, *lacking, *(_reading(config, dataset, tree, trials) if tree else ())]
+
+
+def _reading(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, trials: Trials | None) -> Iterator[Finding]:
+    """Say what keeps labels from being read from drawn pictures, and what reading them will take."""
+    try:
+        domain = open_domain(config.domain, tree)
+    except ConfigError:
+        return  # reported by another check
+    if problem := domain.lacks():
+        yield Finding("missing", f"domain: {problem}")
+    if told := domain.cost(read_prompts(config, dataset, domain, trials.drawn if trials else None)):
+        yield Finding("ok", f"domain: {told}", planned=True)
 
 
 def _texts(config: Config) -> Iterator[Finding]:

@@ -165,6 +165,7 @@ def _with_absolute_paths(run: Run) -> Run:
     tree["model"]["base"] = anywhere(run.config.model).base
     if scorers := run.config.evaluation.scorers:
         tree["evaluation"]["scorers"] = [told.on_other_machines() for told in scorers]
+    tree["domain"] = run.config.domain.on_other_machines()
     if tracking.uri:
         tree["tracking"]["uri"] = resolve_uri(tracking, run.config.run.output)
     return replace(run, config=Config.model_validate(tree))

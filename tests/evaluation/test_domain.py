@@ -56,7 +56,7 @@ def test_a_domain_comes_by_name_or_by_import_path_and_is_told_what_it_can_be_tol
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["domain.use=tow"], "there is no domain 'tow'; choose one of none, toy, or give your own as module:name"),
+        (["domain.use=tow"], "there is no domain 'tow'; choose one of none, toy, annotator, or give your own as module:name"),
         (["domain.dark=3"], "unknown key 'domain.dark'; valid keys here: pictures, use"),
         ([f"domain.use={OWN}", "model.base=x"], f"pictures is 1600, yet the domain '{OWN}' draws none; set it to 0"),
         (["domain.use=none"], "pictures is 1600, yet the domain 'none' draws none; set it to 0 and bring your own pictures"),

@@ -25,17 +25,8 @@ if TYPE_CHECKING:
 #: Keys beside the scores in results, in Tune's reports and in the MLflow run of a training.
 _TAKEN = ALIASES.keys() | {
     *("base", "best", "changes", "id", "label", "labels", "mlflow_run_id", "on_front", "rung", "seconds", "sentence", "status"),
-    *(
-        "unscored",
-        "distance_to_reference",
-        "gradient_norm",
-        "lose",
-        "loss",
-        "margin",
-        "seconds_waited_for_targets",
-        "step",
-        "win",
-    ),
+    *("distance_to_reference", "gradient_norm", "lose", "loss", "margin", "seconds_waited_for_targets", "step", "win"),
+    "unscored",
 }
 #: What a name is, so that no other number has the same key: "x_low" is an end of the interval of "x".
 _NAME = r"(?!held_out_)[a-z][a-z0-9_]*(?<!_low)(?<!_high)(?<!_change)(?<!_unscored)"
@@ -49,18 +40,19 @@ class NotScored(RuntimeError):
 class Drawn:
     """The pictures of one model: picture i was asked for by prompts[i].
 
-    `labels` are what the domain reads, if it can; None for a picture that it could not read. A scorer that `asks` a domain asks
-    this one. Pictures may lie on the disk and are read one by one where they are asked for, so do not collect them in a list.
+    `labels` are what the domain reads, if it can; None for a picture that it could not read. Pictures may lie on the disk and are
+    read one by one where they are asked for, so do not collect them in a list.
     """
 
     pictures: Sequence[Picture]
     prompts: Sequence[str]
     labels: tuple[Labels | None, ...] | None
-    domain: Domain
     readings: NDArray[np.float32] | None = None
     """(N, D), what the model of a `ModelScorer` reads from each picture."""
     reference: NDArray[np.float32] | None = None
     """(M, D), the same of the pictures that `ModelScorer.reference` names."""
+    domain: Domain | None = None
+    """The domain that read the labels, for a scorer that `asks` one."""
 
 
 class Scorer(ABC):
