@@ -76,10 +76,10 @@ def run(
         return _say(error, 2)
     except (ValueError, RuntimeError) as error:
         # A plain ValueError may be a mistake of ours. Our own classes are sentences for the user, also from a Ray task.
-        error = error.cause if isinstance(getattr(error, "cause", None), ValueError | RuntimeError) else error
-        if not type(error).__module__.startswith(OURS):
+        own = getattr(error, "cause", error)
+        if not type(own).__module__.startswith(OURS):
             raise
-        return _say(error, getattr(error, "exit_code", 1))
+        return _say(own, getattr(own, "exit_code", 1))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

@@ -68,8 +68,8 @@ class Obedience:
     def read(cls, file: Path) -> Obedience:
         """Read what `save` wrote."""
         saved = read_json(file)
-        sides = ({key: Interval(**value) for key, value in saved[side].items()} for side in ("positive", "negative"))
-        return cls(*sides, saved.get("unread", {}))
+        good, bad = ({key: Interval(**value) for key, value in saved[side].items()} for side in ("positive", "negative"))
+        return cls(good, bad, saved.get("unread", {}))
 
     @classmethod
     def of(cls, drawn: GatePictures) -> Obedience:
@@ -86,8 +86,8 @@ class Obedience:
                 [intersection_over_union(getattr(asked, side), getattr(seen, side)) for asked, seen in pairs[key]], seed=0
             )
 
-        sides = ({key: agreement(key, f"{side}_ids") for key in CONFIGURATIONS} for side in ("positive", "negative"))
-        return cls(*sides, {key: lost for key, read in pairs.items() if (lost := len(drawn.requests) - len(read))})
+        good, bad = ({key: agreement(key, f"{side}_ids") for key in CONFIGURATIONS} for side in ("positive", "negative"))
+        return cls(good, bad, {key: lost for key, read in pairs.items() if (lost := len(drawn.requests) - len(read))})
 
 
 def draw_gate(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, adapter: Path, domain: Domain) -> GatePictures:
