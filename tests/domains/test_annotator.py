@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.annotation_server import Server, tenth_of_each
+from support.annotation_server import Server
 from support.reading import open_annotator, some_pictures
 
 from cpo_ray.annotation.back_ends.base import BackEndUnusable
@@ -35,10 +35,10 @@ SCORERS: tuple[Scorer, ...] = (Negatives(), ShowsPrompt())
 
 
 def test_through_an_endpoint_it_gives_the_toy_domains_own_numbers(tmp_path: Path) -> None:
-    pictures, prompts = some_pictures(40)
+    pictures, prompts = some_pictures(16)
     toy = ToyDomain(DomainSettings(use="toy"), load_hierarchy(TREE))
     own = measure(pictures, prompts, toy, (Negatives(), ShowsContent()))
-    with Server(tenth_of_each) as server:
+    with Server() as server:
         found = measure(pictures, prompts, open_annotator(tmp_path, server.url), SCORERS)
     assert found.values == own.values and len(set(own.values["negatives"])) > 3 and len(set(own.values["content"])) == 2
     assert own.labels is not None and found.labels is not None
@@ -49,20 +49,20 @@ def test_through_an_endpoint_it_gives_the_toy_domains_own_numbers(tmp_path: Path
 
 def test_no_answered_question_is_asked_twice_even_if_it_was_killed(tmp_path: Path) -> None:
     with Server(delay=0.02) as server:
-        command = [sys.executable, "-m", "support.reading", str(tmp_path), server.url, "40"]
+        command = [sys.executable, "-m", "support.reading", str(tmp_path), server.url, "12"]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
         process = subprocess.Popen(command, env=environment, cwd=tmp_path)
         deadline = time.monotonic() + 120
-        while server.total < 60 and time.monotonic() < deadline:
+        while server.total < 30 and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait(60)
-        time.sleep(0.2)  # what was under way reaches the server
+        time.sleep(0.2)  # what was under way has reached the server
         before = dict(server.calls)
-        pictures, prompts = some_pictures(40)
+        pictures, prompts = some_pictures(12)
         found = measure(pictures, prompts, open_annotator(tmp_path, server.url), SCORERS)
         again = {question for question, calls in server.calls.items() if calls > before.get(question, 0) and question in before}
-        assert 60 <= len(before) < len(server.calls)
+        assert 30 <= len(before) < len(server.calls)
         assert len(again) <= 8, "asked twice is at most what was under way when it was killed"
         total = server.total
         assert measure(pictures, prompts, open_annotator(tmp_path, server.url), SCORERS) == found
@@ -88,7 +88,7 @@ def test_a_picture_without_an_answer_is_told_and_the_others_count(tmp_path: Path
 
 
 def test_a_back_end_at_fault_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
-    pictures, prompts = some_pictures(30)
+    pictures, prompts = some_pictures(8)
     with pytest.raises(AnnotationError, match="the last 5 drawn pictures could not be read, lastly: the endpoint failed"):
         open_annotator(tmp_path, "http://127.0.0.1:9/v1", stop_after=5, attempts=1).annotate(pictures, prompts)
     unusable = open_annotator(tmp_path, "http://127.0.0.1:9/v1", key_variable="NO_SUCH_KEY")

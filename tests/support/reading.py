@@ -41,7 +41,7 @@ def open_annotator(folder: Path, url: str = "", **told: Any) -> AnnotatorDomain:
     What is told is a setting of the agent or of its endpoint.
     """
     agent = {key: told.pop(key) for key in ("stop_after", "questions_per_second") if key in told}
-    impatient = {"timeout_seconds": 4.0, "attempts": 10, "backoff_seconds": 0.01, "in_flight": 8}
+    impatient = {"timeout_seconds": 60.0, "attempts": 10, "backoff_seconds": 0.01, "in_flight": 8}
     endpoint: dict[str, Any] = {"kind": "endpoint", "url": url, "model": "scripted", **impatient, **told}
     annotation: dict[str, Any] = {"back_end": endpoint if url else "measuring", "answers": folder / "answers", "format": "png"}
     settings = AnnotatorSettings.model_validate({"use": "annotator", "annotation": annotation | agent})
