@@ -18,8 +18,8 @@ from cpo_ray.core.splits import in_training
 from cpo_ray.data.buckets import Told, told
 from cpo_ray.data.shards import AnnotatedDataset, DataError
 from cpo_ray.data.texts import told_of_texts
-from cpo_ray.evaluation.domain import domain_class, open_domain
-from cpo_ray.evaluation.rounds import read_prompts, shared_noise
+from cpo_ray.evaluation.domain import domain_class
+from cpo_ray.evaluation.rounds import shared_noise
 from cpo_ray.evaluation.scorers.base import ModelScorer, open_scorers
 from cpo_ray.evaluation.tables import whereabouts
 from cpo_ray.hierarchy import Hierarchy, HierarchyError, load_hierarchy
@@ -30,7 +30,7 @@ from cpo_ray.models.bases.source import is_hub_id, local_base
 from cpo_ray.preflight.durations import steps_of
 from cpo_ray.preflight.findings import Finding
 from cpo_ray.preflight.machine import available, processor_findings
-from cpo_ray.preflight.planner import plan_findings
+from cpo_ray.preflight.planner import plan_findings, reading_findings
 from cpo_ray.preflight.trials import Trials
 from cpo_ray.tracking import resolve_uri
 from cpo_ray.training.schedule import BFLOAT16_SHARE, VISIBLE_SHARE, largest_change, swallowed
@@ -217,19 +217,7 @@ def _data(config: Config, trials: Trials | None) -> tuple[int, list[Finding]]:
     verdict: Literal["ok", "note", "missing"] = "missing" if not sizes.used else "note" if sizes.left_out else "ok"
     found = Finding(verdict, f"data: {len(dataset.ids)} pictures in {folder}; {sizes.sentence}")
     lacking = (Finding("note", f"data: {sentence}") for sentence in dataset.lacking())
-    return sizes.used, [found, *lacking, *(_reading(config, dataset, tree, trials) if tree else ())]
-
-
-def _reading(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, trials: Trials | None) -> Iterator[Finding]:
-    """Say what keeps labels from being read from drawn pictures, and what reading them will take."""
-    try:
-        domain = open_domain(config.domain, tree)
-    except ConfigError:
-        return  # reported by another check
-    if problem := domain.lacks():
-        yield Finding("missing", f"domain: {problem}")
-    if told := domain.cost(read_prompts(config, dataset, domain, trials.drawn if trials else None)):
-        yield Finding("ok", f"domain: {told}", planned=True)
+    return sizes.used, [found, *lacking, *(reading_findings(config, dataset, tree, trials) if tree else ())]
 
 
 def _texts(config: Config) -> Iterator[Finding]:

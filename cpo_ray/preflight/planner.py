@@ -1,4 +1,6 @@
-"""Compare what a run needs with what exists: memory by role, disk, time, and the ratio of target GPUs to training GPUs."""
+"""Compare what a run needs with what exists: memory by role, disk, time, answers about pictures, and the ratio of target to
+training GPUs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,10 @@ from pathlib import Path
 
 from cpo_ray.config import Config, ConfigError
 from cpo_ray.core.progress import in_words
+from cpo_ray.data.shards import AnnotatedDataset
+from cpo_ray.evaluation.domain import open_domain
+from cpo_ray.evaluation.rounds import read_prompts
+from cpo_ray.hierarchy import Hierarchy
 from cpo_ray.preflight import disk
 from cpo_ray.preflight.durations import evaluation_seconds, ideal_ratio, stages, total
 from cpo_ray.preflight.findings import Finding, Verdict
@@ -51,6 +57,18 @@ def plan_findings(
         yield from _time(config, base, pictures, resources, trials)
         if not trials:
             yield _ratio(config, base, pictures)
+
+
+def reading_findings(config: Config, dataset: AnnotatedDataset, tree: Hierarchy, trials: Trials | None) -> Iterator[Finding]:
+    """Say what keeps labels from being read from drawn pictures, and what reading them will take."""
+    try:
+        domain = open_domain(config.domain, tree)
+    except ConfigError:
+        return  # reported by another check
+    if problem := domain.lacks():
+        yield Finding("missing", f"domain: {problem}")
+    if told := domain.cost(read_prompts(config, dataset, domain, trials.drawn if trials else None)):
+        yield Finding("ok", f"domain: {told}", planned=True)
 
 
 def _stage_two(config: Config, base: Path | None) -> Need:
