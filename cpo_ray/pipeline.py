@@ -14,11 +14,11 @@ from cpo_ray import stages
 from cpo_ray.config import Config
 from cpo_ray.config.section import at_home
 from cpo_ray.data.importer import ImportReport, import_folder
-from cpo_ray.evaluation.requirements import read_requirements
 from cpo_ray.evaluation.scorers.base import open_scorers
 from cpo_ray.evaluation.tables import scorer_list
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.recipes import NoPicturesError
+from cpo_ray.requirements import read_requirements
 from cpo_ray.run import open_run
 from cpo_ray.targets.producer import ProductionReport
 from cpo_ray.training.health import TrainingHealthError

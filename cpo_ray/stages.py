@@ -18,13 +18,13 @@ from cpo_ray.evaluation.generate import grid
 from cpo_ray.evaluation.measure import Comparison
 from cpo_ray.evaluation.models import BASE, EXPERT, compare_models, draw_models, short_name
 from cpo_ray.evaluation.report import RunReport, write_report
-from cpo_ray.evaluation.requirements import Requirement, require
 from cpo_ray.evaluation.rounds import evaluation_round
 from cpo_ray.evaluation.samples import sample_watch
 from cpo_ray.evaluation.tables import card_section, table
 from cpo_ray.models.bases.source import base_source
 from cpo_ray.objectives import objective_of
 from cpo_ray.recipes import Training, expert_training
+from cpo_ray.requirements import Requirement, require
 from cpo_ray.run import Run
 from cpo_ray.targets.expert import target_store
 from cpo_ray.targets.producer import BackgroundProducer, ProductionReport, produce

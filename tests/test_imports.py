@@ -55,7 +55,7 @@ LAYERS = (
     ("cpo_ray.training",),
     ("cpo_ray.evaluation",),
     ("cpo_ray.annotation",),
-    ("cpo_ray.recipes",),
+    ("cpo_ray.recipes", "cpo_ray.requirements"),
     ("cpo_ray.preflight",),
     ("cpo_ray.session",),
     ("cpo_ray.run",),

@@ -11,10 +11,10 @@ import pytest
 from cpo_ray.config import ConfigError, load
 from cpo_ray.core.statistics import Interval
 from cpo_ray.evaluation.measure import Scores
-from cpo_ray.evaluation.requirements import RequirementMissed, read_requirements, require
 from cpo_ray.evaluation.scorers.base import open_scorers
+from cpo_ray.requirements import RequirementMissed, read_requirements, require
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 SCORERS = open_scorers(load(ROOT / "jobs" / "configs" / "toy.toml"))
 FOUND = Scores(
     {"negatives": Interval(1.0, 0.9, 1.1), "content": Interval(0.9, 0.8, 1.0), "distance": Interval(9.0, 8.0, 10.0)},
@@ -75,7 +75,7 @@ def test_the_command_ends_with_exit_code_3(tmp_path: Path) -> None:
     program.write_text(
         "from cpo_ray.command_line import parser, run\n"
         "def job(config):\n"
-        "    from cpo_ray.evaluation.requirements import RequirementMissed\n"
+        "    from cpo_ray.requirements import RequirementMissed\n"
         "    raise RequirementMissed('cpo_s: negatives<=1 is missed')\n"
         "raise SystemExit(run(parser('A job.'), job))\n"
     )
