@@ -37,6 +37,8 @@ LIGHT = (
     "cpo_ray/core/files.py",
     "cpo_ray/core/statistics.py",
     "cpo_ray/core/progress.py",
+    "cpo_ray/core/picture_size.py",
+    "cpo_ray/data/",
     "jobs/",
     "tune/",
 )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
-from cpo_ray.models.base import PictureSize
+from cpo_ray.core.picture_size import PictureSize
 
 # No other decoder of PIL is reachable from a data set. Some start programs, such as EPS.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
+from cpo_ray.core.picture_size import PictureSize
 
 if TYPE_CHECKING:
     from cpo_ray.core.diffusion import DiffusionProcess
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
 Conditioning = dict[str, Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class PictureSize:
-    """SDXL's micro-conditioning, (height, width) in pixels: size before resizing, top left corner of the
-    crop, size in training.
-    """
-
-    original: tuple[int, int]
-    crop: tuple[int, int]
-    target: tuple[int, int]
 
 
 class Encoders(Protocol):

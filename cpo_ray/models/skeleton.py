@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cpo_ray.models.latents import LatentSpace
+if TYPE_CHECKING:  # the planner needs no diffusers until it builds a skeleton
+    from cpo_ray.models.latents import LatentSpace
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from cpo_ray.models.adapters.reading import SETTINGS
 from cpo_ray.models.base import DTYPES, Family
 from cpo_ray.models.bases.source import base_source
 from cpo_ray.targets.frozen import FrozenDenoisers, Texts
+from cpo_ray.targets.images import pictures_of
 from cpo_ray.targets.noising import Noising
 from cpo_ray.targets.store import FrozenInputs, Kind, TargetStore, content_digest, frozen_fingerprint, text_digest
 
@@ -230,12 +231,6 @@ class Expert:
         if self._spec.offload_text_encoders:
             self._encoders.place_text(torch.device("cpu"))
         return encoded
-
-
-def pictures_of(items: Sequence[Item], losers: Losers | None) -> list[str]:
-    """Return the ids of the pictures of a shard: those of the items, and then, for pairs, the losers in the same order."""
-    names = [item.sample_id for item in items]
-    return names if losers is None else names + [losers[name] for name in names]
 
 
 def _check_finite(tensors: dict[str, Tensor]) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from cpo_ray.config import Model, Pictures
 from cpo_ray.core.diffusion import DiffusionProcess
+from cpo_ray.core.picture_size import PictureSize
 from cpo_ray.core.plan import Item
 from cpo_ray.core.randomness import counter_generator
 from cpo_ray.data.buckets import Bucket, bucket_of, encoded_together
 from cpo_ray.data.picture import CENTER, PictureError, decode, fit
 from cpo_ray.data.shards import AnnotatedDataset
-from cpo_ray.models.base import Conditioning, Encoders, Family, PictureSize
+from cpo_ray.models.base import Conditioning, Encoders, Family
 
 
 @dataclass(frozen=True, eq=False)

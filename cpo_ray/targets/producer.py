@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -23,11 +22,10 @@ from ray.util.annotations import RayDeprecationWarning
 from cpo_ray.config import Targets
 from cpo_ray.core.files import DiskFullError, write_json
 from cpo_ray.core.plan import Item
-from cpo_ray.data.pairs import Losers
 from cpo_ray.data.picture import PictureError
-from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.models.bases.source import anywhere
-from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, pictures_of, target_store
+from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, target_store
+from cpo_ray.targets.images import add_images
 from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
 Progress = Callable[[int, int], None]
@@ -166,7 +164,7 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     dataset.context.enable_progress_bars = False
     with_images = dataset.map_batches(
-        _add_images,
+        add_images,
         fn_args=(spec.dataset, spec.losers),
         batch_size=1,
         batch_format="pyarrow",
@@ -195,13 +193,6 @@ def _bounded_retries() -> dict[str, int]:
     Data itself gives to each actor (ray-project/ray#57733). They live as long as the driver, so that a restart finds them.
     """
     return {"max_restarts": 4, "max_task_retries": 1}
-
-
-def _add_images(rows: pa.Table, folder: Path, losers: Losers | None) -> pa.Table:
-    """Add the encoded pictures of the row's items, by random access to the annotated shards."""
-    items = [Item(*item) for item in json.loads(rows["items"][0].as_py())]
-    images = AnnotatedDataset.open(folder).images(pictures_of(items, losers))
-    return rows.append_column("images", pa.array([images], pa.list_(pa.large_binary())))
 
 
 def _rows(dataset: Dataset) -> Iterator[dict[str, Any]]:

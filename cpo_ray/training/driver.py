@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -198,7 +199,8 @@ def _trainer(spec: TrainSpec) -> TorchTrainer:
     resources = {"CPU": optimization.cpus_per_worker} | ({"GPU": optimization.gpus_per_worker} if on_gpu else {})
     return TorchTrainer(
         train_loop,
-        train_loop_config={"spec": replace(spec, model=anywhere(spec.model))},
+        # In bytes, since Ray Train's controller only passes it on, and would import MLflow to unpack it.
+        train_loop_config={"spec": cloudpickle.dumps(replace(spec, model=anywhere(spec.model)))},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=optimization.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RunConfig(

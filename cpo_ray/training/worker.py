@@ -6,6 +6,7 @@ The denoiser is the only model here. `Trainer` knows torch.distributed and DeepS
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -30,7 +31,6 @@ from cpo_ray.training.artifacts.checkpoint import TrainingState, restore_checkpo
 from cpo_ray.training.artifacts.export import ExportError, Probe, TrainedWeights, export_weights, probe_output
 from cpo_ray.training.artifacts.ledger import LedgerEntry, write_segment
 from cpo_ray.training.artifacts.records import StepTracking, model_card, open_loggers
-from cpo_ray.training.engine.engine import Engine
 from cpo_ray.training.engine.optimizers import check_learning_rate
 from cpo_ray.training.health import COMPARED_EVERY, HealthWatch, TrainingHealthError, difference
 from cpo_ray.training.schedule import learning_rate_at
@@ -90,6 +90,9 @@ class Trainer:
     """
 
     def __init__(self, spec: TrainSpec) -> None:
+        # Here alone, and before any model: DeepSpeed takes seconds to import, and only a rank needs it.
+        from cpo_ray.training.engine.engine import Engine
+
         self.spec = spec
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.family = family(spec.model)
@@ -213,8 +216,8 @@ class Trainer:
 
 
 def train_loop(config: dict[str, Any]) -> WorkerResult:
-    """The function that Ray Train runs on every rank; config["spec"] is a TrainSpec."""
-    spec: TrainSpec = config["spec"]
+    """The function that Ray Train runs on every rank; config["spec"] is a pickled TrainSpec."""
+    spec: TrainSpec = pickle.loads(config["spec"])
     torch.set_num_threads(max(1, int(spec.optimization.cpus_per_worker)))
     try:
         trainer = Trainer(spec)

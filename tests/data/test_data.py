@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from cpo_ray.core.files import DiskFullError
+from cpo_ray.core.picture_size import PictureSize
 from cpo_ray.core.prompts import Labels
 from cpo_ray.core.schema import ANNOTATED, QUARANTINE
 from cpo_ray.core.splits import Split, split_of
@@ -25,7 +26,6 @@ from cpo_ray.data.importer import ImportReport, import_folder
 from cpo_ray.data.picture import MAX_BYTES, PictureError, decode, fit
 from cpo_ray.data.shards import AnnotatedDataset, DataError, stage_shards, staged, write_shards
 from cpo_ray.hierarchy import Hierarchy, load_hierarchy
-from cpo_ray.models.base import PictureSize
 
 
 @pytest.fixture(scope="module")

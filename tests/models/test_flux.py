@@ -13,8 +13,8 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from cpo_ray.config import Flow, Model
+from cpo_ray.core.picture_size import PictureSize
 from cpo_ray.evaluation.generate import GenerationJob, generate_batch
-from cpo_ray.models.base import PictureSize
 from cpo_ray.models.flux import Flux
 from cpo_ray.models.flux.family import image_ids, pack, unpack
 from cpo_ray.models.tiny import Widths

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from cpo_ray.config import Lora, Model
 from cpo_ray.config.registry import FAMILIES
+from cpo_ray.core.picture_size import PictureSize
 from cpo_ray.models import family
-from cpo_ray.models.base import Conditioning, PictureSize
+from cpo_ray.models.base import Conditioning
 from cpo_ray.models.sdxl import SDXL
 from cpo_ray.models.tiny import Widths, clip_tokenizer, t5_tokenizer
 

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from cpo_ray.config import Lora, Model, Optimization
+from cpo_ray.core.picture_size import PictureSize
 from cpo_ray.core.plan import Item, Plan
 from cpo_ray.core.randomness import counter_generator
 from cpo_ray.models import family
-from cpo_ray.models.base import Conditioning, PictureSize
+from cpo_ray.models.base import Conditioning
 from cpo_ray.models.tiny import Widths
 from cpo_ray.objectives.cpo_stabilised import StabilisedSettings
 from cpo_ray.targets.store import TargetStore

@@ -16,7 +16,8 @@ from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.models import family
 from cpo_ray.objectives import View
 from cpo_ray.objectives.dpo import DPO, PairSettings
-from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, pictures_of, target_store
+from cpo_ray.targets.expert import Expert, ExpertSpec, frozen_inputs, target_store
+from cpo_ray.targets.images import pictures_of
 from cpo_ray.targets.reader import TargetReader
 from cpo_ray.targets.store import frozen_fingerprint
 

@@ -11,7 +11,8 @@ from diffusers import FluxPipeline
 from torch import Tensor
 
 from cpo_ray.config import Flow, Model
-from cpo_ray.models.base import Conditioning, PictureSize, Tokens
+from cpo_ray.core.picture_size import PictureSize
+from cpo_ray.models.base import Conditioning, Tokens
 from cpo_ray.models.encoders import PipelineEncoders
 from cpo_ray.models.on_diffusers import DiffusersFamily
 

@@ -7,13 +7,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray.train
 from ray.train import Checkpoint, CheckpointConsistencyMode, CheckpointUploadMode
 from torch import distributed
 
 from cpo_ray.core.files import read_json, write_json
-from cpo_ray.training.engine.engine import Engine
+
+if TYPE_CHECKING:
+    from cpo_ray.training.engine.engine import Engine
 
 _STATE = "training_state.json"
 
