@@ -16,7 +16,7 @@ import torch
 from torch import distributed
 
 #: What one call may take, and how long a rank is waited for when another one has failed.
-CALL_SECONDS, GRACE_SECONDS = 200.0, 15.0
+CALL_SECONDS, GRACE_SECONDS = 600.0, 60.0
 SPAWN = multiprocessing.get_context("spawn")
 
 
