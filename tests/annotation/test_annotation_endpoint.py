@@ -18,7 +18,8 @@ from support.annotation_server import FAULTS, Server, tenth_of_each
 
 from cpo_ray.annotation.asking.questions import Questions
 from cpo_ray.annotation.back_ends.base import BackEndUnusable
-from cpo_ray.annotation.back_ends.endpoint import EndpointSettings, request_body
+from cpo_ray.annotation.back_ends.endpoint_settings import EndpointSettings
+from cpo_ray.annotation.back_ends.protocol import Form, request_body
 from cpo_ray.domains.toy.agent import measure
 from cpo_ray.domains.toy.dataset import draw_pictures
 from cpo_ray.hierarchy import load_hierarchy
@@ -232,7 +233,11 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
     assert key.encode() not in kept and key not in spoken
     assert isinstance(config.annotation.back_end, EndpointSettings)
     body = request_body(
-        config.annotation.back_end, prepared(config)[0], Questions(load_hierarchy(config.annotation.hierarchy)).content(), ""
+        config.annotation.back_end,
+        prepared(config)[0],
+        Questions(load_hierarchy(config.annotation.hierarchy)).content(),
+        "",
+        Form(),
     )
     assert key.encode() not in body
 
@@ -272,13 +277,13 @@ def test_attempts_and_patience_come_to_an_end(toy: Path, tmp_path: Path) -> None
     some(toy, tmp_path, 1)
     with Server(lambda said, asked, call: "500") as server:
         (outcome,) = annotate(settings(tmp_path, server.url, attempts=3)).values()
-        assert outcome.problem == "the endpoint failed 3 times, lastly: status 500"
+        assert outcome.problem == "the endpoint failed 3 times, lastly: status 500: no, None"
         assert outcome.effort.calls == server.total == 3 * outcome.effort.asked
         server.script = lambda said, asked, call: "429"
         config = settings(tmp_path, server.url, attempts=1, patience_seconds=0.035)
         (outcome,) = annotate(config, retry_failed=True).values()
     # Told to wait for 0.01 s three times is borne, the fourth time is too much.
-    assert outcome.problem == "the endpoint had too much to do for 0.035 s"
+    assert outcome.problem == "the endpoint had too much to do for 0.035 s: slow down"
     assert outcome.effort.calls == 4 * outcome.effort.asked
 
 

@@ -14,7 +14,7 @@ import pytest
 from cpo_ray.annotation.asking.answers import AnswerError, content_prompt, judgement, settle
 from cpo_ray.annotation.asking.cache import Answer, Answers
 from cpo_ray.annotation.asking.questions import Question, Questions
-from cpo_ray.annotation.back_ends.endpoint import _seconds
+from cpo_ray.annotation.back_ends.protocol import seconds_in
 from cpo_ray.command_line import CONFIGS
 from cpo_ray.config import ConfigError, load_as
 from cpo_ray.config.annotation import AnnotationConfig
@@ -168,7 +168,8 @@ def test_what_is_kept_of_an_answer(
     [
         ("", "one JSON object, complete"),
         (answer()[:-5], "one JSON object, complete"),
-        (f"```json\n{answer()}\n```", "nothing around it"),
+        (f"```json\n{answer()[:-5]}\n```", "one JSON object, complete"),
+        ("{" * 100_000, "one JSON object, complete"),
         ("[" * 100_000, "one JSON object"),
         ("[]", "one JSON object"),
         (answer(description=None), "'description' is missing or no text"),
@@ -180,6 +181,20 @@ def test_what_is_kept_of_an_answer(
 def test_what_is_no_answer(text: str, sentence: str, tree: Hierarchy) -> None:
     with pytest.raises(AnswerError, match=sentence):
         read(text, tree)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "```json\n{}\n```",
+        "Here is my answer: {}",
+        "{}\nI hope that this helps {{really}}.",
+        "<think>It may be {{'a': 1}}, or {{}}.</think>\n{}",
+        "It may be {{}}.</think>```\n{}```",
+    ],
+)
+def test_an_answer_is_found_in_what_models_put_around_it(around: str, tree: Hierarchy) -> None:
+    assert read(around.format(answer()), tree) == read(answer(), tree)
 
 
 def test_a_requirement_in_another_root_is_settled_when_both_are_known(tree: Hierarchy) -> None:
@@ -306,7 +321,7 @@ def test_answers_of_earlier_versions_stay_valid() -> None:
 
 
 def test_retry_after_is_a_number_or_a_date() -> None:
-    assert (_seconds("3"), _seconds("0.5"), _seconds("-1"), _seconds(None), _seconds("soon"), _seconds("nan")) == (
+    assert (seconds_in("3"), seconds_in("0.5"), seconds_in("-1"), seconds_in(None), seconds_in("soon"), seconds_in("nan")) == (
         3.0,
         0.5,
         0.0,
@@ -314,6 +329,6 @@ def test_retry_after_is_a_number_or_a_date() -> None:
         None,
         None,
     )
-    assert _seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    later = _seconds("Wed, 21 Oct 2115 07:28:00 GMT")
+    assert seconds_in("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    later = seconds_in("Wed, 21 Oct 2115 07:28:00 GMT")
     assert later is not None and later > 1e9

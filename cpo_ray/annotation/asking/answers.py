@@ -16,6 +16,8 @@ from cpo_ray.annotation.asking.questions import Question
 from cpo_ray.hierarchy import Hierarchy
 
 MAX_PROMPT = 400
+#: Places where an object may begin, so that no answer takes long to read.
+_TRIES = 50
 _OBJECT = "the answer must be one JSON object"
 
 
@@ -148,13 +150,34 @@ def _known(given: list[Any], allowed: Collection[str], elsewhere: Collection[str
 
 
 def _object(text: str) -> dict[str, Any]:
+    """Return the JSON object in an answer, which models also put into a fence, behind words, or behind what they think."""
+    said = text.rpartition("</think>")[2]
     try:
-        answer = json.loads(text)
+        answer = json.loads(said)
     except (ValueError, RecursionError):
-        raise AnswerError(f"{_OBJECT}, complete and with nothing around it") from None
+        answer = _longest_object(said)
     if not isinstance(answer, dict):
         raise AnswerError(_OBJECT)
     return answer
+
+
+def _longest_object(text: str) -> Any:
+    """Return the longest whole JSON object in a text. Raises AnswerError if there is none."""
+    decoder, found, longest, position = json.JSONDecoder(), None, 0, text.find("{")
+    for _ in range(_TRIES):
+        if position < 0:
+            break
+        try:
+            answer, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError):
+            end = position + 1
+        else:
+            if end - position > longest:
+                found, longest = answer, end - position
+        position = text.find("{", end)
+    if found is None:
+        raise AnswerError(f"{_OBJECT}, complete and with nothing around it")
+    return found
 
 
 def _list(answer: dict[str, Any], key: str) -> list[Any]:

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import math
+import logging
 import os
 import random
+import re
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cpo_ray.annotation.asking.questions import Question
 from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
+from cpo_ray.annotation.back_ends.endpoint_settings import EndpointSettings
+from cpo_ray.annotation.back_ends.protocol import Form, out_of_quota, reason_in, request_body, seconds_in
 from cpo_ray.annotation.pictures import Picture
-from cpo_ray.config.annotation import BackEndSettings
-from cpo_ray.config.review import is_loopback
-from cpo_ray.config.section import Free
 
 MAX_RESPONSE = 2**20
 LONGEST_PAUSE = 60.0
@@ -38,15 +33,23 @@ HOPELESS = {
 AGAIN = (408, 409, 425, 500, 502, 503, 504, 520, 522, 524, 529)
 
 
+_LEAST_PAUSE = 0.01
+_LOG = logging.getLogger(__name__)
+
+
 class _Failed(Exception):
     """A request that may be repeated."""
 
 
-class _TooMuch(Exception):
-    """The endpoint asks to wait, for this many seconds if it says how long."""
+class _Refused(Exception):
+    """The endpoint refuses a part of the request; without it, it may answer."""
 
-    def __init__(self, seconds: float | None) -> None:
-        super().__init__("it has too much to do")
+
+class _TooMuch(Exception):
+    """The endpoint asks to wait, for this many seconds if it says how long. The message is its reason."""
+
+    def __init__(self, seconds: float | None, reason: str) -> None:
+        super().__init__(reason)
         self.seconds = seconds
 
 
@@ -57,56 +60,6 @@ class _Trouble:
     failures: int = 0
     pauses: int = 0
     waited: float = 0.0
-
-
-class EndpointSettings(BackEndSettings):
-    """An OpenAI-compatible service, such as vLLM with a vision model."""
-
-    url: Free[str]
-    """Address up to the version, such as http://127.0.0.1:8000/v1."""
-    key_variable: Free[str | None] = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
-    """Environment variable with the key, on the actors' machines, too. The key itself is never written anywhere."""
-    in_flight: Free[PositiveInt] = 32
-    """Requests at the same time, per actor."""
-    timeout_seconds: Free[PositiveFloat] = 120.0
-    """Time limit of one request."""
-    attempts: Free[PositiveInt] = 5
-    """Requests per question that may fail with errors and time-outs. A request to wait does not count."""
-    backoff_seconds: Free[PositiveFloat] = 1.0
-    """The first pause after a failure. Each further pause may be twice as long, and is partly random."""
-    patience_seconds: Free[PositiveFloat] = 900.0
-    """How long one question may wait in total for an endpoint that reports overload."""
-    temperature: float = Field(default=0.0, ge=0)
-    max_tokens: PositiveInt = 1024
-    """Longest answer in tokens."""
-    price_in: Free[float] = Field(default=0.0, ge=0)
-    """Price of a million tokens of questions and pictures, for the displayed cost."""
-    price_out: Free[float] = Field(default=0.0, ge=0)
-    """Price of a million tokens of answers, for the displayed cost."""
-
-    @model_validator(mode="after")
-    def _safe_url(self) -> EndpointSettings:
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("url must begin with http:// or https:// and name a host, such as http://127.0.0.1:8000/v1")
-        if parts.username is not None or parts.query:
-            raise ValueError("url must hold no user, password or query, since it is displayed; a key belongs into key_variable")
-        if self.key_variable and parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise ValueError("a key does not travel over http to another machine; write https, or leave key_variable out")
-        return self
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Without the url: the same model served elsewhere, or on another port after a restart, gives the same answers."""
-        return {"back_end": self.kind, "model": self.model, "temperature": self.temperature}
-
-    def lacks(self) -> str | None:
-        if self.key_variable is None or os.environ.get(self.key_variable, "").strip():
-            return None
-        return f"back_end.key_variable is {self.key_variable}, which is not set on this machine; export it where the actors run"
-
-    def cost(self, tokens_in: int, tokens_out: int) -> float:
-        return (tokens_in * self.price_in + tokens_out * self.price_out) / 1e6
 
 
 class EndpointBackEnd(BackEnd):
@@ -122,10 +75,12 @@ class EndpointBackEnd(BackEnd):
         self._slots = asyncio.Semaphore(settings.in_flight)
         self._open_at = 0.0
         self._random = random.Random()
+        self._form = Form()
         self._session = aiohttp.ClientSession(
             headers=_authorization(settings.key_variable),
             timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds),
             connector=aiohttp.TCPConnector(limit=0),
+            trust_env=settings.proxy,
         )
 
     async def close(self) -> None:
@@ -138,17 +93,20 @@ class EndpointBackEnd(BackEnd):
         Raises Unanswered when `attempts` requests failed, the endpoint was full for longer than `patience_seconds`, or it refused
         this picture; BackEndUnusable when it would refuse every request.
         """
-        body = request_body(self._settings, picture, question, complaint)
         trouble = _Trouble()
         calls = 0
         async with self._slots:
             while True:
                 await self._until_open()
                 calls += 1
+                form = self._form
                 try:
-                    return _reply(await self._post(body, calls), calls)
+                    envelope = await self._post(request_body(self._settings, picture, question, complaint, form), calls)
+                    return self._reply(envelope, calls)
+                except _Refused as told:
+                    self._learn(form, str(told), calls)
                 except _TooMuch as told:
-                    await self._wait_as_told(told.seconds, trouble, calls)
+                    await self._wait_as_told(told, trouble, calls)
                 except _Failed as problem:
                     trouble.failures += 1
                     if trouble.failures >= self._settings.attempts:
@@ -169,29 +127,98 @@ class EndpointBackEnd(BackEnd):
             raise _Failed(f"no answer within {self._settings.timeout_seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _Failed(f"{type(error).__name__}: {error}") from None
-        if status == 429 or (status == 503 and retry_after):
-            raise _TooMuch(_seconds(retry_after))
-        if status in AGAIN:
-            raise _Failed(f"status {status}")
-        if status in HOPELESS:
-            raise BackEndUnusable(f"the endpoint {self._settings.url} answered {status}: {HOPELESS[status]}")
-        if status != 200:
-            raise Unanswered(f"the endpoint refused it with status {status}{self._said(text)}", calls)
+        self._check_status(status, text, retry_after, response.headers.get("Location", ""))
         try:
             envelope = json.loads(text)
         except (ValueError, RecursionError):
             raise _Failed("its response is not complete JSON") from None
+        if isinstance(envelope, list) and len(envelope) == 1:
+            (envelope,) = envelope
         if not isinstance(envelope, dict):
             raise _Failed("its response is not a JSON object")
         return envelope
 
-    async def _wait_as_told(self, seconds: float | None, trouble: _Trouble, calls: int) -> None:
+    def _check_status(self, status: int, text: bytes, retry_after: str | None, location: str) -> None:
+        """Raise _Failed, _TooMuch, _Refused or BackEndUnusable for a status that is not that of an answer."""
+        if status == 200:
+            return
+        reason = self._reason(text)
+        quoted, url = f": {reason}" if reason else "", self._settings.url
+        if 300 <= status < 400:
+            place = location.partition("?")[0][:200]
+            raise BackEndUnusable(f"the endpoint {url} redirects to {place}; if you trust that address, write it as url")
+        if status in (402, 403, 429) and out_of_quota(reason, text):
+            raise BackEndUnusable(f"the endpoint {url} answered {status}: the quota or the credit is used up{quoted}")
+        if status == 429 or (status == 503 and retry_after):
+            raise _TooMuch(seconds_in(retry_after), reason)
+        if status in AGAIN:
+            raise _Failed(f"status {status}{quoted}")
+        if status in HOPELESS:
+            version = "" if status not in (404, 405) or re.search(r"/v\d", url) else f"; many have it at {url.rstrip('/')}/v1"
+            raise BackEndUnusable(f"the endpoint {url} answered {status}: {HOPELESS[status]}{quoted}{version}")
+        raise _Refused(f"the endpoint refused it with status {status}{quoted}")
+
+    def _learn(self, form: Form, refusal: str, calls: int) -> None:
+        """Ask without what was refused from now on. Raises Unanswered if nothing can be left out."""
+        if self._form != form:  # another question has learned it meanwhile
+            return
+        found = form.without(refusal)
+        if found is None:
+            raise Unanswered(refusal, calls)
+        self._form = found
+        _LOG.warning("%s; from now on it is asked with %s", refusal, found)
+
+    def _reason(self, body: bytes | dict[str, Any]) -> str:
+        return reason_in(body, os.environ.get(self._settings.key_variable or "", "").strip())
+
+    def _reply(self, envelope: dict[str, Any], calls: int) -> Reply:
+        """Return the answer in a response. Raises _Failed if there is none, _Refused, or Unanswered if the model refused."""
+        try:
+            choice = envelope["choices"][0]
+            message = choice["message"]
+            refusal, text = message.get("refusal"), message.get("content")
+            ended = choice.get("finish_reason")
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise self._error_inside(envelope) from None
+        if refusal or ended == "content_filter":
+            raise Unanswered("the model refused to answer", calls)
+        if ended == "length":
+            tokens = self._settings.max_tokens
+            raise Unanswered(f"the answer was cut off after annotation.back_end.max_tokens = {tokens}; allow more", calls)
+        if isinstance(text, list):  # parts, of which some are text
+            text = "".join(part.get("text") or "" for part in text if isinstance(part, dict))
+        if not isinstance(text, str):
+            raise _Failed("its message holds no text")
+        usage = envelope.get("usage")
+        counted = usage if isinstance(usage, dict) else {}
+        return Reply(text, _count(counted.get("prompt_tokens")), _count(counted.get("completion_tokens")), calls)
+
+    def _error_inside(self, envelope: dict[str, Any]) -> Exception:
+        """Return what an error in a response of status 200 means."""
+        reason = self._reason(envelope)
+        if not reason:
+            return _Failed("its response holds no message")
+        if out_of_quota(reason, envelope):
+            return BackEndUnusable(f"the endpoint {self._settings.url} says that the quota or the credit is used up: {reason}")
+        error = envelope.get("error")
+        if isinstance(error, dict) and str(error.get("code")) == "429":
+            return _TooMuch(None, reason)
+        if self._form.without(reason):
+            return _Refused(f"the endpoint refused it: {reason}")
+        return _Failed(f"it answered with an error: {reason}")
+
+    async def _wait_as_told(self, told: _TooMuch, trouble: _Trouble, calls: int) -> None:
         """Hold all requests back as long as the endpoint said, or for a growing pause. Raises Unanswered."""
         trouble.pauses += 1
-        pause = self._backoff(trouble.pauses) if seconds is None else seconds
+        # A service that says 0 would be asked thousands of times a second.
+        if told.seconds is not None and told.seconds >= self._settings.backoff_seconds:
+            pause = told.seconds
+        else:
+            pause = max(self._backoff(trouble.pauses), _LEAST_PAUSE)
         trouble.waited += pause
         if trouble.waited > self._settings.patience_seconds:
-            raise Unanswered(f"the endpoint had too much to do for {self._settings.patience_seconds:g} s", calls)
+            reason = f": {told}" if str(told) else ""
+            raise Unanswered(f"the endpoint had too much to do for {self._settings.patience_seconds:g} s{reason}", calls)
         self._open_at = max(self._open_at, time.monotonic() + pause)
 
     async def _until_open(self) -> None:
@@ -202,53 +229,6 @@ class EndpointBackEnd(BackEnd):
     def _backoff(self, number: int) -> float:
         """Return the longest pause in seconds after the given failure: twice as long each time."""
         return float(min(LONGEST_PAUSE, self._settings.backoff_seconds * 2 ** min(number - 1, 16)))
-
-    def _said(self, text: bytes) -> str:
-        """Return the message of an error, short and on one line, without a key that it may repeat."""
-        try:
-            message = json.loads(text)["error"]["message"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return ""
-        key = os.environ.get(self._settings.key_variable or "", "").strip()
-        words = " ".join(str(message).replace(key, "…").split() if key else str(message).split())
-        return f": {''.join(character for character in words if character.isprintable())[:200]}"
-
-
-def request_body(settings: EndpointSettings, picture: Picture, question: Question, complaint: str) -> bytes:
-    """Return the JSON of one request to `/chat/completions`."""
-    seen = base64.b64encode(picture.seen).decode()
-    said = f"{question.user} Your last answer could not be used: {complaint}. Answer again." if complaint else question.user
-    content = [
-        {"type": "image_url", "image_url": {"url": f"data:{picture.media_type};base64,{seen}"}},
-        {"type": "text", "text": said},
-    ]
-    schema = {"name": "answer", "strict": True, "schema": question.schema}
-    body = {
-        "model": settings.model,
-        "messages": [{"role": "system", "content": question.system}, {"role": "user", "content": content}],
-        "response_format": {"type": "json_schema", "json_schema": schema},
-        "temperature": settings.temperature,
-        "max_tokens": settings.max_tokens,
-    }
-    return json.dumps(body).encode()
-
-
-def _reply(envelope: dict[str, Any], calls: int) -> Reply:
-    """Return the answer in a response. Raises _Failed if there is none, Unanswered if the model refused."""
-    try:
-        choice = envelope["choices"][0]
-        message = choice["message"]
-        refusal, text = message.get("refusal"), message.get("content")
-        filtered = choice.get("finish_reason") == "content_filter"
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise _Failed("its response holds no message") from None
-    if refusal or filtered:
-        raise Unanswered("the model refused to answer", calls)
-    if not isinstance(text, str):
-        raise _Failed("its message holds no text")
-    usage = envelope.get("usage")
-    tokens = usage if isinstance(usage, dict) else {}
-    return Reply(text, _count(tokens.get("prompt_tokens")), _count(tokens.get("completion_tokens")), calls)
 
 
 def _count(number: Any) -> int:
@@ -263,21 +243,6 @@ async def _limited(response: aiohttp.ClientResponse) -> bytes:
         if len(parts) > MAX_RESPONSE:
             raise _Failed("its response is longer than a mebibyte")
     return bytes(parts)
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """Return the seconds in a Retry-After header, given as a number or a date; None if it cannot be read."""
-    if retry_after is None:
-        return None
-    try:
-        seconds = float(retry_after)
-        return max(seconds, 0.0) if math.isfinite(seconds) else None
-    except ValueError:
-        pass
-    try:
-        return max((parsedate_to_datetime(retry_after).astimezone(UTC) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, OverflowError):
-        return None
 
 
 def _authorization(variable: str | None) -> dict[str, str]:
