@@ -267,7 +267,7 @@ def test_a_variant_is_taken_where_there_is_nothing_else() -> None:
 #: Loaders that unpickle unless they are told not to.
 LOADERS = ("from_pretrained", "from_single_file")
 #: What has no weights: configurations, tokenizers, processors.
-WITHOUT_WEIGHTS = ("config_class", "AutoProcessor", "DDPMScheduler")
+WITHOUT_WEIGHTS = ("config_class", "AutoProcessor", "AutoTokenizer", "DDPMScheduler")
 
 
 def test_no_loader_unpickles_or_runs_code() -> None:

@@ -34,7 +34,8 @@ def stages(config: Config, folder: Path) -> list[TrainSpec]:
         ("expert", config.expert.lora, config.expert.optimization, SupervisedSettings(name="sft")),
         ("preference", settings.lora, settings.optimization, small_beta),
     ):
-        small = {"steps": 64, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1, "warmup_steps": 0}
+        small = {"steps": 64, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1}
+        small |= {"warmup_steps": 0, "warmup_share": 0.0}
         spec = make_spec(folder / name, model, optimization=optimization.model_dump() | small, steps=64, objective=objective)
         specs.append(replace(spec, lora=lora))
     for spec in specs:
