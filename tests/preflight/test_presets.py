@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ def stages(config: Config, folder: Path) -> list[TrainSpec]:
         ("expert", config.expert.lora, config.expert.optimization, SupervisedSettings(name="sft")),
         ("preference", settings.lora, settings.optimization, small_beta),
     ):
-        small = {"steps": 64, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1}
+        small: dict[str, Any] = {"steps": 64, "epochs": None, "global_batch": 6, "micro_batch": 2, "workers": 1}
         small |= {"warmup_steps": 0, "warmup_share": 0.0}
         spec = make_spec(folder / name, model, optimization=optimization.model_dump() | small, steps=64, objective=objective)
         specs.append(replace(spec, lora=lora))
