@@ -6,7 +6,6 @@ The denoiser is the only model here. `Trainer` knows torch.distributed and DeepS
 from __future__ import annotations
 
 import math
-import pickle
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing import Any
 
 import ray.train
 import torch
+from ray import cloudpickle
 from torch import Tensor, distributed
 
 from cpo_ray.config import Lora, Model, Optimization
@@ -216,8 +216,11 @@ class Trainer:
 
 
 def train_loop(config: dict[str, Any]) -> WorkerResult:
-    """The function that Ray Train runs on every rank; config["spec"] is a pickled TrainSpec."""
-    spec: TrainSpec = pickle.loads(config["spec"])
+    """The function that Ray Train runs on every rank; config["spec"] is a TrainSpec as bytes, from this job's own driver.
+
+    Ray passes all arguments in this form. As bytes it is not unpacked by Ray Train's controller, which would import torch for it.
+    """
+    spec: TrainSpec = cloudpickle.loads(config["spec"])
     torch.set_num_threads(max(1, int(spec.optimization.cpus_per_worker)))
     try:
         trainer = Trainer(spec)
