@@ -19,7 +19,7 @@ from support.annotation_server import FAULTS, Server, tenth_of_each
 from cpo_ray.annotation.asking.questions import Questions
 from cpo_ray.annotation.back_ends.base import BackEndUnusable
 from cpo_ray.annotation.back_ends.endpoint_settings import EndpointSettings
-from cpo_ray.annotation.back_ends.protocol import Form, request_body
+from cpo_ray.annotation.back_ends.protocol import RequestForm, request_body
 from cpo_ray.domains.toy.agent import measure
 from cpo_ray.domains.toy.dataset import draw_pictures
 from cpo_ray.hierarchy import load_hierarchy
@@ -237,7 +237,7 @@ def test_the_key_goes_into_the_header_and_nowhere_else(
         prepared(config)[0],
         Questions(load_hierarchy(config.annotation.hierarchy)).content(),
         "",
-        Form(),
+        RequestForm(),
     )
     assert key.encode() not in body
 

@@ -17,7 +17,7 @@ from cpo_ray.annotation.asking.questions import Question
 from cpo_ray.annotation.back_ends.base import BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.back_ends.endpoint import EndpointBackEnd
 from cpo_ray.annotation.back_ends.endpoint_settings import EndpointSettings
-from cpo_ray.annotation.back_ends.protocol import Form, reason_in
+from cpo_ray.annotation.back_ends.protocol import RequestForm, reason_in
 from cpo_ray.annotation.pictures import Picture
 
 QUESTION = Question("root", "system", "user", {"type": "object", "properties": {"prompt": {"type": "string"}}})
@@ -107,7 +107,7 @@ def test_a_refusal_of_something_else_is_quoted_and_ends() -> None:
     ):
         ask(url)
     assert len(had) == 1
-    assert Form().without("unknown parameter: seed") is None
+    assert RequestForm().without("unknown parameter: seed") is None
 
 
 @pytest.mark.parametrize("retry_after", ["0", "-1", "0.000001", "soon", "Thu, 01 Jan 1970 00:00:00 GMT"])

@@ -17,7 +17,7 @@ import aiohttp
 from cpo_ray.annotation.asking.questions import Question
 from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, Unanswered
 from cpo_ray.annotation.back_ends.endpoint_settings import EndpointSettings
-from cpo_ray.annotation.back_ends.protocol import Form, out_of_quota, reason_in, request_body, seconds_in
+from cpo_ray.annotation.back_ends.protocol import RequestForm, out_of_quota, reason_in, request_body, seconds_in
 from cpo_ray.annotation.pictures import Picture
 
 MAX_RESPONSE = 2**20
@@ -75,7 +75,7 @@ class EndpointBackEnd(BackEnd):
         self._slots = asyncio.Semaphore(settings.in_flight)
         self._open_at = 0.0
         self._random = random.Random()
-        self._form = Form()
+        self._form = RequestForm()
         self._session = aiohttp.ClientSession(
             headers=_authorization(settings.key_variable),
             timeout=aiohttp.ClientTimeout(total=settings.timeout_seconds),
@@ -158,7 +158,7 @@ class EndpointBackEnd(BackEnd):
             raise BackEndUnusable(f"the endpoint {url} answered {status}: {HOPELESS[status]}{quoted}{version}")
         raise _Refused(f"the endpoint refused it with status {status}{quoted}")
 
-    def _learn(self, form: Form, refusal: str, calls: int) -> None:
+    def _learn(self, form: RequestForm, refusal: str, calls: int) -> None:
         """Ask without what was refused from now on. Raises Unanswered if nothing can be left out."""
         if self._form != form:  # another question has learned it meanwhile
             return

@@ -27,14 +27,14 @@ _REFUSED = re.compile(
 
 
 @dataclass(frozen=True)
-class Form:
+class RequestForm:
     """How an endpoint takes a question, found out once: what it refuses is left out, or said in another way."""
 
     length: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: bool = True
     answer: Literal["json_schema", "json_object", "text"] = "json_schema"
 
-    def without(self, refusal: str) -> Form | None:
+    def without(self, refusal: str) -> RequestForm | None:
         """Return the form without what an error says is refused; None if it speaks of nothing that can be left out."""
         said = refusal.lower()
         if not _REFUSED.search(said):
@@ -52,7 +52,7 @@ class Form:
         return f"{self.length}, {'' if self.temperature else 'no '}temperature, answers as {self.answer}"
 
 
-def request_body(settings: EndpointSettings, picture: Picture, question: Question, complaint: str, form: Form) -> bytes:
+def request_body(settings: EndpointSettings, picture: Picture, question: Question, complaint: str, form: RequestForm) -> bytes:
     """Return the JSON of one request to `/chat/completions`."""
     seen = base64.b64encode(picture.seen).decode()
     said = f"{question.user} Your last answer could not be used: {complaint}. Answer again." if complaint else question.user
