@@ -66,19 +66,17 @@ def evaluation_round(config: Config, dataset: AnnotatedDataset, domain: Domain) 
     return _round(config, "evaluation", config.evaluation.pictures, domain.requests(TABLE["evaluation"][0], dataset))
 
 
-def read_prompts(config: Config, dataset: AnnotatedDataset, domain: Domain, trials: int | None) -> Counter[str]:
+def read_prompts(config: Config, dataset: AnnotatedDataset, domain: Domain, drawn: int | None) -> Counter[str]:
     """How many pictures of each prompt the domain will read, at most.
 
-    They are those of the gate in three configurations, and those of every model of the evaluation, or the `trials` pictures that
-    a sweep draws.
+    They are those of the gate in three configurations, and those of every model of the evaluation, or the `drawn` pictures of a
+    sweep, whose prompts are counted in turn.
     """
     found = Counter(3 * gate_round(config, dataset, GATE_PICTURES).prompts)
-    if trials is None:
+    if drawn is None:
         models = 2 + len(config.preference.trainings)  # with the base and the expert
         return found + Counter(models * evaluation_round(config, dataset, domain).prompts)
-    assert config.sweep is not None, "only a sweep has trials"
-    times, asked = trials // config.sweep.pictures, validation_round(config, dataset, domain, config.sweep.pictures)
-    return found + Counter(times * asked.prompts)
+    return found + Counter(validation_round(config, dataset, domain, drawn).prompts)
 
 
 def shared_noise(config: Config) -> str | None:
