@@ -1,4 +1,4 @@
-"""What a call takes: floating-point operations of products, convolutions and attention, and the kernels it starts."""
+"""Count what a call takes: floating-point operations of products, convolutions and attention, and the kernels it starts."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ class Roles:
         return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1, self.encoders.micro_conditioning([size])
 
     def costs(self) -> dict[str, Cost]:
-        """What one sample takes of every model, counted in one eager call each."""
+        """Return what one sample takes of every model, counted in one eager call each."""
         picture, micro = self.picture(self.images[0])
         found: dict[str, Cost] = {}
         found["VAE"], x0 = cost_of(lambda: self.encoders.encode_pictures(picture))

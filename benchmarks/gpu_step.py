@@ -236,7 +236,7 @@ def _table(title: str, result: dict[str, Any]) -> str:
 
 
 def _record(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What is known before a model is measured, and what an earlier run of the same kind wrote into the file."""
+    """Return what is known before a model is measured, and what an earlier run of the same kind wrote into the file."""
     gpu = device.type == "cuda"
     complete = gpu and options.size == "full"
     place = "one GPU" if gpu else "one CPU thread, CPU time"

@@ -1,4 +1,4 @@
-"""What lower precision, a merged adapter and 8 bits cost: the cosine of z_w - z_l with that of a float32 expert.
+"""Measure what lower precision, a merged adapter and 8 bits cost: the cosine of z_w - z_l with that of a float32 expert.
 
     python benchmarks/precision.py --adapter runs/toy/expert/adapter [--base toy] [--data FOLDER] [--output FILE]
 
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def outputs(spec: ExpertSpec, samples: int, live: bool = False) -> ExpertDifferences:
-    """What the expert stores of so many pictures; with `live` the adapter is not merged."""
+    """Return what the expert stores of so many pictures; with `live` the adapter is not merged."""
     dataset = AnnotatedDataset.open(spec.dataset)
     ids = dataset.ids[:samples]
     expert = Expert(spec, unmerged(spec.model) if live else None)

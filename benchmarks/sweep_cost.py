@@ -1,4 +1,4 @@
-"""What k trials on shared targets cost against k runs that each compute their own.
+"""Compare what k trials on shared targets cost with k runs that each compute their own.
 
     python benchmarks/sweep_cost.py [--steps 40] [--trials 2 4 8] [--output FILE]
 

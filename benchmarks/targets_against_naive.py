@@ -155,7 +155,7 @@ class _timed:
 
 
 def _random_adapter(folder: Path) -> Path:
-    """What the expert knows does not change what it costs."""
+    """Make an expert with random weights: its knowledge does not change its cost."""
     sdxl = family(MODEL)
     denoiser = sdxl.load_denoiser(MODEL)
     names = set(sdxl.add_lora(denoiser, Lora(), seed=1))

@@ -44,7 +44,7 @@ def one_seed(seed: int, demo: Path, overrides: list[str]) -> dict[str, dict[str,
 
 
 def numbers(run: Path) -> dict[str, dict[str, object]]:
-    """What counts of a finished run: by model its scores and changes, without what was found in single pictures."""
+    """Return what counts of a finished run: by model its scores and changes, without what was found in single pictures."""
     result = json.loads((run / "evaluation" / "result.json").read_text())
     return {model: {key: value for key, value in values.items() if key != "labels"} for model, values in result["models"].items()}
 

@@ -64,7 +64,7 @@ class Outcome:
 
 @dataclass
 class Shown:
-    """What a picture lacks of everything that its prompt names. `problem` is empty if the question was answered."""
+    """Says what a picture lacks of everything that its prompt names. `problem` is empty if the question was answered."""
 
     missing: Sequence[str] = ()
     problem: str = ""

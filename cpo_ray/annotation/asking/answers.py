@@ -27,8 +27,8 @@ class AnswerError(ValueError):
 
 @dataclass(frozen=True)
 class RootAnswer:
-    """What one answer says about one root. `dropped` counts what was left out, by reason; `contradictions` describes the worst of
-    it.
+    """Holds what one answer says about one root. `dropped` counts what was left out, by reason; `contradictions` describes the
+    worst of it.
     """
 
     description: str

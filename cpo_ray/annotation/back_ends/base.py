@@ -42,7 +42,7 @@ class BackEnd(ABC):
     """
 
     settings: ClassVar[type[BackEndSettings]]
-    """What it can be told. It is imported wherever a configuration is read, so import what is heavy when it is made."""
+    """The class of its settings. It is imported wherever a configuration is read, so import what is heavy when it is made."""
 
     @abstractmethod
     async def ask(self, picture: Picture, question: Question, complaint: str) -> Reply:

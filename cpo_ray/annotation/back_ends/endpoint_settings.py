@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible endpoint can be told."""
+"""The settings of an OpenAI-compatible endpoint."""
 
 from __future__ import annotations
 
