@@ -134,8 +134,8 @@ def written(folder: Path) -> dict[Path, int]:
 
 
 def until(condition: Callable[[], object]) -> None:
-    """Look again and again, for two minutes at most."""
-    end = time.monotonic() + 120
+    """Look again and again, for ten minutes at most."""
+    end = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < end, "it did not come to that"
         time.sleep(0.2)
