@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cpo_ray.config.keys import Place, place
 from cpo_ray.config.root import Config
 from cpo_ray.config.section import ConfigError, FreeOnResume, Section, at_home
-from cpo_ray.config.text import TextError, read_text
+from cpo_ray.config.text import TextError, read_text, redacted
 
 Settings = TypeVar("Settings", bound=Section)
 
@@ -144,11 +144,11 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
     if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise ConfigError(f"override {text!r} is not valid text; the terminal and this program must both use UTF-8")
+        raise ConfigError(f"override {redacted(text)!r} is not valid text; the terminal and this program must both use UTF-8")
     key, equals, value = text.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not sections or not last:
-        raise ConfigError(f"override {text!r} is not of the form section.key=value, for instance run.seed=1")
+        raise ConfigError(f"override {redacted(text)!r} is not of the form section.key=value, for instance run.seed=1")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
@@ -159,7 +159,7 @@ def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
         if isinstance(given, str) and (found := place(schema, sections[:depth], tree)) and found.chosen:
             given = inside[name] = found.chosen.table(given)
         if not isinstance(given, dict):
-            raise ConfigError(f"override {text!r} goes through {name!r}, which is a value, not a section")
+            raise ConfigError(f"override {redacted(text)!r} goes through {name!r}, which is a value, not a section")
         inside = given
     inside[last] = parsed
 
@@ -171,7 +171,9 @@ def _sentence(schema: type[Section], tree: dict[str, Any], where: str, problem: 
     if problem["type"] == "missing":
         return f"{where}: {key!r} is missing; add it to the file or pass {key}=VALUE"
     message = problem["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(problem["input"], dict) else f" is {problem['input']!r}"  # a whole section says nothing
+    value = (
+        "" if isinstance(problem["input"], dict) else f" is {redacted(repr(problem['input']))}"
+    )  # a whole section says nothing
     if problem["type"] in ("string_type", "path_type") and isinstance(problem["input"], bool | int | float | date | time):
         written = f'{key} = "{_plain(problem["input"])}"'
         return f"{where}: {key!r} is a {type(problem['input']).__name__}, and a text is expected; put it in quotes: {written}"

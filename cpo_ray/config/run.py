@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, field_validator
 
 from cpo_ray.config.section import Free, Section
+from cpo_ray.config.text import redacted
 
 
 class RunSettings(Section):
@@ -32,5 +33,16 @@ class Machine(Section):
 
 class Tracking(Section):
     uri: str | None = None
-    """MLflow tracking URI. By default an sqlite store in the output folder."""
+    """MLflow tracking URI, without a password. By default an sqlite store in the output folder."""
     experiment: str = "cpo"
+
+    @field_validator("uri")
+    @classmethod
+    def _without_a_password(cls, uri: str | None) -> str | None:
+        """The URI is written to config.toml, to MLflow and to the terminal."""
+        if uri is not None and redacted(uri) != uri:
+            raise ValueError(
+                "it holds a password or a token, and the address is written down with the run; leave it out and export "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN (PGPASSWORD for PostgreSQL)"
+            )
+        return uri

@@ -1,8 +1,13 @@
-"""Read text files in the encoding that their first bytes declare: UTF-8 with or without a mark, UTF-16 and UTF-32 with theirs."""
+"""Texts as they are read and shown.
+
+Files are read in the encoding that their first bytes declare: UTF-8 with or without a mark, UTF-16 and UTF-32 with theirs.
+Passwords in addresses are not shown.
+"""
 
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 #: Mark at the start of a file → encoding. UTF-32's little-endian mark begins with that of UTF-16.
@@ -12,6 +17,12 @@ _MARKS = (
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
+)
+#: What nobody should see of an address: the password of a database, whoever logs in to a web page, and secret arguments.
+_SECRETS = (
+    re.compile(r"((?<!http)(?<!https)://[^\s/@:\"']*:)[^\s\"']*(?=@)", re.IGNORECASE),
+    re.compile(r"(https?://)[^\s/\"']+(?=@)", re.IGNORECASE),
+    re.compile(r"([?&;][\w.-]*(?:password|passwd|pwd|secret|token|key)[\w.-]*=)[^\s&;\"']+", re.IGNORECASE),
 )
 
 
@@ -37,3 +48,10 @@ def decode_text(data: bytes, where: str) -> str:
             f"{where}, line {line}: byte 0x{data[error.start]:02x} is not {encoding.removesuffix('-sig').upper()}; "
             "save the file as UTF-8"
         ) from None
+
+
+def redacted(text: str) -> str:
+    """Return a text with "…" for every password, token or key in an address."""
+    for secret in _SECRETS:
+        text = secret.sub(r"\1…", text)
+    return text

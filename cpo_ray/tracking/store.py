@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 
 from cpo_ray.config import ConfigError, Tracking
 from cpo_ray.config.section import at_home
+from cpo_ray.config.text import redacted
 
 logger = logging.getLogger(__package__)
 
@@ -117,4 +118,4 @@ def forgiving(what: str) -> Iterator[None]:
 
 def failure(what: str, error: Exception) -> str:
     """Say in one clause what MLflow did not take and why."""
-    return f"MLflow did not take {what} ({str(error).splitlines()[0][:200]})"
+    return f"MLflow did not take {what} ({redacted(str(error)).splitlines()[0][:200]})"

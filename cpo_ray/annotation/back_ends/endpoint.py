@@ -19,6 +19,7 @@ from cpo_ray.annotation.back_ends.base import BackEnd, BackEndUnusable, Reply, U
 from cpo_ray.annotation.back_ends.endpoint_settings import EndpointSettings
 from cpo_ray.annotation.back_ends.protocol import RequestForm, out_of_quota, reason_in, request_body, seconds_in
 from cpo_ray.annotation.pictures import Picture
+from cpo_ray.config.text import redacted
 
 MAX_RESPONSE = 2**20
 LONGEST_PAUSE = 60.0
@@ -126,7 +127,7 @@ class EndpointBackEnd(BackEnd):
         except TimeoutError:
             raise _Failed(f"no answer within {self._settings.timeout_seconds:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _Failed(f"{type(error).__name__}: {error}") from None
+            raise _Failed(redacted(f"{type(error).__name__}: {error}")) from None
         self._check_status(status, text, retry_after, response.headers.get("Location", ""))
         try:
             envelope = json.loads(text)

@@ -13,13 +13,15 @@ from cpo_ray.config.annotation import BackEndSettings
 from cpo_ray.config.review import is_loopback
 from cpo_ray.config.section import Free
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*\Z")
+
 
 class EndpointSettings(BackEndSettings):
     """An OpenAI-compatible service, such as vLLM with a vision model."""
 
     url: Free[str]
     """Address up to the version, such as http://127.0.0.1:8000/v1."""
-    key_variable: Free[str | None] = Field(default=None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    key_variable: Free[str | None] = None
     """Environment variable with the key, on the actors' machines, too. The key itself is never written anywhere."""
     in_flight: Free[PositiveInt] = 32
     """Requests at the same time, per actor."""
@@ -49,6 +51,9 @@ class EndpointSettings(BackEndSettings):
             raise ValueError("url must begin with http:// or https:// and name a host, such as http://127.0.0.1:8000/v1")
         if parts.username is not None or parts.query:
             raise ValueError("url must hold no user, password or query, since it is displayed; a key belongs into key_variable")
+        if self.key_variable and not _VARIABLE.match(self.key_variable):
+            # A key that was written here must not be shown.
+            raise ValueError("key_variable is the name of an environment variable in capitals, such as OPENAI_API_KEY, not a key")
         if (ending := re.search(r"/(chat/)?completions/?$|/(models|responses)/?$", parts.path)) is not None:
             raise ValueError(f"url goes up to the version, such as http://127.0.0.1:8000/v1; leave {ending[0]} off")
         if self.key_variable and parts.scheme == "http" and not is_loopback(parts.hostname):
