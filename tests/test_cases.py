@@ -85,6 +85,14 @@ def read(change: Callable[[str], str | bytes], *overrides: str) -> Tried:
     return tried
 
 
+def piped(place: Path) -> str:
+    """Load a configuration from a pipe that nobody writes to."""
+    os.mkfifo(place / "my.toml")
+    with pytest.raises(ConfigError) as told:
+        load(place / "my.toml")
+    return str(told.value)
+
+
 def folder(written: str) -> Callable[[str], str]:
     """Another folder of data in the configuration, as written in TOML."""
     return lambda text: re.sub(r'^folder = "runs/data/toy"', lambda _: f"folder = {written}", text, flags=re.MULTILINE)
@@ -239,6 +247,7 @@ CASES: dict[str, tuple[Tried, str]] = {
     "31 YAML": (read(lambda _: "run:\n  name: toy\n"), r"^\S+my\.toml is not valid TOML: [^\n]*$"),
     "31 nested for ever": (read(lambda text: text + "\n[lost]\nx = " + "[" * 5000), "its values are nested too deeply"),
     "31 a folder": (command("jobs/train_sft.py", "--config", "jobs"), r"^exit 2: jobs cannot be read: Is a directory[^\n]*\n$"),
+    "31 a pipe": (piped, r"^\S+my\.toml cannot be read: it is no plain file; give a configuration in TOML$"),
     "31 a date as a name": (
         read(str, "run.name=2024-05-01"),
         r"a date, and a text is expected; put it in quotes: run\.name = \"2024-",

@@ -7,7 +7,10 @@ Passwords in addresses are not shown.
 from __future__ import annotations
 
 import codecs
+import errno
+import os
 import re
+import stat
 from pathlib import Path
 
 #: Mark at the start of a file → encoding. UTF-32's little-endian mark begins with that of UTF-16.
@@ -18,6 +21,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_LARGEST = 2**28
 #: What nobody should see of an address: the password of a database, whoever logs in to a web page, and secret arguments.
 _SECRETS = (
     re.compile(r"((?<!http)(?<!https)://[^\s/@:\"']*:)[^\s\"']*(?=@)", re.IGNORECASE),
@@ -30,9 +34,25 @@ class TextError(ValueError):
     """A file is not text in a known encoding; the message names the line and what to do."""
 
 
+def read_file(path: Path) -> bytes:
+    """Return a whole file that people write by hand. Raises OSError, also for a pipe, a device and a file of over 256 MiB."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise OSError(errno.EFBIG, f"it is larger than {_LARGEST // 2**20} MiB", str(path))
+    return data
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file. Otherwise, opening a pipe would wait until somebody writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read_text(path: Path) -> str:
-    """Return a whole text file with line ends as "\n". Raises TextError, and OSError if it cannot be read."""
-    return decode_text(path.read_bytes(), str(path))
+    """Return a whole text file with line ends as "\n". Raises TextError, and OSError as `read_file` does."""
+    return decode_text(read_file(path), str(path))
 
 
 def decode_text(data: bytes, where: str) -> str:

@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeVar
 
 import yaml
 
-from cpo_ray.config.text import TextError, decode_text
+from cpo_ray.config.text import TextError, decode_text, read_file
 from cpo_ray.hierarchy.tree import HierarchyError, did_you_mean
 
 _LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
@@ -38,7 +38,7 @@ class Source:
     def top(self) -> yaml.Node:
         """Return the document's top node. Raises HierarchyError for a file that is not YAML."""
         try:
-            content = self._path.read_bytes()
+            content = read_file(self._path)
         except OSError as error:
             raise HierarchyError(f"{self._path}: The hierarchy cannot be read: {error.strerror}.") from error
         try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,7 +46,8 @@ def served(service: Service) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             had.append(request | {"path": self.path})
             status, headers, body = service(request)
-            data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+            text = body if isinstance(body, bytes | str) else json.dumps(body)
+            data = text.encode() if isinstance(text, str) else text
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name.replace("_", "-"), value)
@@ -187,6 +190,20 @@ def test_a_wrong_address_is_hinted_at() -> None:
 def test_an_endless_answer_is_not_read_to_its_end() -> None:
     with served(lambda request: answered("x" * 2**21)) as (url, _), pytest.raises(Unanswered, match="longer than a mebibyte"):
         ask(url)
+
+
+def test_a_packed_answer_is_not_unpacked_to_its_end() -> None:
+    """50 kB that unpack to 50 MB: no more than a mebibyte and a bit of it is ever in memory."""
+    packed = gzip.compress(b'{"choices": "' + bytes(50_000_000))
+    with served(failed(200, packed, Content_Encoding="gzip")) as (url, _):
+        tracemalloc.start()
+        try:
+            with pytest.raises(Unanswered, match="longer than a mebibyte"):
+                ask(url)
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert most < 12_000_000
 
 
 def test_a_proxy_is_used_where_the_settings_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

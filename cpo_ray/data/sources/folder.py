@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from cpo_ray.data.shards import DataError
-from cpo_ray.data.sources.extent import MOST_TEXT, Extent
+from cpo_ray.data.sources.extent import Extent
 from cpo_ray.data.sources.listed import Folder, Pictured
 from cpo_ray.data.sources.metadata import NAMES, SIDECARS, Entry, MetadataError, caption, entries
 from cpo_ray.data.sources.names import COMPRESSED, CONTAINERS, Names, inside, is_picture, split_of_file
 from cpo_ray.data.sources.parquet import ANY, Columns, list_parquet
+from cpo_ray.data.sources.table import MOST_TEXT
 from cpo_ray.data.sources.webdataset import list_tar
 
 #: Files that operating systems leave beside pictures.

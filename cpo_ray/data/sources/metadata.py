@@ -25,8 +25,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cpo_ray.config.text import TextError, decode_text, read_text
-from cpo_ray.data.sources.extent import MOST_TEXT, open_table, table_rows
+from cpo_ray.config.text import TextError, decode_text
+from cpo_ray.data.sources.table import MOST_TEXT, Table
 
 NAMES = ("metadata.jsonl", "metadata.json", "metadata.csv", "metadata.tsv", "metadata.parquet")
 SIDECARS = (".txt", ".caption", ".json")
@@ -71,9 +71,9 @@ def entries(file: Path, source: str) -> Iterator[Entry]:
         if suffix == ".parquet":
             rows = _parquet_rows(file)
         elif suffix in (".csv", ".tsv"):
-            rows = _csv_rows(read_text(file))
+            rows = _csv_rows(decode_text(file.read_bytes(), str(file)))
         elif suffix == ".json":
-            rows = _json_rows(read_text(file), source)
+            rows = _json_rows(decode_text(file.read_bytes(), str(file)), source)
         else:
             rows = _jsonl_rows(file.read_bytes(), source)
         for number, row in rows:
@@ -162,9 +162,9 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
     with pq.ParquetFile(file) as opened:
         columns = [name for name in opened.schema_arrow.names if name in _KNOWN]
     number = 0
-    with open_table(file, columns) as table:
-        for group in range(table.num_row_groups):
-            for row in table_rows(table, group, columns):
+    with Table(file, columns) as table:
+        for group in table.groups:
+            for row in table.rows(group):
                 yield (number := number + 1), row
 
 

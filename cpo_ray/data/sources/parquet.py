@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cpo_ray.data.shards import DataError
-from cpo_ray.data.sources.extent import Extent, open_table, table_rows
+from cpo_ray.data.sources.extent import Extent
 from cpo_ray.data.sources.listed import Folder, Pictured
 from cpo_ray.data.sources.metadata import COLUMNS, entry_of
 from cpo_ray.data.sources.names import split_of_file
+from cpo_ray.data.sources.table import Table
 
 #: Names that a column of pictures has, in order of preference, where there are several columns of bytes.
 _IMAGES = ("image", "img", "picture", "photo", "jpg", "png", "webp")
@@ -63,9 +64,9 @@ def _rows(path: Path, name: str, image: str, columns: Columns) -> Iterator[Pictu
     taken = [name for names in choices.values() for name in names if name in readable and name != image]
     unread = tuple(name for name in schema.names if name not in taken and name != image)
     number, split = 0, split_of_file(name)
-    with open_table(path, [*taken]) as table:
-        for group in range(table.num_row_groups):
-            for row, cells in enumerate(table_rows(table, group, taken)):
+    with Table(path, taken) as table:
+        for group in table.groups:
+            for row, cells in enumerate(table.rows(group)):
                 source = f"{name}:{number}"
                 entry = entry_of(_as_texts(cells, choices["id"]), source, choices, unread)
                 yield Pictured(source, entry, Extent(str(path), group, row, image), split)

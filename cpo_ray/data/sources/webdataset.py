@@ -6,10 +6,11 @@ import tarfile
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from cpo_ray.data.sources.extent import MOST_TEXT, Extent
+from cpo_ray.data.sources.extent import Extent
 from cpo_ray.data.sources.listed import Folder, Pictured
 from cpo_ray.data.sources.metadata import SIDECARS, Entry, caption
 from cpo_ray.data.sources.names import SUFFIXES, split_of_file
+from cpo_ray.data.sources.table import MOST_TEXT
 
 
 def list_tar(path: Path, name: str, found: Folder) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cpo_ray.config import ConfigError
+from cpo_ray.config.text import read_file
 
 #: How weights' files begin that diffusers and transformers have written.
 DIFFUSERS, TRANSFORMERS = "diffusion_pytorch_model", "model"
@@ -95,7 +96,7 @@ def read_metadata(file: Path) -> dict[str, str]:
 def read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises ConfigError, also for a web page or a pointer in its place."""
     try:
-        data = file.read_bytes()
+        data = read_file(file)
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     try:
