@@ -20,7 +20,7 @@ FENCES = {
     "diffusers": MODELS,
     "transformers": MODELS,
     "peft": MODELS,
-    "aiohttp": ("cpo_ray/annotation/back_ends/endpoint.py", "cpo_ray/review/server.py"),
+    "aiohttp": ("cpo_ray/annotation/back_ends/endpoint.py", "cpo_ray/reports/guard.py", "cpo_ray/review/server.py"),
     "cpo_ray.domains.toy": (TOY,),
 }
 #: These stay light: no torch, no ray, wherever in the file the import stands.

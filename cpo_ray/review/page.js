@@ -12,19 +12,31 @@ let current = 0; // the label that keys judge
 const wanted = new Map(); // label → verdict that is not on disk yet
 let saving = null;
 
-async function ask(path, body) {
-  const options = { signal: AbortSignal.timeout(PATIENCE) };
-  if (body) Object.assign(options, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+// The token came behind the # of the address, which no browser sends. It is kept for this tab and this port alone.
+function admit() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) sessionStorage.setItem("token", token);
+  history.replaceState(null, "", "/");
+}
+
+async function reach(path, body) {
+  const options = { signal: AbortSignal.timeout(PATIENCE), headers: { Authorization: `Bearer ${sessionStorage.getItem("token")}` } };
+  if (body) {
+    Object.assign(options, { method: "POST", body: JSON.stringify(body) });
+    options.headers["Content-Type"] = "application/json";
+  }
   let response;
   try {
     response = await fetch(path, options);
   } catch {
     throw new Error("the review does not answer; is it still running in its terminal?");
   }
+  if (response.ok) return response;
   const answer = await response.json().catch(() => ({ error: `the review answered ${response.status}` }));
-  if (!response.ok) throw new Error(answer.error);
-  return answer;
+  throw new Error(answer.error);
 }
+
+const ask = async (path, body) => (await reach(path, body)).json();
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -102,7 +114,7 @@ async function go(number) {
   at("labels").scrollTop = 0;
   scrollTo(0, 0);
   focusLabel();
-  if (number + 1 < review.finished.length) new Image().src = address(number + 1);
+  if (number + 1 < review.finished.length) image(number + 1).catch(() => {}); // it is asked for again, and told, when it is shown
 }
 
 async function confirmRest() {
@@ -139,15 +151,38 @@ async function finish() {
   at("end").querySelector("h2").focus();
 }
 
-const address = (number) => `/pictures/${number}/image?of=${review.session}`;
+// Pictures need the token, too: they are fetched here and shown from memory, where the last few stay.
+const kept = new Map();
 
-function showPicture() {
-  for (const image of [at("picture"), at("whole")]) {
-    image.src = address(shown.number);
-    image.alt = shown.prompt;
-    image.classList.toggle("pixelated", Math.max(shown.width, shown.height) <= 128);
+function image(number) {
+  if (!kept.has(number)) {
+    const fetched = reach(`/pictures/${number}/image`).then((answer) => answer.blob()).then((data) => URL.createObjectURL(data));
+    kept.set(number, fetched);
+    fetched.catch(() => kept.delete(number));
   }
-  at("prompt").textContent = shown.prompt;
+  for (const [other, address] of kept) {
+    if (Math.abs(other - number) < 3) continue;
+    kept.delete(other);
+    address.then(URL.revokeObjectURL, () => {});
+  }
+  return kept.get(number);
+}
+
+async function showPicture() {
+  const { number, prompt, width, height } = shown;
+  at("prompt").textContent = prompt;
+  for (const place of [at("picture"), at("whole")]) {
+    place.removeAttribute("src");
+    place.alt = prompt;
+    place.classList.toggle("pixelated", Math.max(width, height) <= 128);
+  }
+  try {
+    const address = await image(number);
+    if (shown?.number === number) at("picture").src = at("whole").src = address;
+  } catch (error) {
+    if (shown?.number === number) complain(`The picture cannot be shown: ${error.message}`);
+    again = () => go(number);
+  }
 }
 
 // ---- the labels
@@ -296,5 +331,6 @@ at("large").addEventListener("click", () => at("large").close());
 at("over").addEventListener("click", () => go(0));
 at("again").addEventListener("click", () => (wanted.size ? save() : again()));
 at("picture").addEventListener("error", () => complain("The picture's file cannot be shown; its labels may be left unsure."));
-history.replaceState(null, "", "/"); // the token is in a cookie now and need not stand in the address
+addEventListener("hashchange", () => location.reload()); // the address of another review at the same port
+admit();
 start();

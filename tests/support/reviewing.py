@@ -44,7 +44,7 @@ class Served:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/?token={TOKEN}"
+        return f"http://127.0.0.1:{self.port}/#token={TOKEN}"
 
     def __enter__(self) -> Served:
         self.pile = open_pile(self._review, self._reviewer, self._sample)
