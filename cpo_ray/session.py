@@ -25,6 +25,9 @@ def connect() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if not ray.is_initialized():
         address = None if os.environ.get("RAY_ADDRESS") else "local"
+        if address == "local":
+            # A process per training that watches for machines which are about to be taken away: here there is only this one.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 

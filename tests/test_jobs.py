@@ -88,7 +88,7 @@ def test_check_says_that_the_embedded_domain_can_start(tmp_path: Path) -> None:
     few = ["targets.cpus_per_actor=0.2", "preference.optimization.cpus_per_worker=0.2", "evaluation.cpus_per_actor=0.2"]
     answer = job("jobs/train_cpo.py", "--check", f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}", *few)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert "will draw 1600 pictures" in answer.stdout and "targets take up to" in answer.stdout
+    assert "will draw 1000 pictures" in answer.stdout and "targets take up to" in answer.stdout
     assert list(tmp_path.iterdir()) == []  # nothing was written
 
 

@@ -144,15 +144,14 @@ def generate_into(
 def _drawn(
     jobs: Mapping[str, GenerationJob], tasks: Sequence[Task], settings: Evaluation
 ) -> Iterator[tuple[Task, list[Picture]]]:
-    """Yield each batch of pictures, in the order of the tasks. Every actor works on one at a time."""
+    """Yield each batch of pictures as it is done. Every actor works on one at a time."""
     # A restarted actor loads what its next task names, so a lost node costs one batch and no picture.
     remote = ray.remote(PictureActor).options(
         num_cpus=settings.cpus_per_actor, num_gpus=settings.gpus_per_actor, max_restarts=2, max_task_retries=2
     )
     actors = [remote.remote() for _ in range(min(settings.actors, len(tasks)))]
     try:
-        made = ActorPool(actors).map(lambda actor, task: actor.draw.remote(jobs[task[0]], task[1]), tasks)
-        yield from zip(tasks, made, strict=True)
+        yield from ActorPool(actors).map_unordered(lambda actor, task: actor.draw.remote(jobs[task[0]], task), tasks)
     finally:
         for actor in actors:
             ray.kill(actor)
@@ -193,14 +192,27 @@ class PictureActor:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)  # the pool's actors provide the parallelism
-        self.loaded: tuple[Model, Path | None] | None = None
-        self.pipeline: Any = None
+        self._loaded: tuple[Model, Path | None] | None = None
+        self._held: Any = None
 
-    def draw(self, job: GenerationJob, indices: Sequence[int]) -> list[Picture]:
-        if self.loaded != (job.model, job.adapter):
-            self.loaded, self.pipeline = None, None  # two large pipelines may not fit into memory together
-            self.pipeline = family(job.model).load_pipeline(job.model, job.adapter)
-            self.pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-            self.pipeline.set_progress_bar_config(disable=True)
-            self.loaded = (job.model, job.adapter)
-        return generate_batch(self.pipeline, job, indices)
+    def draw(self, job: GenerationJob, task: Task) -> tuple[Task, list[Picture]]:
+        """Draw one batch of a job; the task comes back with its pictures, since batches end in any order."""
+        return task, generate_batch(self._pipeline(job), job, task[1])
+
+    def draw_all(self, job: GenerationJob) -> list[Picture]:
+        """Draw all pictures of a job here."""
+        made = {
+            i: picture
+            for indices in job.batches()
+            for i, picture in zip(indices, generate_batch(self._pipeline(job), job, indices), strict=True)
+        }
+        return [made[i] for i in range(len(made))]
+
+    def _pipeline(self, job: GenerationJob) -> Any:
+        if self._loaded != (job.model, job.adapter):
+            self._loaded, self._held = None, None  # two large pipelines may not fit into memory together
+            self._held = family(job.model).load_pipeline(job.model, job.adapter)
+            self._held.to("cuda" if torch.cuda.is_available() else "cpu")
+            self._held.set_progress_bar_config(disable=True)
+            self._loaded = (job.model, job.adapter)
+        return self._held

@@ -97,6 +97,4 @@ def sample_watch(
 
 def _draw(job: GenerationJob) -> list[Picture]:
     """Draw in a task, not an actor, since it takes its CPUs or GPU only for a moment."""
-    artist = PictureActor()
-    made = {i: picture for indices in job.batches() for i, picture in zip(indices, artist.draw(job, indices), strict=True)}
-    return [made[i] for i in range(len(made))]
+    return PictureActor().draw_all(job)

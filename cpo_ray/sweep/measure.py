@@ -73,11 +73,7 @@ class Measurer:
         return found, left_out
 
     def _draw(self, adapter: Path | None) -> list[Picture]:
-        job = generation_job(self._config, adapter, self._asked.prompts, self._asked.seeds)
-        made = {
-            i: picture for indices in job.batches() for i, picture in zip(indices, self._artist.draw(job, indices), strict=True)
-        }
-        return [made[i] for i in range(len(made))]
+        return self._artist.draw_all(generation_job(self._config, adapter, self._asked.prompts, self._asked.seeds))
 
 
 def shown_indices(count: int) -> list[int]:

@@ -58,8 +58,8 @@ def test_a_domain_comes_by_name_or_by_import_path_and_is_told_what_it_can_be_tol
     [
         (["domain.use=tow"], "there is no domain 'tow'; choose one of none, toy, annotator, or give your own as module:name"),
         (["domain.dark=3"], "unknown key 'domain.dark'; valid keys here: pictures, use"),
-        ([f"domain.use={OWN}", "model.base=x"], f"pictures is 1600, yet the domain '{OWN}' draws none; set it to 0"),
-        (["domain.use=none"], "pictures is 1600, yet the domain 'none' draws none; set it to 0 and bring your own pictures"),
+        ([f"domain.use={OWN}", "model.base=x"], f"pictures is 1000, yet the domain '{OWN}' draws none; set it to 0"),
+        (["domain.use=none"], "pictures is 1000, yet the domain 'none' draws none; set it to 0 and bring your own pictures"),
         ([f"domain.use={OWN}", "domain.pictures=0"], "'model.base' is missing"),
         (["domain.use=support.outside.scorer:Brightness"], "has no class `settings`"),
     ],
@@ -162,10 +162,10 @@ def test_rounds_ask_for_the_domains_prompts_or_the_data_sets(tree: Hierarchy) ->
 
 def test_nobody_tunes_on_the_noise_that_counts() -> None:
     assert shared_noise(load(CONFIGS / "toy_sweep.toml")) is None
-    clash = "the gate would draw from the noise of seeds 50000 to 50047, and the evaluation from that of 50047 to 50286; choose"
+    clash = "the gate would draw from the noise of seeds 50000 to 50047, and the evaluation from that of 50047 to 50166; choose"
     assert str(shared_noise(config("evaluation.seed=50047"))).startswith(clash)
     assert shared_noise(config("evaluation.seed=50048")) is None
     assert shared_noise(config("evaluation.seed=70000")) is None, "no sweep draws there"
-    sweep = load(CONFIGS / "toy_sweep.toml", ["evaluation.seed=69800"])
-    assert "the validation would draw from the noise of seeds 70000 to 70119" in str(shared_noise(sweep))
+    sweep = load(CONFIGS / "toy_sweep.toml", ["evaluation.seed=69950"])
+    assert "the validation would draw from the noise of seeds 70000 to 70079" in str(shared_noise(sweep))
     assert any(finding.verdict == "missing" and "the noise of seeds" in finding.sentence for finding in check(sweep))

@@ -31,13 +31,13 @@ def missing(config: Config) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["preference.optimization.workers=9"], "stage 2 with its targets takes 4.9 of 2 CPUs here"),
-        (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.4 of 2 CPUs and 0.5 of 0 GPUs here"),
+        (["preference.optimization.workers=9"], "stage 2 with its targets takes 5.3 of 2 CPUs here"),
+        (["targets.gpus_per_actor=0.5", "expert.adapter=."], "takes 1.8 of 2 CPUs and 1 of 0 GPUs here"),
         (["expert.optimization.workers=2", "expert.optimization.global_batch=1"], "1 for 2 workers"),
-        (["expert.optimization.warmup_steps=500"], "training ends after 200 steps"),
-        # 1280 training pictures in batches of 32 are 40 steps
-        (["preference.optimization={epochs=1, warmup_steps=40}"], "training ends after 40 steps"),
-        (["preference.optimization={epochs=1, warmup_steps=40}"], "learning rate; set it to at most 4, or train longer"),
+        (["expert.optimization.warmup_steps=500"], "training ends after 80 steps"),
+        # 800 training pictures in batches of 32 are 25 steps
+        (["preference.optimization={epochs=1, warmup_steps=40}"], "training ends after 25 steps"),
+        (["preference.optimization={epochs=1, warmup_steps=40}"], "learning rate; set it to at most 2, or train longer"),
         (["targets.min_actors=3", "targets.cpus_per_actor=0.1"], "min_actors is 3, more than targets.max_actors (2)"),
         (["data.pictures.buckets=aspect", "data.pictures.multiple=12"], "multiple is 12; it must be a multiple of 8"),
         (["tracking.uri=runs"], "which is not an MLflow store"),

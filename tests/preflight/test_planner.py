@@ -109,7 +109,7 @@ def test_main_memory_is_counted_over_what_runs_at_the_same_time() -> None:
 def test_disk_is_counted_by_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 10 steps of 32 over 100 pictures: 320 items, all distinct with 4 draws. A latent is 8 x 16 x 16; per value six float16
     # tensors and one float32, so 16 bytes, and 2 for each value of the prompt's conditions.
-    config = toy("preference.optimization.steps=10")
+    config = toy("preference.optimization.steps=10", "targets.draws=4")
     base = local_base(config.model)
     row = disk.row_of(config, base)
     assert row.latent == 8 * 16 * 16 and row.text > 0
@@ -133,7 +133,7 @@ def test_a_sweep_is_planned_with_all_its_trials() -> None:
     trials = counted(5, 2, 2, 1320)
     planned, single = (list(plan_findings(config, base, HERE, 1280, number)) for number in (trials, None))
     assert all(finding.verdict == "ok" for finding in planned)
-    assert "200 in stage 1, 600 in 5 trials" in line(planned, "optimizer steps").sentence
+    assert "80 in stage 1, 400 in 5 trials" in line(planned, "optimizer steps").sentence
     assert [one.name for one in stages(config, base, 1280, 1e11, trials)] == ["stage 1", "5 trials"]
     stage_two, all_trials = stages(config, base, 1280, 1e11)[1], stages(config, base, 1280, 1e11, trials)[1]
     assert all_trials.targets == stage_two.targets  # one set of them
@@ -160,7 +160,7 @@ def test_time_follows_from_the_operations_and_the_rate() -> None:
     sentence = line(found(config), "at 1 TFLOP/s of a GPU, as stated").sentence
     assert "stage 1" in sentence and "baseline sft" in sentence and "evaluation" in sentence
     slow, fast = (stages(config, base, 1280, rate) for rate in (1e12, 2e12))
-    assert "200 in stage 1, 120 in stage 2, 120 in baseline sft" in line(found(config), "optimizer steps").sentence
+    assert "80 in stage 1, 80 in stage 2, 80 in baseline sft" in line(found(config), "optimizer steps").sentence
     assert [stage.name for stage in slow] == ["stage 1", "stage 2", "baseline sft", "baseline cpo"]
     assert all(one.seconds == pytest.approx(2 * other.seconds) for one, other in zip(slow, fast, strict=True))
     assert slow[1].seconds == max(slow[1].targets, slow[1].training) and slow[3].targets == 0
