@@ -150,15 +150,13 @@ def _production(
     """Compute the target shards of a training beside the block, or before it where `targets.overlap` is off.
 
     Shards are computed in the order of the run's seed. A training in another order may need the last of them in its first step,
-    so it always comes after. Yields a function that waits for the end and says what was done.
+    so it always comes after. Beside the block, shards that turn out to be damaged are computed again.
+    Yields a function that waits for the end and says what was done.
     """
     targets, frozen = run.config.targets, training.frozen
-    if not targets.overlap or training.plan.order is not None:
-        counted = ProgressLine(f"{training.name}, targets").counter("shards", targets.max_actors)
-        report = produce(frozen, shards, targets, counted)
-        yield lambda: report
-        return
     with BackgroundProducer(frozen, shards, targets, run_id, line.counter("targets", targets.max_actors)) as producer:
+        if not targets.overlap or training.plan.order is not None:
+            producer.join()
         try:
             yield producer.join
         except TrainingError:
@@ -182,6 +180,8 @@ def told(report: ProductionReport) -> str:
         text += f", {report.expert_forwards} forward passes of the expert and the reference"
     if report.dropped_attributes:
         text += f"; WARNING: {report.dropped_attributes} attributes did not fit into the text encoder and were left out"
+    if report.damaged:
+        text += f"; WARNING: {report.damaged} shards were damaged on the disk and have been computed again; check it"
     return text
 
 

@@ -40,7 +40,7 @@ from cpo_ray.sweep.space import SearchSpace, label, listed_points, point_config
 from cpo_ray.sweep.trial import Bench
 from cpo_ray.sweep.tuner import run_trials
 from cpo_ray.targets.expert import target_store
-from cpo_ray.targets.producer import ProductionReport, produce
+from cpo_ray.targets.producer import BackgroundProducer, ProductionReport
 from cpo_ray.targets.reader import check_views
 from cpo_ray.tracking import resolve_uri
 
@@ -63,9 +63,10 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
     frozen = expert_spec(run.config, run.adapter)
     targets = target_store(frozen, run.config.targets.folder)
     shards, held_out = sweep_items(run.config, run.pictures)
-    with targets.in_use():
-        tell = ProgressLine(run.config.run.name).counter("targets", run.config.targets.max_actors)
-        report = produce(frozen, shards, run.config.targets, tell)
+    tell = ProgressLine(run.config.run.name).counter("targets", run.config.targets.max_actors)
+    producer = BackgroundProducer(frozen, shards, run.config.targets, run.config.run.name, tell)
+    with targets.in_use(), producer:
+        report = producer.join()
         run.say(told(report))
         measurers = _measurers(run, sweep)
         try:

@@ -54,12 +54,7 @@ def verify(folder: Path) -> Iterator[tuple[Path, str | None]]:
     for root in _roots(folder):
         store = TargetStore(folder.absolute(), root.name)
         for path in sorted(root.glob("*.safetensors")):
-            try:
-                store.verify(path)
-            except TargetStoreError as error:
-                yield path, str(error)
-            else:
-                yield path, None
+            yield path, store.problem(path)
 
 
 def prune(folder: Path, unused_days: float, *, delete: bool) -> list[StoredTargets]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +31,9 @@ from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 
 Progress = Callable[[int, int], None]
 
+#: How often a producer that has nothing left to do looks for shards that readers have set aside.
+LOOK_EVERY_SECONDS = 2.0
+
 
 class ProductionError(RuntimeError):
     """Targets cannot be computed. The message is one sentence and names the sample at fault, if there is one."""
@@ -37,7 +41,10 @@ class ProductionError(RuntimeError):
 
 @dataclass(frozen=True)
 class ProductionReport:
-    """The result of one call of `produce`. `dropped_attributes` attributes exceeded the text encoder's token limit."""
+    """What was computed. `dropped_attributes` attributes exceeded the text encoder's token limit.
+
+    `damaged` shards were computed again, since a reader found them damaged.
+    """
 
     shards_written: int
     already_there: int
@@ -45,6 +52,19 @@ class ProductionReport:
     expert_forwards: int
     seconds: float
     dropped_attributes: int
+    damaged: int = 0
+
+    def __add__(self, later: ProductionReport) -> ProductionReport:
+        """Return both together; what was there is what was there first."""
+        return ProductionReport(
+            shards_written=self.shards_written + later.shards_written,
+            already_there=self.already_there,
+            samples=self.samples + later.samples,
+            expert_forwards=self.expert_forwards + later.expert_forwards,
+            seconds=self.seconds + later.seconds,
+            dropped_attributes=self.dropped_attributes + later.dropped_attributes,
+            damaged=self.damaged + later.damaged,
+        )
 
 
 def produce(
@@ -52,12 +72,12 @@ def produce(
     shards: Sequence[Items],
     targets: Targets,
     on_progress: Progress | None = None,
-    stopped: threading.Event | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> ProductionReport:
     """Compute the missing shards, in order, on `targets.min_actors` to `max_actors` actors.
 
-    `on_progress` gets (existing shards, all shards) after each one. Once `stopped` is set, the work ends after the current
-    shards. Neither the number of actors nor an interruption changes a byte. Raises ProductionError.
+    `on_progress` gets (existing shards, all shards) after each one, and `stop` says then whether to end with the current shards.
+    Neither the number of actors nor an interruption changes a byte. Raises ProductionError.
     """
     started = time.monotonic()
     store = target_store(spec, targets.folder)
@@ -72,10 +92,10 @@ def produce(
             rows.append(row)
             if on_progress is not None:
                 on_progress(already_there + len(rows), len(shards))
-            if stopped is not None and stopped.is_set():
+            if stop is not None and stop():
                 break
     return ProductionReport(
-        shards_written=len(rows),
+        shards_written=sum(row["written"] for row in rows),
         already_there=already_there,
         samples=sum(row["samples"] for row in rows),
         expert_forwards=sum(row["forwards"] for row in rows),
@@ -87,19 +107,25 @@ def produce(
 class BackgroundProducer:
     """Runs `produce` in a thread of the driver while training runs; a context manager that stops it at the end.
 
-    If it fails, the store's failure marker of `run_id` tells the waiting readers why.
+    To the end it computes shards again that readers set aside as damaged. If it fails, the store's failure marker of `run_id`
+    tells the waiting readers why. Raises DiskFullError if the store takes no such marker.
     """
 
     def __init__(
         self, spec: ExpertSpec, shards: Sequence[Items], targets: Targets, run_id: str, on_progress: Progress | None = None
     ) -> None:
-        self._marker = target_store(spec, targets.folder).failure_marker(run_id)
+        self._store, self._shards = target_store(spec, targets.folder), shards
+        self._marker = self._store.failure_marker(run_id)
         self._marker.unlink(missing_ok=True)
-        self._stopped = threading.Event()
-        self._result: Future[ProductionReport] = Future()
+        # A full disk takes no new file. It does take a new name for one that was there before.
+        self._prepared = self._marker.with_suffix(".prepared")
+        write_json(self._prepared, {"sentence": f"the producer of targets failed, and the disk of {targets.folder} is full"})
+        self._stopped, self._ended = threading.Event(), threading.Event()
+        self._report: ProductionReport | None = None
+        self._error: Exception | None = None
         # A daemon, since a thread that waits for CPUs which never become free must not keep the driver alive.
-        arguments = (spec, shards, targets, on_progress, self._stopped)
-        self._thread = threading.Thread(target=self._run, args=arguments, name="targets", daemon=True)
+        work = partial(produce, spec, shards, targets, on_progress)
+        self._thread = threading.Thread(target=self._run, args=(work,), name="targets", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> BackgroundProducer:
@@ -109,21 +135,47 @@ class BackgroundProducer:
         self.stop()
 
     def join(self) -> ProductionReport:
-        """Wait for the end. Raises what `produce` raised."""
-        return self._result.result()
+        """Wait until no shard is missing, or for the end. Raises what `produce` raised."""
+        self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._report is not None
+        return self._report
 
     def stop(self) -> None:
         """End after the current shards, waiting half a minute for them. Written shards stay."""
         self._stopped.set()
         self._thread.join(timeout=30)
+        self._prepared.unlink(missing_ok=True)
 
-    def _run(self, *arguments: Any) -> None:
+    def _run(self, work: Callable[[Callable[[], bool]], ProductionReport]) -> None:
         try:
-            self._result.set_result(produce(*arguments))
+            while not self._stopped.is_set():
+                damaged = self._store.damaged(self._shards)
+                for path in damaged:
+                    path.unlink(missing_ok=True)  # from here on it is missing, as one that was never computed
+                if damaged or not self._ended.is_set():
+                    report = replace(work(self._interrupted), damaged=len(damaged))
+                    self._report = self._report + report if self._report else report
+                if not self._interrupted():
+                    self._ended.set()
+                    self._stopped.wait(LOOK_EVERY_SECONDS)
         except Exception as error:  # any exception must cross the thread: join() raises it, and readers stop with it
-            self._result.set_exception(error)
-            sentence = str(error) if isinstance(error, ProductionError) else f"the producer of targets failed: {error!r}"
+            self._error = error
+            self._tell(str(error) if isinstance(error, ProductionError) else f"the producer of targets failed: {error!r}")
+        finally:
+            self._ended.set()
+
+    def _interrupted(self) -> bool:
+        """Whether to stop, or to begin again with a shard that a reader waits for now."""
+        return self._stopped.is_set() or bool(self._store.damaged(self._shards))
+
+    def _tell(self, sentence: str) -> None:
+        """Leave the failure marker."""
+        try:
             write_json(self._marker, {"sentence": sentence})
+        except (DiskFullError, OSError):
+            os.replace(self._prepared, self._marker)
 
 
 class ExpertActor:
@@ -141,15 +193,20 @@ class ExpertActor:
         started = time.monotonic()
         (row,) = rows.to_pylist()
         items = [Item(*item) for item in json.loads(row["items"])]
+        path = self._store.path(items)
         forwards, dropped, error = self._expert.forwards, self._expert.dropped_attributes, ""
+        # Another run on the same store may have written it since it was found missing.
+        written = not path.exists()
         try:
-            tensors = self._expert(items, row["images"])
-            self._store.write(items, tensors, {"dropped_attributes": self._expert.dropped_attributes - dropped})
+            if written:
+                tensors = self._expert(items, row["images"])
+                self._store.write(items, tensors, {"dropped_attributes": self._expert.dropped_attributes - dropped})
         except (PictureError, TargetStoreError, DiskFullError) as problem:
             error = str(problem)
         status = {
-            "shard": self._store.path(items).stem,
-            "samples": len(items),
+            "shard": path.stem,
+            "written": written,
+            "samples": len(items) if written else 0,
             "forwards": self._expert.forwards - forwards,
             "dropped": self._expert.dropped_attributes - dropped,
             "seconds": time.monotonic() - started,

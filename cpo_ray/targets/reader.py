@@ -25,6 +25,8 @@ from cpo_ray.targets.store import Items, TargetStore, TargetStoreError
 _DIFFERENCES = ExpertDifferences.__dataclass_fields__.keys()
 # An open shard is a memory map and a parsed header. After the first epoch a batch reads single rows of many shards.
 _OPEN_SHARDS = 256
+# A shard that is damaged again, each time it was computed, lies on a disk that nobody should train from.
+_MOST_DAMAGES = 3
 
 
 class TargetsUnavailable(RuntimeError):
@@ -104,7 +106,8 @@ class TargetBatch:
 class TargetReader:
     """Reads batches of `shards`. It waits for a shard that is still being produced and adds up the time in `waited_seconds`.
 
-    `run_id` names the producer whose failure ends the wait.
+    The first time that it opens a shard, it compares the checksum. A damaged one is set aside, and waited for like one that was
+    never there. `run_id` names the producer whose failure ends the wait.
     """
 
     def __init__(self, store: TargetStore, shards: Sequence[Items], timeout_seconds: float, run_id: str) -> None:
@@ -115,12 +118,13 @@ class TargetReader:
         self._failure_marker = store.failure_marker(run_id)
         self._places = {item: (number, row) for number, items in enumerate(shards) for row, item in enumerate(items)}
         self._opened: OrderedDict[int, safe_open] = OrderedDict()
+        self._verified: set[int] = set()
 
     def batch(self, batch: Batch, device: torch.device | None = None) -> TargetBatch:
         """Return the targets of a batch of the plan, on `device` or on the CPU.
 
-        Raises TargetsUnavailable if the producer has failed or a shard does not come in time, and TargetStoreError for a damaged
-        one.
+        Raises TargetsUnavailable if the producer has failed or a shard does not come in time, and TargetStoreError for one that
+        is damaged each time it was computed.
         """
         samples = [self._sample(item) for item in batch.items]
         # A shard's texts are as long as its longest one. Families mark missing tokens with rows of zeros.
@@ -156,12 +160,26 @@ class TargetReader:
         if number in self._opened:
             self._opened.move_to_end(number)
         else:
-            items = self._shards[number]
-            self._wait_for(self._store.path(items))
-            self._opened[number] = self._store.open(items)
+            self._opened[number] = self._intact(self._shards[number], verify=number not in self._verified)
+            self._verified.add(number)
             if len(self._opened) > _OPEN_SHARDS:
                 self._opened.popitem(last=False)
         return self._opened[number]
+
+    def _intact(self, items: Items, verify: bool) -> safe_open:
+        """Return the shard as it was written. A damaged one is set aside until its producer has computed it again."""
+        path, damages = self._store.path(items), 0
+        while True:
+            self._wait_for(path)
+            try:
+                seen = path.stat()
+                return self._store.open(items, verify=verify)
+            except FileNotFoundError:
+                continue  # another rank has just set it aside
+            except TargetStoreError:
+                damages += self._store.set_aside(path, seen)
+                if damages == _MOST_DAMAGES:
+                    raise
 
     def _wait_for(self, path: Path) -> None:
         started = time.monotonic()

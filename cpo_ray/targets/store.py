@@ -4,7 +4,9 @@
     <folder>/.locks/<fingerprint>                           locked while a run uses the shards
     <folder>/<fingerprint>/<shard digest>.safetensors       the tensors of `schema.TARGET_TENSORS` for a list of items
 
-An existing shard is never computed again. A live, a cached, a resumed and a swept run differ in nothing else.
+    <folder>/<fingerprint>/damaged/                         damaged shards, which a reader wants to be computed again
+
+An intact shard is never computed again. A live, a cached, a resumed and a swept run differ in nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -34,6 +37,7 @@ Items = tuple[Item, ...]
 # safetensors writes its metadata in the order of a hash map, which differs between processes.
 # With everything under one key, equal shards are equal files.
 _METADATA_KEY = "cpo_ray"
+_DAMAGED = "damaged"
 
 
 class TargetStoreError(ValueError):
@@ -151,8 +155,11 @@ class TargetStore:
     def write(self, items: Sequence[Item], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
         """Write a whole shard or nothing. The same arguments give the same bytes. `metadata` holds plain JSON values.
 
-        Raises DiskFullError on a full disk.
+        An intact shard that another process has written meanwhile stays. Raises DiskFullError on a full disk.
         """
+        path = self.path(items)
+        if path.exists() and self.problem(path) is None:
+            return path
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         header = {
             **metadata,
@@ -161,12 +168,11 @@ class TargetStore:
             "items": [list(item) for item in items],
             "checksum": _checksum(tensors),
         }
-        path = self.path(items)
         write_bytes(path, save(tensors, {_METADATA_KEY: json.dumps(header, sort_keys=True)}))
         return path
 
-    def open(self, items: Sequence[Item]) -> safe_open:
-        """Open the shard of these items without reading it, for callers that need some rows.
+    def open(self, items: Sequence[Item], *, verify: bool = False) -> safe_open:
+        """Open the shard of these items without reading it, for callers that need some rows; with `verify` compare the checksum.
 
         Raises TargetStoreError if the file is missing, damaged, or holds something else.
         """
@@ -174,40 +180,65 @@ class TargetStore:
         shard, header = _open(path)
         if header["fingerprint"] != self.fingerprint or header["items"] != [list(item) for item in items]:
             raise TargetStoreError(f"{path} holds other items than its name says; delete it, so that it is computed again")
+        if verify:
+            _compare(shard, header, path)
         return shard
 
     def read(self, items: Sequence[Item], *, verify: bool = False) -> dict[str, Tensor]:
         """Return all tensors of the shard of these items; with `verify` the checksum is compared. Raises as `open` does."""
-        shard = self.open(items)
-        if verify:
-            self.verify(self.path(items))
-        return _tensors(shard)
+        return _tensors(self.open(items, verify=verify))
 
     def verify(self, path: Path) -> None:
         """Raise TargetStoreError unless the file is a complete shard, under its right name, with the bytes that were written."""
         shard, header = _open(path)
-        if _checksum(_tensors(shard)) != header["checksum"]:
-            raise TargetStoreError(
-                f"the tensors of {path} are not those that were written; delete it, so that it is computed again"
-            )
+        _compare(shard, header, path)
         if path.name != self.path([Item(*item) for item in header["items"]]).name:
             raise TargetStoreError(f"{path} does not belong to this store; delete it or move it back where it was")
+
+    def problem(self, path: Path) -> str | None:
+        """Return what is wrong with a shard, or None."""
+        try:
+            self.verify(path)
+        except TargetStoreError as error:
+            return str(error)
+        return None
+
+    def set_aside(self, path: Path, seen: os.stat_result) -> bool:
+        """Move a damaged shard into `damaged/`, so that its producer computes it again.
+
+        Return False, and do nothing, if the file is no longer the one that was `seen`: another process was faster.
+        """
+        aside = self.root / _DAMAGED / path.name
+        aside.parent.mkdir(exist_ok=True)
+        try:
+            if path.stat().st_ino != seen.st_ino:
+                return False
+            path.replace(aside)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def damaged(self, shards: Iterable[Items]) -> list[Path]:
+        """Return the files of these shards that readers have set aside."""
+        aside = sorted((self.root / _DAMAGED).glob("*"))
+        names = {self.path(items).name for items in shards} if aside else ()
+        return [path for path in aside if path.name in names]
 
 
 def _open(path: Path) -> tuple[safe_open, dict[str, Any]]:
     try:
         shard = safe_open(path, framework="pt")
         header = json.loads((shard.metadata() or {})[_METADATA_KEY])
+        version, _ = header["schema_version"], [header[key] for key in ("fingerprint", "items", "checksum")]
     except FileNotFoundError:
         raise TargetStoreError(f"there is no shard at {path}; produce the targets of this run first") from None
     except SafetensorError as error:
         raise TargetStoreError(f"{path} is damaged or half-written ({error}); delete it, so that it is computed again") from None
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, TypeError, json.JSONDecodeError):
         raise TargetStoreError(f"{path} is a safetensors file, but no target shard; move it out of the target store") from None
-    if header["schema_version"] != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION:
         raise TargetStoreError(
-            f"{path} has schema version {header['schema_version']}, this program reads {SCHEMA_VERSION}; "
-            "delete it, so that it is computed again"
+            f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; delete it, so that it is computed again"
         )
     return shard, header
 
@@ -217,12 +248,18 @@ def _tensors(shard: safe_open) -> dict[str, Tensor]:
     return {name: shard.get_tensor(name) for name in names}
 
 
+def _compare(shard: safe_open, header: Mapping[str, Any], path: Path) -> None:
+    """Read the whole shard. Raises TargetStoreError unless its checksum is the one in its header."""
+    if _checksum(_tensors(shard)) != header["checksum"]:
+        raise TargetStoreError(f"the tensors of {path} are not those that were written; delete it, so that it is computed again")
+
+
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
     """Return the blake2b digest of the names, dtypes, shapes and bytes of contiguous tensors."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         hashed.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        hashed.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+        hashed.update(tensor.flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

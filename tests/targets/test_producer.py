@@ -125,7 +125,7 @@ def test_an_actor_that_cannot_start_gives_a_sentence(ray_session: None, expert_s
 def test_a_stopped_producer_keeps_what_it_wrote(ray_session: None, expert_spec: ExpertSpec, tmp_path: Path) -> None:
     stopped = threading.Event()
     shards = PLAN.shards(1)
-    report = produce(expert_spec, shards, settings(tmp_path), lambda done, total: stopped.set(), stopped)
+    report = produce(expert_spec, shards, settings(tmp_path), lambda done, total: stopped.set(), stopped.is_set)
     assert report.shards_written == 1
     assert 0 < len(target_store(expert_spec, tmp_path).missing(shards)) < 12
 

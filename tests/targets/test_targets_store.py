@@ -90,8 +90,22 @@ def test_a_shard_comes_back_as_it_was_written_and_is_listed_as_missing_until_the
 
 def test_the_same_shard_is_the_same_file(store: TargetStore) -> None:
     # safetensors orders several metadata entries by chance; six writes in one process would show it.
-    written = {store.write(ITEMS, tensors(), {"a": 1, "b": 2, "c": 3}).read_bytes() for _ in range(6)}
+    written = set()
+    for _ in range(6):
+        path = store.write(ITEMS, tensors(), {"a": 1, "b": 2, "c": 3})
+        written.add(path.read_bytes())
+        path.unlink()
     assert len(written) == 1
+
+
+def test_an_intact_shard_is_never_replaced_and_a_damaged_one_is(store: TargetStore) -> None:
+    path = store.write(ITEMS, tensors(), {})
+    before = path.stat().st_ino
+    store.write(ITEMS, tensors(), {})
+    assert path.stat().st_ino == before
+    path.write_bytes(path.read_bytes()[:-1])
+    store.write(ITEMS, tensors(), {})
+    assert store.problem(path) is None
 
 
 def test_items_in_another_order_or_another_fingerprint_are_another_shard(store: TargetStore) -> None:
@@ -115,6 +129,9 @@ def test_every_kind_of_bad_file_has_its_sentence(store: TargetStore) -> None:
         with pytest.raises(TargetStoreError, match="damaged or half-written"):
             store.read(ITEMS)
     save_file(tensors() | {"reference": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(TargetStoreError, match="no target shard"):
+        store.read(ITEMS)
+    save_file({"x": torch.zeros(1)}, path, {"cpo_ray": "[]"})
     with pytest.raises(TargetStoreError, match="no target shard"):
         store.read(ITEMS)
     path.write_bytes(whole)
