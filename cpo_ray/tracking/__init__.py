@@ -1,8 +1,8 @@
 """MLflow: the only package that imports mlflow.
 
 The driver opens the experiment and its runs. Rank 0 logs metrics through a handle that travels to its process. Training never
-stops for the store: metrics that it did not take go to `tracking-fallback.jsonl` in the run's folder, and everything else is a
-file anyway.
+stops for the store: metrics that it did not take go to `tracking-fallback.jsonl` in the run's folder, which is sent when it is
+back, at the end, and at a resume. Everything else is a file anyway.
 """
 
 import logging

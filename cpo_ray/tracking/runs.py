@@ -17,8 +17,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from numpy.typing import NDArray
 from PIL import Image
 
-from cpo_ray.tracking.metrics import FALLBACK, MetricLogger
-from cpo_ray.tracking.store import Experiment, forgiving
+from cpo_ray.tracking.metrics import FALLBACK, MetricLogger, replay
+from cpo_ray.tracking.store import Experiment, forgiving, taken
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name
 _PARAMS_PER_CALL = 100  # a limit of MLflow's interface
@@ -46,7 +46,7 @@ class RunTracker:
 
     experiment: Experiment
     run_id: str | None
-    """None if the store could not be reached when the run began; then nothing tries again."""
+    """None if the store could not be reached when the run began; then nothing tries again before a resume."""
     folder: Path
     """The run's own folder, for what the store does not take."""
 
@@ -67,22 +67,27 @@ class RunTracker:
             image = Image.open(picture) if isinstance(picture, Path) else picture
             MlflowClient(self.uri).log_image(self.run_id, image, key=name, step=step)
 
-    def log_adapter(self, folder: Path, base: str, revision: str | None = None) -> None:
-        """Log an exported LoRA adapter as the artifact `adapter`, for `mlflow.diffusers.load_model`.
+    def log_adapter(self, folder: Path, base: str, revision: str | None = None) -> bool:
+        """Log an exported LoRA adapter as the artifact `adapter`, for `mlflow.diffusers.load_model`. Return whether it is there.
 
         `base` is the hub id or the folder of the base pipeline. With a pinned `revision` only the files are logged:
         mlflow would write down the newest revision of the hub id as the one that the adapter belongs to. A whole denoiser,
         of many gigabytes, stays where it is.
         """
-        if self.run_id is None or not (folder / LORA_WEIGHTS).exists():
-            return
-        with forgiving("the adapter"), tempfile.TemporaryDirectory() as temporary:
-            model = folder
-            if revision is None:
-                model = Path(temporary) / "adapter"
-                base = str(Path(base).absolute()) if Path(base).is_dir() else base
-                mlflow.diffusers.save_model(str(folder), str(model), base_model=base)
-            MlflowClient(self.uri).log_artifacts(self.run_id, str(model), "adapter")
+        run_id = self.run_id
+        if run_id is None or not (folder / LORA_WEIGHTS).exists():
+            return run_id is not None
+
+        def send() -> None:
+            with tempfile.TemporaryDirectory() as temporary:
+                model = folder
+                if revision is None:
+                    model = Path(temporary) / "adapter"
+                    place = str(Path(base).absolute()) if Path(base).is_dir() else base
+                    mlflow.diffusers.save_model(str(folder), str(model), base_model=place)
+                MlflowClient(self.uri).log_artifacts(run_id, str(model), "adapter")
+
+        return taken("the adapter", send)
 
     def log_card(self, folder: Path, revision: str | None = None) -> None:
         """Log the model card of an adapter again, with the arguments of `log_adapter`."""
@@ -131,12 +136,28 @@ class RunTracker:
         with forgiving("the run again"):
             MlflowClient(self.uri).update_run(self.run_id, status="RUNNING")
 
-    def finish(self, status: Status = "FINISHED") -> None:
-        """Close the run in the store."""
+    def finish(self, status: Status = "FINISHED") -> bool:
+        """Close the run in the store, which gets the metrics that it missed. Return whether it has taken them and the end."""
+        run_id = self.run_id
+        if run_id is None:
+            return False
+
+        def send() -> None:
+            replay(self.uri, run_id, self.folder / FALLBACK)
+            MlflowClient(self.uri).set_terminated(run_id, status)
+
+        return taken("the end of the run", send)
+
+    def abandon(self, status: Status) -> None:
+        """Close the run, and those inside it, with a status if the store has them as running."""
         if self.run_id is None:
             return
         with forgiving("the end of the run"):
-            MlflowClient(self.uri).set_terminated(self.run_id, status)
+            client = MlflowClient(self.uri)
+            inside = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{self.run_id}'"
+            for run in (*client.search_runs([str(self.experiment.id)], inside), client.get_run(self.run_id)):
+                if run.info.status == "RUNNING":
+                    client.set_terminated(run.info.run_id, status)
 
 
 def start_run(
@@ -165,6 +186,7 @@ def start_run(
             else:  # parameters of a run cannot change in MLflow
                 client.update_run(run_id, status="RUNNING")
             client.log_text(run_id, description.config_text, "config.toml")
+            replay(experiment.uri, run_id, folder / FALLBACK)
     return RunTracker(experiment, run_id, folder)
 
 

@@ -6,7 +6,7 @@ import fcntl
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +114,14 @@ def forgiving(what: str) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         logger.warning("%s; the work goes on without it", failure(what, error))
+
+
+def taken(what: str, send: Callable[[], object]) -> bool:
+    """Return whether the store has taken what `send` sends it; a failure is a warning, as in `forgiving`."""
+    with forgiving(what):
+        send()
+        return True
+    return False
 
 
 def failure(what: str, error: Exception) -> str:

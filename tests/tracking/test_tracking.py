@@ -171,6 +171,44 @@ def test_a_server_that_dies_costs_one_warning_and_no_metric(tmp_path: Path, capl
     assert len(warnings) == 1 and FALLBACK in warnings[0]
 
 
+def test_a_store_that_is_back_gets_what_it_missed(store: tuple[Experiment, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise OSError("connection refused")
+
+    tracker = begin(store, "away")
+    assert tracker.run_id is not None
+    client, fallback = MlflowClient(tracker.uri), tracker.folder / FALLBACK
+
+    def steps() -> list[int]:
+        return [entry.step for entry in client.get_metric_history(str(tracker.run_id), "loss")]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", away)
+        with tracker.start() as live:
+            live.log(0, {"loss": 0.5})
+        assert not tracker.finish() and fallback.with_name(f"{FALLBACK}.sending").exists()
+        with tracker.start() as live:
+            live.log(1, {"loss": 0.25})
+    assert steps() == [] and client.get_run(tracker.run_id).info.status == "RUNNING"
+    assert tracker.finish() and sorted(steps()) == [0, 1]
+    assert list(tracker.folder.iterdir()) == []
+
+    # A run that could not even begin left this.
+    fallback.write_text('{"run_id": null, "step": 2, "timestamp": 5, "metrics": {"loss": 0.1}}\n{"run_id": nu')
+    begin(store, "away", resume=True)
+    assert sorted(steps()) == [0, 1, 2] and not fallback.exists()
+
+
+def test_a_run_that_ends_too_early_leaves_nothing_running(store: tuple[Experiment, Path]) -> None:
+    whole = begin(store, "stopped")
+    done, left = begin(store, "expert", whole.run_id), begin(store, "cpo_s", whole.run_id)
+    done.finish()
+    whole.abandon("KILLED")
+    client = MlflowClient(whole.uri)
+    statuses = [client.get_run(str(tracker.run_id)).info.status for tracker in (whole, done, left)]
+    assert statuses == ["KILLED", "FINISHED", "KILLED"]
+
+
 def _open(uri: str, folder: Path) -> str | None:
     distributed.barrier()
     return open_experiment(uri, "shared", folder).id
