@@ -32,9 +32,11 @@ from cpo_ray.targets.store import Items, TargetStore
 from cpo_ray.tracking import RunTracker, ui_command
 from cpo_ray.training.artifacts.card import add_evaluation
 from cpo_ray.training.artifacts.records import METRICS
-from cpo_ray.training.driver import TrainingError, TrainResult, train
+from cpo_ray.training.driver import TrainingError, TrainResult, finished, train
 from cpo_ray.training.worker import SNAPSHOTS, TrainSpec
 
+#: The last file that a training writes: nothing is left to do for it.
+DONE = "done.json"
 OBEDIENCE, GATE_PAGE = Path("expert", "obedience.json"), Path("expert", "pictures.html")
 
 
@@ -92,30 +94,39 @@ def precompute_targets(run: Run) -> ProductionReport:
 def train_on_targets(run: Run, training: Training) -> None:
     """Train on the frozen outputs of a training's targets, which are computed beside it or before."""
     name, plan = training.name, training.plan
-    if (run.folder / name / "adapter").exists():
+    done = run.folder / name / DONE
+    if done.exists():
         run.say(f"{name}: already trained")
         return
-    shards = plan.shards(run.config.targets.shard_size)
     most = training.objective.most_negatives
     chosen = "" if most is None else f" with at most {most} bad attribute{'' if most == 1 else 's'}"
     pictures = f"{len(plan.sample_ids)} pictures{chosen}"
+    shards = plan.shards(run.config.targets.shard_size)
     run.say(f"{name}: {plan.steps} steps of {plan.global_batch} on {pictures}, {len(shards)} target shards")
     tracker = run.track(name, run.folder / name, run.resume, run.told_of(training))
-    targets, line = target_store(training.frozen, run.config.targets.folder), ProgressLine(name)
-    spec = training_spec(run, training, targets, tracker)
+    spec = training_spec(run, training, target_store(training.frozen, run.config.targets.folder), tracker)
+    # A run that died between two of these lines does the rest when it is resumed. What was done is done again to the same end.
+    result = finished(spec) or _trained(run, training, spec, tracker)
+    if _record(run, name, result, tracker):
+        write_json(done, {"steps": result.steps})
+
+
+def _trained(run: Run, training: Training, spec: TrainSpec, tracker: RunTracker) -> TrainResult:
+    """Train while the targets are computed and pictures are drawn with what there is."""
+    name, shards, line = training.name, training.plan.shards(spec.shard_size), ProgressLine(training.name)
 
     def warn(sentence: str) -> None:
         run.say(f"{name}: WARNING: {sentence}")
         tracker.tag("warning", sentence)
 
     with (
-        targets.in_use(),
+        spec.targets.in_use(),
         sample_watch(run.config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
         _production(run, training, shards, spec.run_id, line) as report,
     ):
         result = train(spec, line.counter("steps"), warn)
         run.say(f"{name}: {told(report())}")
-    _record(run, name, result, tracker)
+    return result
 
 
 def training_spec(run: Run, training: Training, targets: TargetStore, tracker: RunTracker) -> TrainSpec:
@@ -165,13 +176,16 @@ def _production(
             raise
 
 
-def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> None:
-    """Say how a training ended, and keep its adapter in MLflow."""
+def _record(run: Run, name: str, result: TrainResult, tracker: RunTracker) -> bool:
+    """Say how a training ended, and keep its adapter in MLflow. Return whether MLflow has taken all of it."""
     run.say(f"{name}: {result.sentence}")
     if result.ledger_problem:
         run.say(f"{name}: WARNING: {result.ledger_problem}")
-    tracker.log_adapter(result.adapter, base_source(run.config.model), run.config.model.revision)
-    tracker.finish()
+    kept = tracker.log_adapter(result.adapter, base_source(run.config.model), run.config.model.revision)
+    if tracker.finish() and kept:
+        return True
+    run.say(f"{name}: MLflow has not taken everything; once it answers, --resume sends what it lacks")
+    return False
 
 
 def told(report: ProductionReport) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from cpo_ray.config.section import free_on_resume
 from cpo_ray.core.files import read_json, read_log, write_json
 from cpo_ray.core.progress import Tell
 from cpo_ray.models.bases.source import anywhere
-from cpo_ray.training.artifacts.ledger import check_ledger, read_ledger
+from cpo_ray.training.artifacts.checkpoint import step_back
+from cpo_ray.training.artifacts.ledger import ledger_problem, whole_until
 from cpo_ray.training.artifacts.records import METRICS
 from cpo_ray.training.health import winner_warning
 from cpo_ray.training.worker import ADAPTER, TrainSpec, WorkerResult, train_loop
@@ -28,6 +30,7 @@ _SETTINGS = "training.json"
 _RESULT = "result.json"
 _KEPT_CHECKPOINTS = 2
 _LOOK_EVERY_SECONDS = 2.0
+_GROUP_SECONDS = 1800
 
 
 class TrainingError(ValueError):
@@ -69,15 +72,15 @@ def train(
     small or the workers fail too often; TrainingHealthError if the numbers go wrong; ExportError if the written weights are not
     the trained ones.
     """
-    _check_output(spec)
-    record = spec.output / _RESULT
-    if record.exists():
-        done = read_json(record)
-        return TrainResult(spec.output / ADAPTER, **(done | {"trained_steps": 0}))
+    if (done := finished(spec)) is not None:
+        return done
     check_resources(spec.optimization)
+    storage = spec.output.absolute() / spec.run_id
+    if (told := step_back(storage, whole_until(spec.output))) and on_warning is not None:
+        on_warning(told)
     write_json(spec.output / _SETTINGS, _settings(spec))
     trainer = _trainer(spec)
-    with _followed(spec, on_progress, on_warning) as told:
+    with _followed(spec, on_progress, on_warning) as warned:
         try:
             worker: WorkerResult = trainer.fit().return_value
         except TrainingFailedError as error:
@@ -87,7 +90,7 @@ def train(
             ) from error
     warnings = tuple(filter(None, (_winner_warning(spec), *worker.warnings)))
     for warning in warnings:
-        if on_warning is not None and warning not in told:
+        if on_warning is not None and warning not in warned:
             on_warning(warning)
     if worker.failure is not None:
         raise worker.failure
@@ -98,11 +101,18 @@ def train(
         steps=worker.last_step,
         trained_steps=worker.last_step - worker.first_step,
         metrics=worker.metrics,
-        ledger_problem=check_ledger(spec.plan, read_ledger(spec.output)),
+        ledger_problem=ledger_problem(spec.plan, spec.output),
         warnings=warnings,
     )
-    write_json(record, {k: v for k, v in asdict(result).items() if k != "adapter"})
+    write_json(spec.output / _RESULT, {k: v for k, v in asdict(result).items() if k != "adapter"})
     return result
+
+
+def finished(spec: TrainSpec) -> TrainResult | None:
+    """Return the result of a training that an earlier call has finished. Raises TrainingError as `train` does."""
+    _check_output(spec)
+    record = spec.output / _RESULT
+    return TrainResult(spec.output / ADAPTER, **(read_json(record) | {"trained_steps": 0})) if record.exists() else None
 
 
 def check_resources(optimization: Optimization) -> None:
@@ -201,7 +211,10 @@ def _trainer(spec: TrainSpec) -> TorchTrainer:
         train_loop,
         # In bytes, since Ray Train's controller only passes it on, and would import MLflow to unpack it.
         train_loop_config={"spec": cloudpickle.dumps(replace(spec, model=anywhere(spec.model)))},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        # While one rank waits for a target shard, the others wait for it in a collective call.
+        torch_config=TorchConfig(
+            backend="nccl" if on_gpu else "gloo", timeout_s=_GROUP_SECONDS + math.ceil(spec.timeout_seconds)
+        ),
         scaling_config=ScalingConfig(num_workers=optimization.workers, use_gpu=on_gpu, resources_per_worker=resources),
         run_config=RunConfig(
             name=spec.run_id,  # Ray Train resumes a run of the same name in the same place

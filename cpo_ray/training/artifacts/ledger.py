@@ -22,7 +22,8 @@ _SEGMENT = re.compile(r"step-(\d+)-(\d+)-rank\d+\.jsonl")
 def write_segment(output: Path, first: int, last: int, rank: int, entries: Sequence[LedgerEntry]) -> Path:
     """Write what a rank trained in steps first to last - 1, completely or not at all."""
     path = output / "ledger" / f"step-{first}-{last}-rank{rank}.jsonl"
-    write_log(path, ({"step": step, **item._asdict()} for step, item in entries))
+    if entries:  # an empty segment is one that was cut
+        write_log(path, ({"step": step, **item._asdict()} for step, item in entries))
     return path
 
 
@@ -37,6 +38,28 @@ def read_ledger(output: Path) -> list[LedgerEntry]:
     """Return all (step, item) that were trained, in order."""
     records = (record for path, _ in _segments(output) for record in read_log(path))
     return sorted((record["step"], Item(record["sample_id"], record["draw"])) for record in records)
+
+
+def whole_until(output: Path) -> int | None:
+    """Return the step from which on segments were cut, empty or with a torn last line; None if there are no such segments."""
+    return min((first for first, _, _ in _cut(output)), default=None)
+
+
+def ledger_problem(plan: Plan, output: Path) -> str | None:
+    """Return what `check_ledger` says, or the segments that were cut if all that it misses may have stood in them."""
+    entries, cut = read_ledger(output), _cut(output)
+    problem = check_ledger(plan, entries)
+    if problem is None or not cut:
+        return problem
+    unknown = {step for first, last, _ in cut for step in range(first, last)}
+    planned = Counter((step, item) for step in range(plan.steps) for item in plan.step(step).planned)
+    missing, surplus = planned - Counter(entries), Counter(entries) - planned
+    if surplus or any(step not in unknown for step, _ in missing):
+        return problem
+    return (
+        f"{', '.join(str(path) for _, _, path in cut)} was cut after it was written, so nobody can tell what was trained in "
+        f"{len({step for step, _ in missing})} steps; in all others each planned item was trained as planned"
+    )
 
 
 def check_ledger(plan: Plan, entries: Iterable[LedgerEntry]) -> str | None:
@@ -55,6 +78,12 @@ def check_ledger(plan: Plan, entries: Iterable[LedgerEntry]) -> str | None:
         f"such as {example[1].sample_id!r} draw {example[1].draw} in step {example[0]}; "
         "do not trust this training, start it again under another name"
     )
+
+
+def _cut(output: Path) -> list[tuple[int, int, Path]]:
+    """Return the segments that were cut, with their first step and the step after their last."""
+    cut = [(path, last) for path, last in _segments(output) if not path.read_bytes().endswith(b"\n")]
+    return [(int(path.name.split("-")[1]), last, path) for path, last in cut]
 
 
 def _segments(output: Path) -> list[tuple[Path, int]]:
