@@ -51,18 +51,54 @@ def test_a_submitted_job_carries_the_package_and_neither_secrets_nor_pictures_no
 
 
 def test_the_kubernetes_cluster_has_the_pinned_ray_a_token_and_one_shared_folder() -> None:
-    cluster, claim = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    cluster, claim, _ = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
     spec: dict[str, Any] = cluster["spec"]
     assert spec["rayVersion"] == pinned("ray")
     assert spec["authOptions"] == {"mode": "token"}
     pods = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
     for pod in (group["template"]["spec"] for group in pods):
         (container,) = pod["containers"]
-        assert container["image"] == "REGISTRY/cpo-ray:latest"
+        assert container["image"] == f"REGISTRY/cpo-ray:{project()['version']}"
         assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
         assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_pods_run_without_root_and_are_reached_by_their_cluster_alone() -> None:
+    cluster, _, policy = yaml.safe_load_all((CLUSTER / "kuberay.yaml").read_text())
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for pod in (group["template"]["spec"] for group in groups):
+        assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+        assert container["envFrom"] == [{"secretRef": {"name": "cpo-ray-keys", "optional": True}}] and "env" not in container
+        (user,) = [line for line in (CLUSTER / "Dockerfile").read_text().splitlines() if line.startswith("USER ")]
+        assert user == "USER {runAsUser}:{runAsGroup}".format(**pod["securityContext"])
+    assert groups[1]["template"]["spec"]["automountServiceAccountToken"] is False
+    ours = {"matchLabels": {"ray.io/cluster": cluster["metadata"]["name"]}}
+    assert policy["spec"]["podSelector"] == ours and policy["spec"]["policyTypes"] == ["Ingress"]
+    inside, operator = policy["spec"]["ingress"]
+    assert inside == {"from": [{"podSelector": ours}]} and operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
+
+
+def test_the_image_has_a_pinned_base_and_is_built_from_what_it_copies_alone() -> None:
+    base = next(line for line in (CLUSTER / "Dockerfile").read_text().splitlines() if line.startswith("FROM "))
+    assert re.fullmatch(r"FROM python:3\.1[12]\.\d+-slim-\w+", base)
+    allowed = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    assert {line.removeprefix("!") for line in allowed} == set(copied())
+
+
+def test_jobs_and_ray_up_leave_the_same_secrets_behind() -> None:
+    secrets = (ROOT / ".rayignore").read_text().split("# Secrets\n")[1].split("\n\n")[0].splitlines()
+    excluded = yaml.safe_load((CLUSTER / "ray_up.yaml").read_text())["rsync_exclude"]
+    # The token is one of the files that ray up is told to carry.
+    assert len(secrets) > 10 and set(secrets) - {"auth_token"} <= set(excluded)
+
+
+def project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return found
 
 
 def copied() -> list[str]:
@@ -82,5 +118,4 @@ def test_the_image_copies_every_folder_that_a_job_needs() -> None:
 
 
 def test_the_image_copies_what_the_package_is_built_from() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert {"pyproject.toml", project["readme"], *project["license-files"]} <= set(copied())
+    assert {"pyproject.toml", project()["readme"], *project()["license-files"]} <= set(copied())
