@@ -33,6 +33,9 @@ def ray_session() -> Iterator[None]:
     import ray
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+    # No process per training that watches for machines which are taken away. And no low priority, with which Ray's processes
+    # would stand still beside other work on a busy machine.
+    os.environ |= {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_worker_niceness": "0"}
     # Ray's processes import what is outside of the package from here, as they would from a user's PYTHONPATH.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:

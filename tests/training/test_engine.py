@@ -66,14 +66,11 @@ def _two_ranks(spec: TrainSpec, folder: Path) -> Numbers:
 
     half = spec.model.model_copy(update={"dtype": "bfloat16"})
     return {
-        # In this order: ZeRO-3 replaces torch's linear function for the whole process, and rounds differently from then on.
         "stage 0": _train(stage(0)),
         "continued 0": _continued(stage(0), folder / "0", 4),
         "looked at": _looked_at(stage(0)),
         "full 0": _train(stage(0, parameters="full", learning_rate=1e-4), range(1)),
         **{f"bfloat16 {number}": _train(replace(stage(number), model=half), range(3)) for number in (0, 2)},
-        "stage 3": _train(stage(3), range(2)),
-        "continued 3": _continued(stage(3), folder / "3", 2),
     }
 
 
@@ -136,9 +133,9 @@ def test_full_trains_every_parameter_and_lora_none_of_the_base(two: list[Numbers
     assert all("lora_" in name for name in two[0]["stage 0"]["state"])
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_a_new_engine_goes_on_from_a_checkpoint_exactly(two: list[Numbers], stage: int) -> None:
-    straight, continued = two[0][f"stage {stage}"], two[0][f"continued {stage}"]
+def test_a_new_engine_goes_on_from_a_checkpoint_exactly(two: list[Numbers]) -> None:
+    """At ZeRO-3 a small layer does, in test_engine_matrix."""
+    straight, continued = two[0]["stage 0"], two[0]["continued 0"]
     assert curve(continued) == curve(straight)[len(curve(straight)) // 2 :]
     assert all((continued["state"][name] == values).all() for name, values in straight["state"].items())
 
@@ -172,8 +169,8 @@ def _flux(spec: TrainSpec) -> dict[str, Numbers]:
     return {
         "plain": trained(),
         "recomputed": trained(gradient_checkpointing=True),
+        "full": trained(zero_stage=2, parameters="full", learning_rate=1e-4),
         "stage 3": trained(zero_stage=3, gradient_checkpointing=True),
-        "full": trained(zero_stage=3, gradient_checkpointing=True, parameters="full", learning_rate=1e-4),
     }
 
 
