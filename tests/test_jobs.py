@@ -84,9 +84,10 @@ def test_a_missing_file_is_answered_with_a_sentence() -> None:
     assert answer.returncode == 2 and answer.stderr.startswith("no config file at jobs/configs/none.toml")
 
 
-def test_check_says_that_the_embedded_domain_can_start(tmp_path: Path) -> None:
+def test_check_says_that_the_embedded_domain_can_start(tmp_path: Path, job_here: Job) -> None:
+    """In a process of its own it is in test_cases."""
     few = ["targets.cpus_per_actor=0.2", "preference.optimization.cpus_per_worker=0.2", "evaluation.cpus_per_actor=0.2"]
-    answer = job("jobs/train_cpo.py", "--check", f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}", *few)
+    answer = job_here("jobs/train_cpo.py", "--check", f"run.output={tmp_path}", f"data.folder={tmp_path / 'data'}", *few)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert "will draw 1000 pictures" in answer.stdout and "targets take up to" in answer.stdout
     assert list(tmp_path.iterdir()) == []  # nothing was written
