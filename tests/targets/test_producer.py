@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -16,12 +16,12 @@ import torch
 from cpo_ray.config import Targets
 from cpo_ray.core.plan import Batch, Item, Plan
 from cpo_ray.targets.expert import ExpertSpec, target_store
-from cpo_ray.targets.producer import BackgroundProducer, ProductionError, produce
-from cpo_ray.targets.reader import TargetReader, TargetsUnavailable
+from cpo_ray.targets.producer import BackgroundProducer, ProductionError, ProductionReport, produce
+from cpo_ray.targets.reader import TargetBatch, TargetReader, TargetsUnavailable
 from cpo_ray.targets.store import Items, TargetStore
 
 PLAN = Plan.of_epochs([f"picture-{number}" for number in range(12)], seed=5, global_batch=4, draws=1, epochs=1)
-SHARDS = PLAN.shards(5)
+SHARDS = PLAN.shards(1)
 
 
 def settings(folder: Path, actors: int = 1) -> Targets:
@@ -32,61 +32,70 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
+@dataclass(frozen=True)
+class Produced:
+    """A store that one actor has filled, and what was read of it meanwhile. The actor died once and was started again."""
+
+    folder: Path
+    report: ProductionReport
+    seen: list[tuple[int, int]]
+    batches: list[TargetBatch]
+    waited_seconds: float
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store that the tests of this module fill."""
-    return tmp_path_factory.mktemp("targets")
-
-
-@pytest.mark.ray
-def test_any_number_of_actors_and_a_death_among_them_give_the_same_bytes_and_only_once(
-    ray_session: None, expert_spec: ExpertSpec, folder: Path, tmp_path: Path
-) -> None:
-    seen: list[tuple[int, int]] = []
+def produced(tmp_path_factory: pytest.TempPathFactory, ray_session: None, expert_spec: ExpertSpec) -> Produced:
+    folder, seen = tmp_path_factory.mktemp("targets"), list[tuple[int, int]]()
 
     def follow(done: int, total: int) -> None:
         seen.append((done, total))
-        if done == 1:  # the only actor dies while there is work left, and is started again
+        if done == 1:  # the only actor dies while there is work left
             (actor,) = (p for p in psutil.Process().children(recursive=True) if "ExpertActor" in " ".join(p.cmdline()))
             actor.kill()
 
-    report = produce(expert_spec, SHARDS, settings(folder), follow)
-    assert (report.shards_written, report.already_there, report.samples, report.expert_forwards) == (3, 0, 12, 6)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-    produce(expert_spec, SHARDS, settings(tmp_path, actors=2))
-    assert files(folder) == files(tmp_path)
-    assert len(files(folder)) == 3 + len(["about.json"])
-
-    again = produce(expert_spec, SHARDS, settings(folder))
-    assert (again.shards_written, again.already_there, again.samples, again.expert_forwards) == (0, 3, 0, 0)
-    # One shard is lost: one is computed, to the same bytes.
     store = target_store(expert_spec, folder)
-    store.path(SHARDS[1]).unlink()
-    assert produce(expert_spec, SHARDS, settings(folder)).samples == 5
-    assert files(folder) == files(tmp_path)
+    store.root.mkdir()
+    store.failure_marker("run").write_text(json.dumps({"sentence": "an older producer failed"}))
+    with BackgroundProducer(expert_spec, SHARDS, settings(folder), "run", follow) as producer:
+        reader = TargetReader(store, SHARDS, timeout_seconds=600, run_id="run")
+        batches = [reader.batch(PLAN.step(k)) for k in range(PLAN.steps)]
+        return Produced(folder, producer.join(), seen, batches, reader.waited_seconds)
 
 
 @pytest.mark.ray
-def test_training_reads_what_is_produced_beside_it(ray_session: None, expert_spec: ExpertSpec, tmp_path: Path) -> None:
-    store = target_store(expert_spec, tmp_path)
-    store.root.mkdir()
-    store.failure_marker("run").write_text(json.dumps({"sentence": "an older producer failed"}))
-    with BackgroundProducer(expert_spec, SHARDS, settings(tmp_path), "run") as producer:
-        reader = TargetReader(store, SHARDS, timeout_seconds=60, run_id="run")
-        batches = [reader.batch(PLAN.step(k)) for k in range(PLAN.steps)]
-        assert producer.join().shards_written == 3
-    assert reader.waited_seconds > 0
-    for k, batch in enumerate(batches):
+def test_training_reads_what_is_produced_beside_it_though_an_actor_dies(produced: Produced, expert_spec: ExpertSpec) -> None:
+    report = produced.report
+    assert (report.shards_written, report.already_there, report.samples, report.expert_forwards) == (12, 0, 12, 24)
+    assert produced.seen == [(done, 12) for done in range(1, 13)]
+    assert produced.waited_seconds > 0
+    store = target_store(expert_spec, produced.folder)
+    whole = {items[0]: store.read(items) for items in SHARDS}
+    for k, batch in enumerate(produced.batches):
         assert batch.items == PLAN.step(k).items
         assert batch.expert is not None
-        whole = {number: store.read(items) for number, items in enumerate(SHARDS)}
         for row, item in enumerate(batch.items):
-            number, place = next((n, items.index(item)) for n, items in enumerate(SHARDS) if item in items)
-            shard = whole[number]
-            assert torch.equal(batch.pictures[0].x_t[row], shard["x_t"][place].float())
-            assert torch.equal(batch.expert.positive_minus_all[row], shard["positive_minus_all"][place])
-            prompt = shard["text.prompt_embeds"][shard["prompt_index"][place]]
+            shard = whole[item]
+            assert torch.equal(batch.pictures[0].x_t[row], shard["x_t"][0].float())
+            assert torch.equal(batch.expert.positive_minus_all[row], shard["positive_minus_all"][0])
+            prompt = shard["text.prompt_embeds"][shard["prompt_index"][0]]
             assert torch.equal(batch.text["prompt_embeds"][row], prompt.float())
+
+
+@pytest.mark.ray
+def test_a_stopped_producer_keeps_what_it_wrote_and_two_actors_add_the_same_bytes_only_once(
+    produced: Produced, expert_spec: ExpertSpec, tmp_path: Path
+) -> None:
+    stopped = threading.Event()
+    first = produce(expert_spec, SHARDS, settings(tmp_path), lambda done, total: stopped.set(), stopped.is_set)
+    assert first.shards_written == 1
+    missing = len(target_store(expert_spec, tmp_path).missing(SHARDS))
+    assert 0 < missing < 12
+    rest = produce(expert_spec, SHARDS, settings(tmp_path, actors=2))
+    assert (rest.shards_written, rest.already_there, rest.samples) == (missing, 12 - missing, missing)
+    assert files(produced.folder) == files(tmp_path)
+    assert len(files(produced.folder)) == 12 + len(["about.json"])
+    again = produce(expert_spec, SHARDS, settings(produced.folder))
+    assert (again.shards_written, again.already_there, again.samples, again.expert_forwards) == (0, 12, 0, 0)
 
 
 @pytest.mark.ray
@@ -104,7 +113,7 @@ def test_a_corrupt_picture_stops_producer_and_reader_with_its_sentence(
 
     spec = replace(expert_spec, dataset=data)
     sentence = "sample 'picture-8': the file is not an image of a known format"
-    with BackgroundProducer(spec, SHARDS, settings(tmp_path), "run") as producer:
+    with BackgroundProducer(spec, SHARDS[6:], settings(tmp_path), "run") as producer:
         with pytest.raises(ProductionError, match=sentence):
             producer.join()
         reader = TargetReader(target_store(spec, tmp_path), SHARDS, timeout_seconds=60, run_id="run")
@@ -119,15 +128,6 @@ def test_an_actor_that_cannot_start_gives_a_sentence(ray_session: None, expert_s
     (adapter / "pytorch_lora_weights.safetensors").write_bytes(b"half a file")
     with pytest.raises(ProductionError, match="a worker that computes targets failed: "):
         produce(replace(expert_spec, adapter=adapter), SHARDS, settings(tmp_path))
-
-
-@pytest.mark.ray
-def test_a_stopped_producer_keeps_what_it_wrote(ray_session: None, expert_spec: ExpertSpec, tmp_path: Path) -> None:
-    stopped = threading.Event()
-    shards = PLAN.shards(1)
-    report = produce(expert_spec, shards, settings(tmp_path), lambda done, total: stopped.set(), stopped.is_set)
-    assert report.shards_written == 1
-    assert 0 < len(target_store(expert_spec, tmp_path).missing(shards)) < 12
 
 
 def test_a_reader_gives_up_after_its_time(tmp_path: Path) -> None:
