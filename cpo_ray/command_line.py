@@ -1,7 +1,7 @@
 """The frame of every command line: parse first, and import heavy libraries only when there is work to do.
 
 Exit codes: 0 done, 1 the run could not continue or --check found something missing, 2 the command or the configuration is wrong,
-3 the run went well and a figure that was required of it is missed.
+3 the run went well and a figure that was required of it is missed, 130 and 143 stopped by Ctrl-C and SIGTERM.
 A user's mistake gets a sentence, a mistake of ours a traceback.
 """
 
@@ -85,6 +85,8 @@ def run(
             raise
         where = f" at {error.filename}" if error.filename else ""
         return _say(f"the disk is full{where}; free some space or move run.output and targets.folder", 1)
+    except KeyboardInterrupt:
+        return _say("stopped by Ctrl-C", 130)
     return 0
 
 

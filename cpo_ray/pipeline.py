@@ -19,37 +19,40 @@ from cpo_ray.evaluation.tables import scorer_list
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.recipes import NoPicturesError
 from cpo_ray.requirements import read_requirements
-from cpo_ray.run import open_run
+from cpo_ray.run import opened
 from cpo_ray.targets.producer import ProductionReport
 from cpo_ray.training.health import TrainingHealthError
 
 
 def train_cpo(config: Config, resume: bool = False) -> None:
     """Run the whole method: expert, targets beside training, CPO, the configured baselines, evaluation and report."""
-    run = open_run(config, resume)
-    stages.train_expert(run)
-    stages.check_obedience(run)
-    (_, objective), *baselines = config.preference.trainings.items()
-    stages.train_on_targets(run, run.alignment(objective))
-    for name, baseline in baselines:
-        try:
-            stages.train_on_targets(run, run.alignment(baseline))
-        except (TrainingHealthError, NoPicturesError) as error:  # a baseline may diverge to make a point; the rest goes on
-            run.say(f"{name}: {error}; it is left out of the comparison")
-    stages.evaluate(run)
+    with opened(config, resume) as run:
+        stages.train_expert(run)
+        stages.check_obedience(run)
+        (_, objective), *baselines = config.preference.trainings.items()
+        stages.train_on_targets(run, run.alignment(objective))
+        for name, baseline in baselines:
+            try:
+                stages.train_on_targets(run, run.alignment(baseline))
+            except (TrainingHealthError, NoPicturesError) as error:  # a baseline may diverge to make a point; the rest goes on
+                run.say(f"{name}: {error}; it is left out of the comparison")
+        stages.evaluate(run)
 
 
 def train_sft(config: Config, resume: bool = False) -> None:
     """Run stage 1 alone: train the expert θ1 and test whether it obeys its attributes (Table S6)."""
-    run = open_run(config, resume)
-    stages.train_expert(run)
-    stages.check_obedience(run)
-    run.tracker.finish()
+    with opened(config, resume) as run:
+        stages.train_expert(run)
+        stages.check_obedience(run)
+        run.tracker.finish()
 
 
 def precompute_targets(config: Config) -> ProductionReport:
     """Compute every target shard that stage 2 of this configuration reads."""
-    return stages.precompute_targets(open_run(config, resume=True))
+    with opened(config, resume=True) as run:
+        report = stages.precompute_targets(run)
+        run.tracker.finish()
+    return report
 
 
 def evaluate(config: Config, scorers: str | None = None, require: Sequence[str] = ()) -> None:
@@ -61,7 +64,8 @@ def evaluate(config: Config, scorers: str | None = None, require: Sequence[str] 
         print(scorer_list(config))
         return
     required = read_requirements(require, open_scorers(config))  # wrong ones are told before anything is drawn
-    stages.evaluate(open_run(config, resume=True), required)
+    with opened(config, resume=True) as run:
+        stages.evaluate(run, required)
 
 
 def import_data(config: Config, images: Path) -> ImportReport:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,7 +14,8 @@ from pathlib import Path
 
 from cpo_ray.config import Config, ConfigError, changed, dump
 from cpo_ray.config.objective import ObjectiveSettings
-from cpo_ray.core.files import write_text
+from cpo_ray.core.files import read_log, write_text
+from cpo_ray.core.locks import locked
 from cpo_ray.data.buckets import Bucket
 from cpo_ray.data.pairs import annotated_pairs
 from cpo_ray.data.shards import AnnotatedDataset
@@ -20,8 +25,11 @@ from cpo_ray.objectives import objective_of
 from cpo_ray.preflight.checks import check, told_of_pictures
 from cpo_ray.preflight.trials import Trials
 from cpo_ray.recipes import Training, Usable, alignment, usable_pictures
+from cpo_ray.requirements import RequirementMissed
 from cpo_ray.session import connect
 from cpo_ray.tracking import RunDescription, RunTracker, git_commit, open_experiment, resolve_uri, start_run
+from cpo_ray.training.artifacts.checkpoint import checkpoints
+from cpo_ray.training.artifacts.records import METRICS, RESULT, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,71 @@ class Run:
         description = _description(self.config, self.dataset, self.tree, note)
         return start_run(self.tracker.experiment, name, folder, description, self.tracker.run_id, resume)
 
+    def whereabouts(self) -> str:
+        """Return where the run is and how to go on, as the end of a sentence: the last training that was begun, and its step."""
+        begun = [name for name in ("expert", *self.config.preference.trainings) if (self.folder / name / SETTINGS).exists()]
+        if not begun:
+            return "before its first training; pass --resume to go on"
+        folder = self.folder / begun[-1]
+        if (folder / RESULT).exists():
+            return f"after the training of {begun[-1]}; pass --resume to go on from there"
+        steps = len(read_log(folder / METRICS, skip_damaged=True))
+        kept = [step for storage in folder.glob(f"{self.config.run.name}-*") for step, _ in checkpoints(storage)]
+        last = f"the checkpoint of step {max(kept)}" if kept else "its first step, since there is no checkpoint yet"
+        return f"in the training of {begun[-1]} after {steps} steps; pass --resume to go on from {last}"
+
     def say(self, sentence: str) -> None:
         print(f"[{self.config.run.name}] {sentence}", flush=True)
+
+
+class InterruptedRun(RuntimeError):
+    """A run was stopped from outside. The message says where it was, and how to go on."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def opened(config: Config, resume: bool = False, trials: Trials | None = None) -> Iterator[Run]:
+    """Hold a run's folder, open the run as `open_run` does, and close what is left open in MLflow if the block is cut short.
+
+    Raises ConfigError if another process works on this run, and InterruptedRun for SIGTERM and Ctrl-C.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_lease(config.folder.absolute()))
+        run = open_run(config, resume, trials)
+        try:
+            yield run
+        except (KeyboardInterrupt, SystemExit) as stop:
+            run.tracker.abandon("KILLED")
+            terminated = isinstance(stop, SystemExit) and stop.code == signal.SIGTERM  # Ray's handler exits with its number
+            how, code = ("SIGTERM", 143) if terminated else ("Ctrl-C", 130)
+            raise InterruptedRun(f"{config.run.name} was stopped by {how} {run.whereabouts()}", code) from None
+        except RequirementMissed:
+            raise
+        except Exception:
+            run.tracker.abandon("FAILED")
+            run.say(f"the run failed {run.whereabouts()}")
+            raise
+
+
+@contextmanager
+def _lease(folder: Path) -> Iterator[None]:
+    """Have a run's folder alone. A process that dies, however it dies, lets go of it."""
+    path = folder.parent / ".locks" / folder.name
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(locked(path, wait=False))
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder} is worked on by {path.read_text(encoding='utf-8') or 'another process'}; wait for it, or stop it and "
+                "start again with --resume, or give this run another run.name"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC".encode())
+        file.flush()
+        yield
 
 
 def open_run(config: Config, resume: bool = False, trials: Trials | None = None) -> Run:

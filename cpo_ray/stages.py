@@ -106,7 +106,11 @@ def train_on_targets(run: Run, training: Training) -> None:
     tracker = run.track(name, run.folder / name, run.resume, run.told_of(training))
     spec = training_spec(run, training, target_store(training.frozen, run.config.targets.folder), tracker)
     # A run that died between two of these lines does the rest when it is resumed. What was done is done again to the same end.
-    result = finished(spec) or _trained(run, training, spec, tracker)
+    try:
+        result = finished(spec) or _trained(run, training, spec, tracker)
+    except Exception:
+        tracker.finish("FAILED")
+        raise
     if _record(run, name, result, tracker):
         write_json(done, {"steps": result.steps})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,9 +34,9 @@ def asked_for(config: Config, monkeypatch: pytest.MonkeyPatch, failing: str = ""
         return SimpleNamespace(name=told.name)
 
     def begun(config: Config, resume: bool) -> Any:
-        return SimpleNamespace(config=config, say=found.append, alignment=aligned)
+        return nullcontext(SimpleNamespace(config=config, say=found.append, alignment=aligned))
 
-    monkeypatch.setattr(pipeline, "open_run", begun)
+    monkeypatch.setattr(pipeline, "opened", begun)
     monkeypatch.setattr(stages, "train_on_targets", train_on_targets)
     for stage in ("train_expert", "check_obedience", "evaluate"):
         monkeypatch.setattr(stages, stage, lambda run, stage=stage: found.append(stage))

@@ -29,14 +29,11 @@ KNOWN_NAMES: set[str] = set()
 #: Files that `cpo_ray.core.files` does not write: outside formats, pictures and streams that a `staged` block renames, and locks.
 OWN_WRITERS = {
     "cpo_ray/core/files.py",
+    "cpo_ray/core/locks.py",
     "cpo_ray/data/importer.py",
     "cpo_ray/data/shards.py",
     "cpo_ray/hierarchy/__main__.py",  # a layer below; an export for people, to a file that they name
     "cpo_ray/models/adapters/saving.py",
-    "cpo_ray/sweep/trial.py",
-    "cpo_ray/targets/maintenance.py",
-    "cpo_ray/targets/store.py",
-    "cpo_ray/tracking/store.py",
     "cpo_ray/training/artifacts/export.py",
 }
 

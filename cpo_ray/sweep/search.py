@@ -28,7 +28,7 @@ from cpo_ray.preflight.findings import Finding
 from cpo_ray.preflight.machine import available
 from cpo_ray.preflight.trials import Trials
 from cpo_ray.recipes import expert_spec
-from cpo_ray.run import Run, open_run
+from cpo_ray.run import Run, opened
 from cpo_ray.session import connect
 from cpo_ray.stages import check_obedience, told, train_expert
 from cpo_ray.sweep.items import sweep_items
@@ -56,28 +56,29 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
     if problem := refusal(machines, demand(config)):
         raise ConfigError(problem)
     trials = planned_trials(config, sweep, machines)
-    run = _with_absolute_paths(open_run(config, resume, trials))
-    _check_measurements(run, sweep)
-    train_expert(run)
-    check_obedience(run)
-    frozen = expert_spec(run.config, run.adapter)
-    targets = target_store(frozen, run.config.targets.folder)
-    shards, held_out = sweep_items(run.config, run.pictures)
-    tell = ProgressLine(run.config.run.name).counter("targets", run.config.targets.max_actors)
-    producer = BackgroundProducer(frozen, shards, run.config.targets, run.config.run.name, tell)
-    with targets.in_use(), producer:
-        report = producer.join()
-        run.say(told(report))
-        measurers = _measurers(run, sweep)
-        try:
-            base = None if read_rungs(run.folder / BASE) else measurers[0].measure.remote(None)
-            run_trials(Bench(run, sweep.rungs, targets, shards, held_out, measurers), sweep, trials.at_once)
-            if base is not None:
-                _save_base(run, *ray.get(base))
-        finally:
-            for measurer in measurers:
-                ray.kill(measurer)
-    conclude(run, sweep, report)
+    with opened(config, resume, trials) as begun:
+        run = _with_absolute_paths(begun)
+        _check_measurements(run, sweep)
+        train_expert(run)
+        check_obedience(run)
+        frozen = expert_spec(run.config, run.adapter)
+        targets = target_store(frozen, run.config.targets.folder)
+        shards, held_out = sweep_items(run.config, run.pictures)
+        tell = ProgressLine(run.config.run.name).counter("targets", run.config.targets.max_actors)
+        producer = BackgroundProducer(frozen, shards, run.config.targets, run.config.run.name, tell)
+        with targets.in_use(), producer:
+            report = producer.join()
+            run.say(told(report))
+            measurers = _measurers(run, sweep)
+            try:
+                base = None if read_rungs(run.folder / BASE) else measurers[0].measure.remote(None)
+                run_trials(Bench(run, sweep.rungs, targets, shards, held_out, measurers), sweep, trials.at_once)
+                if base is not None:
+                    _save_base(run, *ray.get(base))
+            finally:
+                for measurer in measurers:
+                    ray.kill(measurer)
+        conclude(run, sweep, report)
     return report
 
 

@@ -6,7 +6,6 @@ its checkpoints the trainer leaves its weights, a shared `Measurer` draws with t
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import threading
 import time
@@ -23,6 +22,7 @@ from ray import tune
 from cpo_ray.config import Config
 from cpo_ray.config.sweep.searched import Point
 from cpo_ray.core.files import read_json
+from cpo_ray.core.locks import locked
 from cpo_ray.core.plan import Plan
 from cpo_ray.evaluation.generate import grid
 from cpo_ray.models.bases.source import base_source
@@ -111,9 +111,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Let one process at a time work on a point. If a search suggests it twice, the second trial waits and finds the first one's
     results.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".lock"):
         yield
 
 

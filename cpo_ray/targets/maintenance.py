@@ -5,7 +5,6 @@ Safe beside trainings: shards are only read, except by `prune`, which leaves eve
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpo_ray.core.files import DamagedFileError, read_json
+from cpo_ray.core.locks import locked
 from cpo_ray.targets.store import FrozenInputs, TargetStore, TargetStoreError
 
 DAY = 86_400.0
@@ -83,23 +83,20 @@ def _stored(store: TargetStore) -> StoredTargets:
 def _is_held(lock: Path) -> bool:
     if not lock.exists():
         return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with locked(lock, wait=False):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def _delete(store: TargetStore) -> bool:
     """Whether the shards could be removed; a run that begins meanwhile waits, and finds them gone."""
-    store.lock_file.parent.mkdir(parents=True, exist_ok=True)
-    with store.lock_file.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(store.root)
+    try:
+        with locked(store.lock_file, wait=False):
+            shutil.rmtree(store.root)
+    except BlockingIOError:
+        return False
     return True
 
 

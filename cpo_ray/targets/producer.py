@@ -132,7 +132,10 @@ class BackgroundProducer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.stop()
+        if kind is None or issubclass(kind, Exception):
+            self.stop()
+        else:  # the process is told to end, and may have seconds for it
+            self._stopped.set()
 
     def join(self) -> ProductionReport:
         """Wait until no shard is missing, or for the end. Raises what `produce` raised."""
@@ -226,7 +229,8 @@ def _dataset(spec: ExpertSpec, store: TargetStore, shards: Sequence[Items], targ
         batch_size=1,
         batch_format="pyarrow",
         compute=TaskPoolStrategy(size=min(targets.max_actors, len(rows))),
-        num_cpus=0.1,  # this task mostly waits for the disk, and must not take the CPUs of actors and trainers
+        # This task mostly waits for the disk. It must not wait for a share of the CPUs that actors and trainers have taken.
+        num_cpus=0,
     )
     with warnings.catch_warnings():
         # Deprecated since Ray 2.60, which has no other way yet to bound an actor's restarts.

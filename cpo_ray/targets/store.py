@@ -11,7 +11,6 @@ An intact shard is never computed again. A live, a cached, a resumed and a swept
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cpo_ray.core.files import write_bytes, write_json
+from cpo_ray.core.locks import locked
 from cpo_ray.core.plan import Item
 from cpo_ray.core.schema import SCHEMA_VERSION
 
@@ -142,9 +142,8 @@ class TargetStore:
         """Protect the shards from being pruned while the block runs. Any number of processes may. A dead
         process releases them.
         """
-        self.lock_file.parent.mkdir(parents=True, exist_ok=True)
-        with self.lock_file.open("w") as lock:  # opening for writing sets the time of the last use
-            fcntl.flock(lock, fcntl.LOCK_SH)
+        with locked(self.lock_file, shared=True):
+            os.utime(self.lock_file)  # the time of the last use
             yield
 
     def write_about(self, inputs: FrozenInputs) -> None:

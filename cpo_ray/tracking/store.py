@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shlex
 import sys
@@ -18,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from cpo_ray.config import ConfigError, Tracking
 from cpo_ray.config.section import at_home
 from cpo_ray.config.text import redacted
+from cpo_ray.core.locks import locked
 
 logger = logging.getLogger(__package__)
 
@@ -94,9 +94,7 @@ def _sole_opener(uri: str) -> Iterator[None]:
         yield
         return
     file = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0]))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.with_name(f"{file.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(file.with_name(f"{file.name}.lock")):
         yield
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,12 +23,10 @@ from cpo_ray.core.progress import Tell
 from cpo_ray.models.bases.source import anywhere
 from cpo_ray.training.artifacts.checkpoint import step_back
 from cpo_ray.training.artifacts.ledger import ledger_problem, whole_until
-from cpo_ray.training.artifacts.records import METRICS
+from cpo_ray.training.artifacts.records import METRICS, RESULT, SETTINGS
 from cpo_ray.training.health import winner_warning
 from cpo_ray.training.worker import ADAPTER, TrainSpec, WorkerResult, train_loop
 
-_SETTINGS = "training.json"
-_RESULT = "result.json"
 _KEPT_CHECKPOINTS = 2
 _LOOK_EVERY_SECONDS = 2.0
 _GROUP_SECONDS = 1800
@@ -78,11 +77,11 @@ def train(
     storage = spec.output.absolute() / spec.run_id
     if (told := step_back(storage, whole_until(spec.output))) and on_warning is not None:
         on_warning(told)
-    write_json(spec.output / _SETTINGS, _settings(spec))
+    write_json(spec.output / SETTINGS, _settings(spec))
     trainer = _trainer(spec)
     with _followed(spec, on_progress, on_warning) as warned:
         try:
-            worker: WorkerResult = trainer.fit().return_value
+            worker = _fit(trainer)
         except TrainingFailedError as error:
             raise TrainingError(
                 f"training {spec.run_id!r} failed {spec.optimization.max_failures + 1} times, at last with: {_last_line(error)}; "
@@ -104,14 +103,14 @@ def train(
         ledger_problem=ledger_problem(spec.plan, spec.output),
         warnings=warnings,
     )
-    write_json(spec.output / _RESULT, {k: v for k, v in asdict(result).items() if k != "adapter"})
+    write_json(spec.output / RESULT, {k: v for k, v in asdict(result).items() if k != "adapter"})
     return result
 
 
 def finished(spec: TrainSpec) -> TrainResult | None:
     """Return the result of a training that an earlier call has finished. Raises TrainingError as `train` does."""
     _check_output(spec)
-    record = spec.output / _RESULT
+    record = spec.output / RESULT
     return TrainResult(spec.output / ADAPTER, **(read_json(record) | {"trained_steps": 0})) if record.exists() else None
 
 
@@ -126,6 +125,20 @@ def check_resources(optimization: Optimization) -> None:
                 f"and the cluster has {there:g}; "
                 f"lower optimization.workers or {name.lower()}s_per_worker, or add nodes"
             )
+
+
+def _fit(trainer: TorchTrainer) -> WorkerResult:
+    """Train in another thread. In the main one Ray Train would answer to Ctrl-C itself, and end the process without a word."""
+    result: Future[WorkerResult] = Future()
+
+    def fit() -> None:
+        try:
+            result.set_result(trainer.fit().return_value)
+        except Exception as error:  # whatever it is must cross the thread: result() raises it
+            result.set_exception(error)
+
+    threading.Thread(target=fit, name="training", daemon=True).start()
+    return result.result()
 
 
 @contextmanager
@@ -167,7 +180,7 @@ def _winner_warning(spec: TrainSpec) -> str | None:
 
 def _check_output(spec: TrainSpec) -> None:
     """Compare with the training that was started in the output folder before."""
-    record, settings = spec.output / _SETTINGS, _settings(spec)
+    record, settings = spec.output / SETTINGS, _settings(spec)
     if not record.exists():
         return
     if not spec.resume:

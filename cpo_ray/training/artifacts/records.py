@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from cpo_ray.training.worker import TrainSpec
 
 METRICS = "metrics.jsonl"
+#: What a training was begun with, and its end.
+SETTINGS, RESULT = "training.json", "result.json"
 
 
 class StepLogger(Protocol):
