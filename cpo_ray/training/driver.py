@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cpo_ray.config import Optimization
 from cpo_ray.config.section import free_on_resume
 from cpo_ray.core.files import read_json, read_log, write_json
-from cpo_ray.core.progress import Tell
+from cpo_ray.core.progress import Tell, in_words
 from cpo_ray.models.bases.source import anywhere
 from cpo_ray.training.artifacts.checkpoint import step_back
 from cpo_ray.training.artifacts.ledger import ledger_problem, whole_until
@@ -30,6 +32,10 @@ from cpo_ray.training.worker import ADAPTER, TrainSpec, WorkerResult, train_loop
 _KEPT_CHECKPOINTS = 2
 _LOOK_EVERY_SECONDS = 2.0
 _GROUP_SECONDS = 1800
+#: After so long without a step, people want to know why.
+_QUIET_SECONDS = 600.0
+#: A disk with less than this free takes no file of a training.
+_FULL_BYTES = 16_000_000
 
 
 class TrainingError(ValueError):
@@ -83,9 +89,11 @@ def train(
         try:
             worker = _fit(trainer)
         except TrainingFailedError as error:
+            full = shutil.disk_usage(spec.output).free < _FULL_BYTES
             raise TrainingError(
                 f"training {spec.run_id!r} failed {spec.optimization.max_failures + 1} times, at last with: {_last_line(error)}; "
-                "resume it once the cause is gone"
+                + (f"the disk of {spec.output} is full; " if full else "")
+                + "resume it once the cause is gone"
             ) from error
     warnings = tuple(filter(None, (_winner_warning(spec), *worker.warnings)))
     for warning in warnings:
@@ -148,12 +156,15 @@ def _followed(spec: TrainSpec, on_progress: Tell | None, on_warning: Callable[[s
     ended, file = threading.Event(), spec.output / METRICS
 
     def follow() -> None:
-        last = None
+        last, at = None, time.monotonic()
         while not ended.wait(_LOOK_EVERY_SECONDS):
             steps = read_log(file, skip_damaged=True)
             if len(steps) == last:
+                if on_warning is not None and time.monotonic() - at > _QUIET_SECONDS:
+                    on_warning(_quiet(spec))
+                    at = math.inf  # once, until there is a step again
                 continue
-            last = len(steps)
+            last, at = len(steps), time.monotonic()
             if on_progress is not None and last < spec.plan.steps:
                 # Steps wait for targets, which have their own counter.
                 waited = sum(step.get("seconds_waited_for_targets", 0.0) for step in steps)
@@ -169,6 +180,19 @@ def _followed(spec: TrainSpec, on_progress: Tell | None, on_warning: Callable[[s
     finally:
         ended.set()
         thread.join()
+
+
+def _quiet(spec: TrainSpec) -> str:
+    """Say that there is no progress, and what a training may wait for."""
+    shards, optimization = spec.shards or spec.plan.shards(spec.shard_size), spec.optimization
+    free, there = ray.available_resources(), ray.cluster_resources()
+    room = " and ".join(f"{free.get(name, 0.0):g} of {there[name]:g} {name}s" for name in ("CPU", "GPU") if name in there)
+    missing = f"{len(spec.targets.missing(shards))} of {len(shards)} target shards are missing"
+    each = f"{optimization.cpus_per_worker:g} CPUs and {optimization.gpus_per_worker:g} GPUs"
+    return (
+        f"no step has ended for {in_words(_QUIET_SECONDS)}: {missing}, and {room} are free, where "
+        f"{optimization.workers} workers take {each} each; `ray status` tells what waits for room"
+    )
 
 
 def _winner_warning(spec: TrainSpec) -> str | None:

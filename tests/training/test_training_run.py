@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from support.tiny_training import make_spec
 
 from cpo_ray.config import Model
@@ -78,6 +79,22 @@ def test_a_winner_error_that_grows_is_told_once_while_training_goes_on(tmp_path:
     assert len(said) == 1 and said == told and "omega_win" in said[0]
     assert driver._winner_warning(spec) == said[0]
     assert driver._winner_warning(replace(spec, output=tmp_path / "nothing")) is None
+
+
+def test_a_training_without_progress_says_once_what_it_may_wait_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "_LOOK_EVERY_SECONDS", 0.01)
+    monkeypatch.setattr(driver, "_QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.5})
+    spec, said = spec_in(tmp_path), list[str]()
+    with driver._followed(spec, None, said.append):
+        deadline = time.monotonic() + 30
+        while not said and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+    shards = len(spec.plan.shards(spec.shard_size))
+    assert said == [driver._quiet(spec)]
+    assert f"{shards} of {shards} target shards are missing, and 0.5 of 2 CPUs are free, where 1 workers take 1 CPUs" in said[0]
 
 
 @pytest.mark.parametrize(
