@@ -2,6 +2,7 @@
 #   make demo    the whole method on the embedded domain
 #   make compare the baselines beside it, on the demo's targets
 #   make sweep   a sweep over ω on the embedded domain
+#   make chaos   a small training broken in many ways, resumed and compared
 #   make test    the checks, then the test suite
 #   make check   ruff, formatting, mypy
 #   make ui      MLflow's pages of the demo, on this machine only
@@ -10,7 +11,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo compare sweep test tests-with-ray tests-without-ray browser check ui
+.PHONY: demo compare sweep chaos test tests-with-ray tests-without-ray browser check ui
 .DEFAULT_GOAL := demo
 
 # torch is named with its version: pip then takes the build of the index in use and not the newest one with CUDA packages.
@@ -23,10 +24,10 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 
 # On CPU, keeping freed memory instead of asking the kernel for it anew halves the time of a training step,
 # and processes with one thread each beat one process with many.
-demo compare sweep test: export MALLOC_MMAP_MAX_ := 0
-demo compare sweep test: export MALLOC_TRIM_THRESHOLD_ := 2000000000
-demo compare sweep test: export MALLOC_TOP_PAD_ := 268435456
-demo compare sweep test: export OMP_NUM_THREADS := 1
+demo compare sweep chaos test: export MALLOC_MMAP_MAX_ := 0
+demo compare sweep chaos test: export MALLOC_TRIM_THRESHOLD_ := 2000000000
+demo compare sweep chaos test: export MALLOC_TOP_PAD_ := 268435456
+demo compare sweep chaos test: export OMP_NUM_THREADS := 1
 demo: $(STAMP)
 	$(BIN)/python jobs/train_cpo.py --resume
 
@@ -36,6 +37,9 @@ compare: $(STAMP)
 
 sweep: $(STAMP)
 	$(BIN)/python tune/search_cpo.py --resume
+
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py
 
 # Tests that start a Ray wait a lot, for processes to start and to be looked at, so the others run beside them.
 # Each test has a limit, and so has the whole; a test whose process has to be ended is reported, and the others go on in a new one.
