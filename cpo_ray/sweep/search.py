@@ -65,8 +65,8 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
         targets = target_store(frozen, run.config.targets.folder)
         shards, held_out = sweep_items(run.config, run.pictures)
         tell = ProgressLine(run.config.run.name).counter("targets", run.config.targets.max_actors)
-        producer = BackgroundProducer(frozen, shards, run.config.targets, run.config.run.name, tell)
-        with targets.in_use(), producer:
+        arguments = frozen, shards, run.config.targets, run.config.run.name, tell
+        with targets.in_use(), BackgroundProducer(*arguments) as producer:
             report = producer.join()
             run.say(told(report))
             measurers = _measurers(run, sweep)

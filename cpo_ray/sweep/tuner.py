@@ -206,7 +206,8 @@ class _Witness(tune.Callback):
 
     def _end(self, record: Trial, status: RunStatus) -> None:
         record.save(self._run.folder)
-        replace(self._run.tracker, run_id=record.mlflow_run_id).finish(status)
+        folder = record.folder(self._run.folder)
+        replace(self._run.tracker, run_id=record.mlflow_run_id, folder=folder).finish(status)
 
 
 def _point(trial: TuneTrial) -> Point:
