@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from cpo_ray import command_line
+from cpo_ray.config import Config
+from cpo_ray.hierarchy import HierarchyError
 
 ROOT = Path(__file__).parents[1]
 Job = Callable[..., subprocess.CompletedProcess[str]]
@@ -101,29 +103,30 @@ def test_check_says_what_is_missing(job_here: Job) -> None:
     assert [line for line in lines if line.startswith("missing") and "stage 2 with its targets takes" in line]
 
 
-def _fail(kind: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    program = tmp_path / "job.py"
-    program.write_text(
-        "from cpo_ray.command_line import parser, run\n"
-        "from cpo_ray.hierarchy import HierarchyError\n"
-        "def job(config):\n"
-        f"    raise {kind}\n"
-        "raise SystemExit(run(parser('A job.'), job))\n"
-    )
-    environment = {"PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=60)
+def _failing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
+    """A job that raises the error; returns its exit status."""
+
+    def job(config: Config) -> None:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["job.py"])
+    return command_line.run(command_line.parser("A job."), job)
 
 
-@pytest.mark.parametrize("kind", ["HierarchyError('tree.yaml:3: wrong')", "OSError(28, 'No space left', 'shard')"])
-def test_mistakes_of_users_are_sentences(kind: str, tmp_path: Path) -> None:
-    answer = _fail(kind, tmp_path)
-    assert answer.returncode == 1 and "Traceback" not in answer.stderr and answer.stderr.count("\n") == 1
+@pytest.mark.parametrize("error", [HierarchyError("tree.yaml:3: wrong"), OSError(28, "No space left", "shard")])
+def test_mistakes_of_users_are_sentences(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _failing(error, monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("kind", ["ValueError('shapes differ')", "KeyError('x')", "OSError(13, 'denied')"])
-def test_mistakes_of_ours_keep_their_traceback(kind: str, tmp_path: Path) -> None:
-    answer = _fail(kind, tmp_path)
-    assert answer.returncode == 1 and "Traceback" in answer.stderr
+@pytest.mark.parametrize("error", [ValueError("shapes differ"), KeyError("x"), OSError(13, "denied")])
+def test_mistakes_of_ours_keep_their_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(type(error)) as raised:
+        _failing(error, monkeypatch)
+    assert raised.value is error
 
 
 def test_the_target_tool_takes_an_action(job_here: Job) -> None:
