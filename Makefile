@@ -5,13 +5,14 @@
 #   make chaos   a small training broken in many ways, resumed and compared
 #   make test    the checks, then the test suite
 #   make check   ruff, formatting, mypy
+#   make audit   the pinned versions against published advisories
 #   make ui      MLflow's pages of the demo, on this machine only
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo compare sweep chaos test tests-with-ray tests-without-ray browser check ui
+.PHONY: demo compare sweep chaos test tests-with-ray tests-without-ray browser check audit ui
 .DEFAULT_GOAL := demo
 
 # torch is named with its version: pip then takes the build of the index in use and not the newest one with CUDA packages.
@@ -68,6 +69,12 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# In an environment of its own, since pip-audit is no part of the project.
+audit: constraints.txt
+	$(PYTHON) -m venv --clear .venv-audit
+	.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	.venv-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 ui: $(STAMP)
 	$(BIN)/python -m mlflow ui --backend-store-uri "sqlite:///$(CURDIR)/runs/mlflow.db" --host 127.0.0.1

@@ -27,7 +27,7 @@ from cpo_ray.hierarchy.__main__ import parser as hierarchy_parser
 
 ROOT = Path(__file__).parents[1]
 CHANGELOG = ROOT / "CHANGELOG.md"
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CHANGELOG, *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", CHANGELOG, *sorted((ROOT / "docs").glob("*.md"))]
 #: These hold commands in their comments.
 COMMENTED = [*sorted((ROOT / "cluster").iterdir()), *sorted((ROOT / "jobs" / "configs").glob("*.toml"))]
 FOLDERS = ("benchmarks", "cluster", "cpo_ray", "docs", "hierarchy", "jobs", "tests", "tune")

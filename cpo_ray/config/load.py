@@ -52,6 +52,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid TOML: its values are nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}{_hint(text, str(error))}") from None
+    except ValueError as error:  # a whole number of thousands of digits
+        raise ConfigError(f"{path} is not valid TOML: {str(error).partition(';')[0]}") from None
 
 
 def _hint(text: str, error: str) -> str:
@@ -151,7 +153,7 @@ def _override(schema: type[Section], tree: dict[str, Any], text: str) -> None:
         raise ConfigError(f"override {redacted(text)!r} is not of the form section.key=value, for instance run.seed=1")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         parsed = value
     inside = tree
     for depth, name in enumerate(sections, start=1):
