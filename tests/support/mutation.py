@@ -40,7 +40,23 @@ WORDS = (
     ),
     *(number.to_bytes(8, "little") for number in (0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)),
 )
-VALUES: tuple[Any, ...] = (None, True, -1, 0, 2**63, 1e308, float("nan"), "", "x" * 5000, "\ud800", "\0", [], {}, [[]], [None], {"": None})
+VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    2**63,
+    1e308,
+    float("nan"),
+    "",
+    "x" * 5000,
+    "\ud800",
+    "\0",
+    [],
+    {},
+    [[]],
+    {"": None},
+)
 
 
 class Mutator:
