@@ -92,6 +92,8 @@ def unsafe_flags(environment: Mapping[str, str]) -> list[str]:
 def _security(environment: Mapping[str, str]) -> Iterator[Finding]:
     for name in unsafe_flags(environment):
         yield Finding("missing", f"{name} is set, which lets data files run code; unset it")
+    if environment.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        yield Finding("note", "RAY_AUTH_MODE is disabled, so whoever reaches Ray's ports can run code here; set it to token")
 
 
 def _settings(config: Config, factor: int | None, pictures: int) -> Iterator[Finding]:

@@ -83,6 +83,8 @@ def test_flags_that_let_data_run_code_are_refused() -> None:
     name = checks.UNSAFE_FLAGS[0]
     assert checks.unsafe_flags({name: "1"}) == [name]
     assert checks.unsafe_flags({name: "0", "PATH": "1"}) == []
+    assert [finding.verdict for finding in checks._security({"RAY_AUTH_MODE": "disabled"})] == ["note"]
+    assert list(checks._security({"RAY_AUTH_MODE": "token"})) == []
 
 
 @pytest.mark.parametrize(("learning_rate", "verdict"), [(1e-8, "missing"), (1.28e-6, None), (5e-7, "note")])
