@@ -144,6 +144,7 @@ def target(mutate: Mutator, place: Path) -> None:
     for data in (len(text).to_bytes(8, "little") + text + whole[8 + length :], mutate.damaged(whole)):
         path.write_bytes(data)
         ours(lambda: store.read(items, verify=True))
+        store.problem(path)
 
 
 def small_json(mutate: Mutator, place: Path) -> None:
@@ -184,7 +185,7 @@ def service(mutate: Mutator, place: Path) -> None:
         finally:
             await opened.close()
 
-    with suppress(json.JSONDecodeError):  # _post tells so before
+    with suppress(ValueError, RecursionError):  # _post tells so before
         asyncio.run(read())
 
 

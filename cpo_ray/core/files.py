@@ -106,7 +106,7 @@ def read_json(path: Path) -> Any:
     """Read what `write_json` wrote. Raises DamagedFileError where the file is not JSON, and FileNotFoundError."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not JSON ({error}), so it was cut or changed; delete it and start again") from None
 
 
@@ -123,7 +123,7 @@ def read_log(path: Path, *, skip_damaged: bool = False) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             entry, reason = None, f" ({error})"
         else:
             reason = ""

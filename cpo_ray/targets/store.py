@@ -228,12 +228,13 @@ def _open(path: Path) -> tuple[safe_open, dict[str, Any]]:
     try:
         shard = safe_open(path, framework="pt")
         header = json.loads((shard.metadata() or {})[_METADATA_KEY])
-        version, _ = header["schema_version"], [header[key] for key in ("fingerprint", "items", "checksum")]
+        version, _ = header["schema_version"], [header[key] for key in ("fingerprint", "checksum")]
+        header["items"] = [list(Item(*item)) for item in header["items"]]
     except FileNotFoundError:
         raise TargetStoreError(f"there is no shard at {path}; produce the targets of this run first") from None
     except SafetensorError as error:
         raise TargetStoreError(f"{path} is damaged or half-written ({error}); delete it, so that it is computed again") from None
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise TargetStoreError(f"{path} is a safetensors file, but no target shard; move it out of the target store") from None
     if version != SCHEMA_VERSION:
         raise TargetStoreError(

@@ -101,7 +101,7 @@ def read_object(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from None
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ConfigError(f"{file} is {_likeness(data)}, not JSON; download it again") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{file} holds no JSON object; download it again")
