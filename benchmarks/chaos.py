@@ -82,7 +82,7 @@ class Job:
         return {path.name: path.stat().st_ino for path in (self.folder / "targets").glob("*/*.safetensors")}
 
     def sentence(self) -> str:
-        """What was said last that is not a count."""
+        """Return what was said last that is not a count."""
         lines = (self.folder / "said.txt").read_text().strip().splitlines()
         told = ("stopped", "failed", "goes on", "damaged", "worked on", "cut", "WARNING", "killed")
         return next((line for line in reversed(lines) if any(word in line for word in told)), "")

@@ -31,7 +31,7 @@ class BackEndSettings(Section):
         return 0.0
 
     def lacks(self) -> str | None:
-        """What keeps it from answering on this machine, in a sentence; None if nothing is known to."""
+        """Return what keeps it from answering on this machine, in a sentence; None if nothing is known to."""
         return None
 
     def on_other_machines(self) -> Self:

@@ -115,7 +115,7 @@ def _toml(value: Any) -> str:
 
 
 def changed(record: Path, config: Config) -> list[str]:
-    """What a resumed run may not change and yet differs from `record`, the `dump` of its configuration when it was begun.
+    """Return what a resumed run may not change and yet differs from `record`, the `dump` of its configuration when it was begun.
 
     A setting that is newer than the record has its default there. Raises ConfigError where the record is no configuration.
     """

@@ -90,7 +90,7 @@ class Optimization(Section):
 
 
 def bucket_size(numbers: int) -> int:
-    """How many of so many numbers ZeRO has in one buffer; even, as DeepSpeed wants it.
+    """Return how many of so many numbers ZeRO has in one buffer; even, as DeepSpeed wants it.
 
     Of the trained parameters: those whose gradients are reduced together (one buffer at ZeRO 1 and 2 during the backward pass, at
     ZeRO-3 all the time), and that ZeRO-3 updates together in float32. Of all parameters: those that ZeRO-3 gathers ahead of their

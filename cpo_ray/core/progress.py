@@ -112,7 +112,7 @@ class _Counter:
         return math.sqrt(of_all * of_third) * self._at_once * bursts_left
 
     def _time(self, number: int) -> float:
-        """When so many were done, in equal parts between two reports."""
+        """Return when so many were done, in equal parts between two reports."""
         place = bisect_left(self._numbers, number)
         if self._numbers[place] == number:
             return self._times[place]

@@ -43,7 +43,7 @@ class Domain:
         self.tree = tree
 
     def requests(self, split: Split, dataset: AnnotatedDataset) -> list[Labels]:
-        """What is asked for: prompts that belong to a split, each with the attributes that its picture should have.
+        """Return what is asked for: prompts that belong to a split, each with the attributes that its picture should have.
 
         Here they are those of the data set's pictures.
         """
@@ -57,11 +57,11 @@ class Domain:
         raise NotImplementedError
 
     def lacks(self) -> str | None:
-        """What keeps it from reading labels here, in a sentence for `--check`; None if nothing is known to."""
+        """Return what keeps it from reading labels here, in a sentence for `--check`; None if nothing is known to."""
         return None
 
     def cost(self, prompts: Mapping[str, int]) -> str | None:
-        """What it takes to read and score so many pictures of each prompt, in a sentence for `--check`; None if little."""
+        """Return what it takes to read and score so many pictures of each prompt, in a sentence for `--check`; None if little."""
         return None
 
     def make_data(self, folder: Path, count: int, seed: int) -> AnnotatedDataset:

@@ -24,7 +24,7 @@ EXPERT = "expert, told what is good"
 
 
 def short_name(model: str) -> str:
-    """What files and MLflow's pictures of a model are called."""
+    """Return what files and MLflow's pictures of a model are called."""
     return model.partition(",")[0]
 
 

@@ -78,7 +78,7 @@ def read_models(
 
 
 def readings_of(config: Config, scorer: ModelScorer, asked: Mapping[str, Asked], folder: Path, read: Read) -> dict[str, Readings]:
-    """What one scorer's model reads from the pictures of each model, and from its reference. Raises NotScored."""
+    """Return what one scorer's model reads from the pictures of each model, and from its reference. Raises NotScored."""
     kept = folder / f"{scorer.name}-{_identity(scorer)[:16]}"
     size = config.evaluation.batch
     pictures = scorer.reference(config)

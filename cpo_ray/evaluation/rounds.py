@@ -67,7 +67,7 @@ def evaluation_round(config: Config, dataset: AnnotatedDataset, domain: Domain) 
 
 
 def read_prompts(config: Config, dataset: AnnotatedDataset, domain: Domain, drawn: int | None) -> Counter[str]:
-    """How many pictures of each prompt the domain will read, at most.
+    """Return how many pictures of each prompt the domain will read, at most.
 
     They are those of the gate in three configurations, and those of every model of the evaluation, or the `drawn` pictures of a
     sweep, whose prompts are counted in turn.

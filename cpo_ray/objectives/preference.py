@@ -72,7 +72,7 @@ def guarded(lose: Tensor, winner: Tensor, loser: Tensor, safeguard: float | None
 
 @torch.no_grad()
 def preference_metrics(win: Tensor, lose: Tensor, displacement: Tensor) -> dict[str, Tensor]:
-    """What every two-sided objective logs; all are (B,).
+    """Return what every two-sided objective logs; all are (B,).
 
     win, lose: the parts |z - ε_θ|² - |z - ε_ref|² for z_w and z_l. margin: lose - win, above 0 where the
     model has moved to the winning side. implicit_accuracy: 1 where the margin is above 0, else 0.

@@ -72,7 +72,7 @@ def check(config: Config, trials: Trials | None = None) -> list[Finding]:
 
 
 def _tried(trials: Trials | None, pictures: int) -> Iterator[Finding]:
-    """What keeps trials of a sweep from starting, each reason once."""
+    """Yield what keeps trials of a sweep from starting, each reason once."""
     missing: dict[str, Finding] = {}
     for name, trial in trials.tried.items() if trials else ():
         for finding in (

@@ -56,7 +56,7 @@ class Measurer:
         return replace(found, labels=None, left_out=left_out), shown
 
     def _readings(self, name: str, pictures: list[Picture]) -> tuple[dict[str, Readings], dict[str, str]]:
-        """What the models of scorers read, by scorer, and the reasons for those that have none. Models are loaded once."""
+        """Return what the models of scorers read, by scorer, and the reasons for those that have none. Models are loaded once."""
         found: dict[str, Readings] = {}
         left_out: dict[str, str] = {}
         for scorer in self._scorers:
@@ -77,7 +77,7 @@ class Measurer:
 
 
 def shown_indices(count: int) -> list[int]:
-    """Which of `count` pictures are shown."""
+    """Return which of `count` pictures are shown."""
     return list(dict.fromkeys(np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int).tolist()))
 
 
@@ -89,7 +89,7 @@ def save_pictures(pictures: list[Picture], folder: Path) -> None:
 
 
 def read_pictures(folder: Path) -> list[Picture]:
-    """What `save_pictures` wrote."""
+    """Return what `save_pictures` wrote."""
     files = sorted(folder.glob("*.png"), key=lambda file: int(file.stem))
     return [np.asarray(Image.open(file).convert("RGB")) for file in files]
 

@@ -83,7 +83,7 @@ def search(config: Config, resume: bool = False) -> ProductionReport:
 
 
 def findings(config: Config) -> list[Finding]:
-    """What `--check` says: everything that a run needs, and whether a trial fits."""
+    """Return what `--check` says: everything that a run needs, and whether a trial fits."""
     sweep = _section(config)
     try:
         there = available()
@@ -100,7 +100,7 @@ def findings(config: Config) -> list[Finding]:
 
 
 def planned_trials(config: Config, sweep: Sweep, machines: Sequence[Room]) -> Trials:
-    """How many trials there are, how many of them fit on the machines at once, and what they are.
+    """Return how many trials there are, how many of them fit on the machines at once, and what they are.
 
     A finished trial leaves no checkpoints; one that a scheduler has stopped leaves them to the end of the sweep.
 

@@ -67,7 +67,7 @@ class SearchSpace:
                 yield point
 
     def _count(self) -> float:
-        """How many points there are; infinitely many where a range is searched."""
+        """Return how many points there are; infinitely many where a range is searched."""
         if not all(axis.values for axis in self.axes.values()):
             return math.inf
         starts = self._combinations(

@@ -58,7 +58,7 @@ def verify(folder: Path) -> Iterator[tuple[Path, str | None]]:
 
 
 def prune(folder: Path, unused_days: float, *, delete: bool) -> list[StoredTargets]:
-    """What no run has used for so many days, removed with `delete`; what a run holds is never among it."""
+    """Return what no run has used for so many days, removed with `delete`; what a run holds is never among it."""
     old = [targets for targets in stored(folder) if not targets.in_use and targets.days_unused >= unused_days]
     return [targets for targets in old if not delete or _delete(targets.store)]
 
@@ -91,7 +91,7 @@ def _is_held(lock: Path) -> bool:
 
 
 def _delete(store: TargetStore) -> bool:
-    """Whether the shards could be removed; a run that begins meanwhile waits, and finds them gone."""
+    """Return whether the shards could be removed; a run that begins meanwhile waits, and finds them gone."""
     try:
         with locked(store.lock_file, wait=False):
             shutil.rmtree(store.root)

@@ -170,7 +170,7 @@ class BackgroundProducer:
             self._ended.set()
 
     def _interrupted(self) -> bool:
-        """Whether to stop, or to begin again with a shard that a reader waits for now."""
+        """Return whether to stop, or to begin again with a shard that a reader waits for now."""
         return self._stopped.is_set() or bool(self._store.damaged(self._shards))
 
     def _tell(self, sentence: str) -> None:

@@ -240,7 +240,7 @@ def _settings(spec: TrainSpec) -> dict[str, Any]:
 
 
 def _trainer(spec: TrainSpec) -> TorchTrainer:
-    """What runs `train_loop` on every worker, again after a failure, from where Ray Train knows of a checkpoint."""
+    """Return what runs `train_loop` on every worker, again after a failure, from where Ray Train knows of a checkpoint."""
     optimization = spec.optimization
     on_gpu = optimization.gpus_per_worker > 0
     resources = {"CPU": optimization.cpus_per_worker} | ({"GPU": optimization.gpus_per_worker} if on_gpu else {})

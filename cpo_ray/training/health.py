@@ -88,7 +88,7 @@ def winner_warning(errors: Sequence[float], settings: ObjectiveSettings) -> str 
 
 
 def _gentler(settings: ObjectiveSettings) -> str:
-    """What to try, such as "a larger beta (now 5000) or a smaller learning_rate"."""
+    """Return what to try, such as "a larger beta (now 5000) or a smaller learning_rate"."""
     now = settings.model_dump()
     found = [f"a {way} {name} (now {now[name]:g})" for name, way in GENTLER.items() if name in now]
     return " or ".join(filter(None, (", ".join(found), "a smaller learning_rate")))

@@ -59,7 +59,7 @@ def annotate(config: AnnotationConfig, pictures: list[Picture] | None = None, **
 
 
 def expect(config: AnnotationConfig, pictures: list[Picture]) -> Effort:
-    """What a dry run says of these pictures."""
+    """Return what a dry run says of these pictures."""
     answers = Answers(config.annotation.answers, config.annotation.identity)
     tree = load_hierarchy(config.annotation.hierarchy)
     annotator = Annotator(tree, None, answers, tries=1, write_prompts=config.annotation.write_prompts)
@@ -84,7 +84,7 @@ def labels(outcomes: dict[str, Outcome]) -> dict[str, tuple[Any, ...]]:
 
 
 def effort(outcomes: dict[str, Outcome]) -> Effort:
-    """What all pictures took together."""
+    """Return what all pictures took together."""
     total = Effort()
     for outcome in outcomes.values():
         total.add(outcome.effort)

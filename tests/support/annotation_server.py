@@ -125,7 +125,7 @@ class Server:
         return web.Response(text=whole[: len(whole) // 2] if fault == "half envelope" else whole)
 
     def answer(self, encoded: str, said: str, properties: dict[str, Any], fault: str) -> dict[str, Any]:
-        """What the measuring agent says to one question, spoilt by the fault."""
+        """Return what the measuring agent says to one question, spoilt by the fault."""
         if "prompt" in properties:
             return {"prompt": "a red circle over sea"}
         prompt = json.loads(said.split("show ")[1].rstrip("."))

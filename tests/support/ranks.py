@@ -33,7 +33,7 @@ class Ranks:
         self._ranks: list[tuple[Any, Connection]] = []
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What `function(*arguments)` returns on each rank; raises what it raises."""
+        """Return what `function(*arguments)` returns on each rank; raises what it raises."""
         if not self._ranks:
             self._start()
         try:

@@ -48,7 +48,7 @@ def _told(model: Model) -> tuple[dict[str, tuple[int, ...]], Conditioning]:
 
 @lru_cache
 def unpadded(model: Model) -> bool:
-    """Whether a text has a length of its own, as in families that hide padding from attention."""
+    """Return whether a text has a length of its own, as in families that hide padding from attention."""
     encoders = family(model).load_encoders(model, torch.device("cpu"))
     short, long = (encoders.encode_prompts([text])["prompt_embeds"].shape for text in ("circle", "red circle"))
     return short != long

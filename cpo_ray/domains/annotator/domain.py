@@ -64,7 +64,7 @@ class AnnotatorDomain(Domain):
         self._told = settings.annotation
 
     def annotate(self, pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Labels | None]:
-        """What the agent finds. Raises AnnotationError if it answers nothing."""
+        """Return what the agent finds. Raises AnnotationError if it answers nothing."""
         found = self._crew.annotate(pictures, prompts)
         return [
             None if one.problem else Labels(prompt, tuple(one.positive_ids), tuple(one.negative_ids))

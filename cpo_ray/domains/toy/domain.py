@@ -29,7 +29,7 @@ class ToyDomain(Domain):
         return [Labels(scene.content.prompt, scene.positive_ids, ()) for scene in scenes]
 
     def annotate(self, pictures: Sequence[Image], prompts: Sequence[str]) -> list[Labels]:
-        """What the measuring agent reads from the pixels."""
+        """Return what the measuring agent reads from the pixels."""
         found = MeasuringAgent().annotate(pictures, prompts)
         return [Labels(prompt, seen.positive_ids, seen.negative_ids) for prompt, seen in zip(prompts, found, strict=True)]
 

@@ -202,7 +202,7 @@ def open_scorers(config: Config) -> tuple[Scorer, ...]:
 
 
 def _unsaid(kind: type[Scorer]) -> str | None:
-    """What a scorer fails to say of itself, in a sentence; None where it says everything."""
+    """Return what a scorer fails to say of itself, in a sentence; None where it says everything."""
     if missing := [said for said in ("name", "title", "better", "meaning") if not hasattr(kind, said)]:
         return f"its class has no {missing[0]!r}; every scorer says its name, title, better and meaning"
     if kind.better not in ("lower", "higher"):

@@ -110,7 +110,7 @@ def image_ids(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 def _attention(text: Tensor, tokens: Tensor) -> dict[str, Tensor]:
-    """What hides rows of zeros, which fill up a batch of texts (B, L, D), from attention; nothing where there are none."""
+    """Return what hides rows of zeros, which fill up a batch of texts (B, L, D), from attention; nothing where there are none."""
     real = text.ne(0).any(dim=-1)
     if bool(real.all()):
         return {}  # attention without a mask is faster

@@ -14,7 +14,7 @@ class Subdued(SDXL):
     name = "subdued"
 
     def predict(self, denoiser: nn.Module, x_t: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        """What SDXL predicts, at nine tenths of its size."""
+        """Return what SDXL predicts, at nine tenths of its size."""
         return 0.9 * super().predict(denoiser, x_t, timestep, conditioning)
 
 

@@ -160,7 +160,7 @@ class Reader(nn.Module):
     deviation: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def tokens(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """What `forward` is told of the prompts, each (N, T); nothing where they do not count."""
+        """Return what `forward` is told of the prompts, each (N, T); nothing where they do not count."""
         return {}
 
     def largest_tokens(self, count: int) -> dict[str, Tensor]:
