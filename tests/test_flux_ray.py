@@ -27,6 +27,7 @@ def test_flux_from_pictures_to_the_report(
         "run.name": "flux",
         "model.family": "flux",
         "model.base": flux_expert_spec.model.base,
+        "expert.adapter": flux_expert_spec.adapter,  # stage 1 of a FLUX is in test_training_buckets and test_presets
         "data.folder": flux_expert_spec.dataset,
         "domain.use": "none",
         "domain.pictures": 0,
