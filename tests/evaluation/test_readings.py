@@ -207,7 +207,9 @@ def test_the_list_says_what_a_scorer_measures_and_where_its_weights_are(tmp_path
 
 
 @pytest.mark.ray
-def test_models_read_in_a_pool_and_one_without_weights_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_read_in_a_pool_and_one_without_weights_stops_nobody(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CLIP and Inception read on actors; a second call asks nobody; ImageReward has no weights here."""
     from cpo_ray.config import DomainSettings
     from cpo_ray.core.prompts import Labels
@@ -234,14 +236,11 @@ def test_models_read_in_a_pool_and_one_without_weights_stops_nobody(tmp_path: Pa
     pictures = {"base": noise_pictures(6, seed=1), "after": noise_pictures(6, seed=2)}
     domain = NoDomain(DomainSettings(use="none"), load_hierarchy(settings.data.hierarchy))
     monkeypatch.chdir(tmp_path)  # where the actors do not work
-    ray.init(address="local", num_cpus=2, include_dashboard=False)
-    try:
-        found = compare_models(settings, domain, asked, pictures, tmp_path / "readings")
-    finally:
-        ray.shutdown()
+    found = compare_models(settings, domain, asked, pictures, tmp_path / "readings")
     assert found is not None
     assert [scorer.name for scorer in found.scorers] == ["clip", "fid", "coverage", "diversity"]
     assert list(found.left_out) == ["imagereward"] and "there are no weights at" in found.left_out["imagereward"]
     assert found.models["after"].changes["clip"].mean != 0 and found.models["base"].intervals["fid"].mean > 0
-    again = compare_models(settings, domain, asked, pictures, tmp_path / "readings")  # no Ray is running any more
+    monkeypatch.setattr(ray, "remote", None)  # nobody is asked again
+    again = compare_models(settings, domain, asked, pictures, tmp_path / "readings")
     assert again is not None and again.as_json() == found.as_json()
