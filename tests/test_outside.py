@@ -21,7 +21,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
-from cpo_ray.config import Model
+from cpo_ray.config import Lora, Model
 from cpo_ray.data.shards import AnnotatedDataset
 from cpo_ray.hierarchy import load_hierarchy
 from cpo_ray.models import family
@@ -65,16 +65,15 @@ dark = 255                # everything but white is too dark
 folder = "{folder}/data"
 hierarchy = "{tree}"
 
+[expert]
+adapter = "{folder}/expert"
+
 [expert.lora]
 rank = 2
 alpha = 2.0
 
 [expert.optimization]
 steps = 2
-global_batch = 4
-warmup_steps = 0
-workers = 1
-cpus_per_worker = 0.85
 
 [targets]
 folder = "{folder}/targets"
@@ -125,26 +124,31 @@ def start(script: str, file: Path, text: str, *overrides: str) -> str:
     return said.getvalue()
 
 
-def bring_pictures_and_base(folder: Path) -> None:
-    """Twelve grey pictures with their prompts, and a small base of the outside family."""
+def bring_pictures_and_models(folder: Path) -> None:
+    """Twelve grey pictures with their prompts, and a small base of the outside family with an adapter of random weights."""
     (folder / "pictures").mkdir()
     lines = [{"file_name": f"{grey}.png", "prompt": f"a wall of grey {grey}"} for grey in range(60, 180, 10)]
     for number, line in enumerate(lines):
         Image.fromarray(np.full((40, 40, 3), 60 + 10 * number, np.uint8)).save(folder / "pictures" / line["file_name"])
     (folder / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     poles = [pole.phrase for attribute in load_hierarchy(TREE).attributes.values() for pole in attribute.poles.values()]
-    found = family(Model(family=FAMILY, base="", resolution=32))
+    model = Model(family=FAMILY, base=str(folder / "base"), resolution=32)
+    found = family(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         small = found.tiny(Widths(denoiser=(32,), text=16, text_tokens=64, latent=4))
         found.random_pipeline(small, [*(line["prompt"] for line in lines), *poles]).save_pretrained(folder / "base")
+        denoiser = found.load_denoiser(model)
+        for name in found.add_lora(denoiser, Lora(rank=2, alpha=2.0), seed=1):
+            torch.nn.init.normal_(denoiser.get_parameter(name), std=0.05)
+    found.save_adapter(denoiser, None, folder / "expert")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """Pictures, labelled by the outside back end, on which the main job has trained the outside family."""
     folder = tmp_path_factory.mktemp("outside")
-    bring_pictures_and_base(folder)
+    bring_pictures_and_models(folder)
     assert start("jobs/annotate.py", folder / "annotation.toml", ANNOTATION).startswith("12 pictures annotated, 0 set aside\n")
     start("jobs/train_cpo.py", folder / "main.toml", MAIN)
     return folder
