@@ -36,7 +36,7 @@ from cpo_ray.tracking import MetricLogger, RunTracker
 from cpo_ray.training.artifacts.export import ExportError
 from cpo_ray.training.driver import TrainResult, train
 from cpo_ray.training.health import TrainingHealthError
-from cpo_ray.training.worker import HELD_OUT, TrainSpec, snapshot_folder
+from cpo_ray.training.worker import HELD_OUT, SNAPSHOTS, TrainSpec, snapshot_folder
 
 LOOK_EVERY_SECONDS = 0.5
 
@@ -98,6 +98,8 @@ def _run_to_its_end(trial: Trial, folder: Path, bench: Bench) -> None:
     except (TrainingHealthError, ExportError) as error:
         trial.ended("diverged", str(error)).save(bench.run.folder)
         raise DivergedError(str(error)) from error
+    # A training that was killed and goes on from an earlier step writes a snapshot again that was measured already.
+    shutil.rmtree(spec.output / SNAPSHOTS, ignore_errors=True)
     tracker.log_adapter(result.adapter, base_source(config.model), config.model.revision)
     ended = replace(trial, seconds=trial.seconds + time.monotonic() - started)
     ended.ended("finished", result.ledger_problem or "").save(bench.run.folder)

@@ -36,6 +36,7 @@ SHORT = (
     "evaluation.inference_steps=2",
     "evaluation.batch=6",
     "evaluation.samples=3",
+    "evaluation.actors=1",
 )
 
 
@@ -50,13 +51,6 @@ def settings(folder: Path, name: str, *overrides: str) -> list[str]:
     ]
 
 
-def job(script: str, *arguments: str, address: str) -> subprocess.CompletedProcess[str]:
-    """Run in the Ray at the address."""
-    command = [sys.executable, str(ROOT / "jobs" / script), *arguments]
-    environment = os.environ | {"RAY_ADDRESS": address}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-
-
 @contextmanager
 def head(folder: Path) -> Iterator[dict[str, str]]:
     """A head node of its own ports and token, as the environment of a process that may submit to it."""
@@ -65,6 +59,8 @@ def head(folder: Path) -> Iterator[dict[str, str]]:
     token.write_text(secrets.token_hex(32))
     environment = {
         **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        "RAY_worker_niceness": "0",  # see the shared Ray in conftest.py
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "PATH": f"{BIN}:{os.environ['PATH']}",
