@@ -12,7 +12,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo compare sweep chaos test tests-with-ray tests-without-ray browser check audit ui
+.PHONY: demo compare sweep chaos test tests-with-ray more-tests-with-ray tests-without-ray browser check audit ui
 .DEFAULT_GOAL := demo
 
 # torch is named with its version: pip then takes the build of the index in use and not the newest one with CUDA packages.
@@ -48,11 +48,16 @@ LIMIT := $(if $(shell command -v timeout),timeout --kill-after=30 3600)
 PYTEST := -m pytest -n 1 --max-worker-restart 2
 
 test: $(STAMP) check browser
-	$(MAKE) --no-print-directory --jobs=2 --keep-going tests-with-ray tests-without-ray
+	$(MAKE) --no-print-directory --jobs=2 --keep-going tests-with-ray tests-without-ray more-tests-with-ray
 	$(BIN)/python -m slipcover --skip-covered --merge .coverage.json --out .coverage.json
 
+# In two parts, of which the second begins when the tests without Ray have ended: so both cores have work to the end.
+RAY_FIRST := annotation evaluation sweep targets test_pipeline.py training
 tests-with-ray:
-	$(LIMIT) $(BIN)/python $(PYTEST) -m ray
+	$(LIMIT) $(BIN)/python $(PYTEST) -m ray $(addprefix tests/,$(RAY_FIRST))
+
+more-tests-with-ray:
+	$(LIMIT) $(BIN)/python $(PYTEST) -m ray $(addprefix --ignore=tests/,$(RAY_FIRST))
 
 # Coverage is counted here alone, by probes in the package's own code: on Python 3.11 a tracer takes a half more of all time.
 tests-without-ray:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
 from cpo_ray.config import ConfigError, dump
 from cpo_ray.core.files import write_json, write_text
-from cpo_ray.core.progress import ProgressLine
+from cpo_ray.core.progress import ProgressLine, Tell
 from cpo_ray.evaluation.domain import Picture, open_domain
 from cpo_ray.evaluation.gate import Obedience, draw_gate
 from cpo_ray.evaluation.gate_page import gate_page
@@ -107,7 +108,10 @@ def train_on_targets(run: Run, training: Training) -> None:
     spec = training_spec(run, training, target_store(training.frozen, run.config.targets.folder), tracker)
     # A run that died between two of these lines does the rest when it is resumed. What was done is done again to the same end.
     try:
-        result = finished(spec) or _trained(run, training, spec, tracker)
+        if (result := finished(spec)) is None:
+            with _beside(run, training, spec, tracker) as (steps, report):
+                result = train(spec, steps, partial(_warn, run, name, tracker))
+                run.say(f"{name}: {told(report())}")
     except Exception:
         tracker.finish("FAILED")
         raise
@@ -115,22 +119,27 @@ def train_on_targets(run: Run, training: Training) -> None:
         write_json(done, {"steps": result.steps})
 
 
-def _trained(run: Run, training: Training, spec: TrainSpec, tracker: RunTracker) -> TrainResult:
-    """Train while the targets are computed and pictures are drawn with what there is."""
-    name, shards, line = training.name, training.plan.shards(spec.shard_size), ProgressLine(training.name)
+def _warn(run: Run, name: str, tracker: RunTracker, sentence: str) -> None:
+    run.say(f"{name}: WARNING: {sentence}")
+    tracker.tag("warning", sentence)
 
-    def warn(sentence: str) -> None:
-        run.say(f"{name}: WARNING: {sentence}")
-        tracker.tag("warning", sentence)
 
+@contextmanager
+def _beside(
+    run: Run, training: Training, spec: TrainSpec, tracker: RunTracker
+) -> Iterator[tuple[Tell, Callable[[], ProductionReport]]]:
+    """Compute the targets of a training, and draw pictures with its snapshots, beside the block.
+
+    Yields the counter of its steps, and a function that waits for the targets and says what was done.
+    """
+    shards, line = training.plan.shards(spec.shard_size), ProgressLine(training.name)
+    attributes = training.name == "expert"
     with (
         spec.targets.in_use(),
-        sample_watch(run.config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes=name == "expert"),
+        sample_watch(run.config, run.dataset, run.tree, spec.output / SNAPSHOTS, tracker, attributes),
         _production(run, training, shards, spec.run_id, line) as report,
     ):
-        result = train(spec, line.counter("steps"), warn)
-        run.say(f"{name}: {told(report())}")
-    return result
+        yield line.counter("steps"), report
 
 
 def training_spec(run: Run, training: Training, targets: TargetStore, tracker: RunTracker) -> TrainSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -141,7 +142,8 @@ def test_same_adapter_whatever_computes_the_targets(
 
     def fit(trainer: TorchTrainer, fit: Callable[[TorchTrainer], Result] = TorchTrainer.fit) -> Result:
         package = str(Path(stages.__file__).parent)
-        calls.extend(frame.name for frame in traceback.extract_stack() if frame.filename.startswith(package))
+        main = sys._current_frames()[threading.main_thread().ident or 0]  # which waits for the thread of this call
+        calls.extend(frame.name for frame in traceback.extract_stack(main) if frame.filename.startswith(package))
         return fit(trainer)
 
     monkeypatch.setattr(TorchTrainer, "fit", fit)

@@ -7,9 +7,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,9 @@ def train(
     trainer = _trainer(spec)
     with _followed(spec, on_progress, on_warning) as warned:
         try:
-            worker = _fit(trainer)
+            # In another thread: in the main one Ray Train would answer to Ctrl-C itself, and end the process without a word.
+            with ThreadPool(1) as thread:
+                worker: WorkerResult = thread.apply(trainer.fit).return_value
         except TrainingFailedError as error:
             full = shutil.disk_usage(spec.output).free < _FULL_BYTES
             raise TrainingError(
@@ -133,20 +135,6 @@ def check_resources(optimization: Optimization) -> None:
                 f"and the cluster has {there:g}; "
                 f"lower optimization.workers or {name.lower()}s_per_worker, or add nodes"
             )
-
-
-def _fit(trainer: TorchTrainer) -> WorkerResult:
-    """Train in another thread. In the main one Ray Train would answer to Ctrl-C itself, and end the process without a word."""
-    result: Future[WorkerResult] = Future()
-
-    def fit() -> None:
-        try:
-            result.set_result(trainer.fit().return_value)
-        except Exception as error:  # whatever it is must cross the thread: result() raises it
-            result.set_exception(error)
-
-    threading.Thread(target=fit, name="training", daemon=True).start()
-    return result.result()
 
 
 @contextmanager

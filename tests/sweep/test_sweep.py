@@ -8,16 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
 from mlflow.tracking import MlflowClient
+from support.processes import processes
 
 import cpo_ray.sweep.search
 from cpo_ray.config import Config, ConfigError, load
@@ -95,16 +94,6 @@ def config(folder: Path, name: str, *overrides: str) -> Config:
 
 def trials(folder: Path, name: str) -> list[Trial]:
     return list(read_trials(folder / name))
-
-
-def processes(name: str) -> list[psutil.Process]:
-    """Ray's processes of that name; one that ends while it is looked at is none."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if name in " ".join(process.cmdline()):
-                found.append(process)
-    return found
 
 
 def written(folder: Path) -> dict[Path, int]:

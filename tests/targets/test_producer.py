@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.processes import processes
 
 from cpo_ray.config import Targets
 from cpo_ray.core.plan import Batch, Item, Plan
@@ -50,7 +50,7 @@ def produced(tmp_path_factory: pytest.TempPathFactory, ray_session: None, expert
     def follow(done: int, total: int) -> None:
         seen.append((done, total))
         if done == 1:  # the only actor dies while there is work left
-            (actor,) = (p for p in psutil.Process().children(recursive=True) if "ExpertActor" in " ".join(p.cmdline()))
+            (actor,) = processes("ExpertActor")
             actor.kill()
 
     store = target_store(expert_spec, folder)

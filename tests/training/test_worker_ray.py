@@ -6,17 +6,17 @@ import gc
 import json
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from ray import cloudpickle
 from safetensors.torch import load_file
+from support.processes import processes
 from support.ranks import Ranks
 from support.tiny_training import make_spec, write_base, write_targets
 
@@ -42,20 +42,18 @@ def logged_steps(spec: TrainSpec) -> list[int]:
     return [step for step, _ in logged(spec)]
 
 
-def kill_after(spec: TrainSpec, steps: int) -> threading.Thread:
-    """A thread that kills this Ray's train workers outright, as a lack of memory would, once so many steps are logged."""
+def kill_after(spec: TrainSpec, steps: int) -> Future[int]:
+    """Kill this Ray's train workers outright, as a lack of memory would, once so many steps are logged; tell how many."""
 
-    def kill() -> None:
+    def kill() -> int:
         while len(logged_steps(spec)) < steps:
             time.sleep(0.1)
-        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-        assert workers
+        workers = processes("RayTrainWorker")
         for worker in workers:
             worker.kill()
+        return len(workers)
 
-    thread = threading.Thread(target=kill, daemon=True)
-    thread.start()
-    return thread
+    return ThreadPoolExecutor(1).submit(kill)
 
 
 @dataclass(frozen=True)
@@ -94,10 +92,10 @@ def test_a_killed_and_resumed_training_is_the_uninterrupted_one(single: Ranks, t
     spec = replace(spec, plan=replace(spec.plan, draws=5), snapshots=True)
     # 8 shards hold items 0 to 31, so the worker waits in step 5, which needs items 30 to 35, one step after a checkpoint.
     write_targets(spec, 0, 8)
-    thread = kill_after(spec, 5)
+    killed = kill_after(spec, 5)
     with pytest.raises(TrainingError, match="'killed' failed 1 times"):
         train(spec)
-    thread.join(timeout=10)
+    assert killed.result(10) == 1
     assert logged_steps(spec) == [0, 1, 2, 3, 4]
     assert {step for step, _ in read_ledger(spec.output)} == {0, 1, 2, 3}
 
