@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from cpo_ray import stages
 from cpo_ray.config import Model
 from cpo_ray.core.files import DamagedFileError, write_json
 from cpo_ray.core.plan import Plan
+from cpo_ray.targets.producer import ProductionReport
 from cpo_ray.training import driver
 from cpo_ray.training.artifacts.checkpoint import checkpoints, step_back
 from cpo_ray.training.artifacts.ledger import LedgerEntry, check_ledger, ledger_problem, whole_until, write_segment
@@ -173,7 +175,8 @@ def test_a_run_that_died_after_the_export_is_finished_and_recorded_once(tmp_path
     monkeypatch.setattr(stages, "training_spec", lambda *_: spec)
     monkeypatch.setattr(stages, "target_store", lambda *_: None)
     monkeypatch.setattr(stages, "base_source", lambda _: "base")
-    monkeypatch.setattr(stages, "_trained", train)
+    monkeypatch.setattr(stages, "_beside", lambda *_: nullcontext((None, lambda: ProductionReport(0, 0, 0, 0, 0.0, 0))))
+    monkeypatch.setattr(stages, "train", train)
     stages.train_on_targets(run, training)
     assert trained == ["trained"] and not (spec.output / "done.json").exists()
     assert any("WARNING: the ledger differs" in sentence for sentence in said)
