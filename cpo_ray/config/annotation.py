@@ -19,7 +19,7 @@ class BackEndSettings(Section):
     kind: str
     """Who answers, by name, or your own as "module:Class"."""
     model: str
-    """What answers. It is written down with the labels, and another model is asked anew."""
+    """The back end that answers. It is written down with the labels, and another model is asked anew."""
 
     @property
     def identity(self) -> dict[str, Any]:

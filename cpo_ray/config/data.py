@@ -22,7 +22,7 @@ class Pictures(Section):
     """How many pictures of one size a step of aspect buckets takes together. The largest divisor of global_batch up to this
     number counts, and no micro-batch is larger."""
     crop: Literal["center", "random"] = "center"
-    """Where pictures are cropped: evenly on both sides, or at random, again in every draw. SDXL is told the place."""
+    """The place of the crop: evenly on both sides, or at random, again in every draw. SDXL is told the place."""
     upscale: bool = False
     """Scale up pictures that are too small. Otherwise aspect buckets take them at 3/4 or 1/2 of the resolution. Pictures smaller
     than that, or smaller than the square, are left out and counted before training starts."""

@@ -1,4 +1,4 @@
-"""Where pictures come from, and who reads labels from them."""
+"""The section that says where pictures come from, and who reads labels from them."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ ChosenScorer = Annotated[SerializeAsAny[ScorerSettings], Chosen(SCORERS, "negati
 
 class Evaluation(Section):
     scorers: Free[tuple[ChosenScorer, ...]] = ()
-    """What pictures are scored by: names, your own as "module:Class", or sections with the name and what the scorer is told.
+    """The scorers of pictures: names, your own as "module:Class", or sections with the name and what the scorer is told.
     Without any, what the domain scores its pictures by."""
     pictures: PositiveInt = 240
     """Pictures per model, from the same prompts and noise for all models."""

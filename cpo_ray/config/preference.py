@@ -26,7 +26,7 @@ class Preference(Section):
     """Stage 2: the objective (paper, Eq. 10 to 14) and how it is trained."""
 
     objective: ChosenObjective = Field(default="cpo_s", validate_default=True)
-    """What the model learns. On the command line `preference.objective=cpo` takes cpo with its defaults, and
+    """The loss that the model learns by. On the command line `preference.objective=cpo` takes cpo with its defaults, and
     `preference.objective.name=cpo` changes the name alone, so that β and ω stay as in the file."""
     seed: int | None = Field(default=None, ge=0)
     """Decides the order of training and the first weights; by default run.seed. Targets do not depend on it, so trainings with

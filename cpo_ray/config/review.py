@@ -11,7 +11,7 @@ from cpo_ray.config.section import Section
 
 
 class ReviewSettings(Section):
-    """What is reviewed, and where the judgements go."""
+    """The section that says what is reviewed, and where the judgements go."""
 
     annotations: Path
     """Folder of annotated shards. It is only read."""

@@ -1,1 +1,1 @@
-"""What all other packages build on: schema, plan, diffusion, prompts, statistics, files and progress. No Ray."""
+"""The ground that all other packages build on: schema, plan, diffusion, prompts, statistics, files and progress. No Ray."""

@@ -14,7 +14,7 @@ class Sweep(Section):
     """The settings of `tune/search_cpo.py`: trials of stage 2 that share one expert and one set of targets."""
 
     space: Annotated[dict[str, Axis], BeforeValidator(flat), AfterValidator(ordered)]
-    """What is searched: keys of the configuration, or the short names in `sweep.axis.ALIASES`, and their values. Settings of
+    """The searched settings: keys of the configuration, or the short names in `sweep.axis.ALIASES`, and their values. Settings of
     stage 2 can be searched, and the share of the pictures that it sees; the expert has seen `data.proportion` of them. Settings
     left out stay as in the rest of the configuration."""
     search: Literal["grid", "random", "tpe", "multi_objective"] = "grid"
@@ -27,7 +27,7 @@ class Sweep(Section):
     minutes: Free[PositiveFloat | None] = None
     """Time for all trials of one call. Unfinished trials continue with --resume."""
     scheduler: Literal["none", "asha", "median"] = "none"
-    """What stops trials that fall behind in the first goal: nothing, successive halving, or the median of the others."""
+    """The rule that stops trials that fall behind in the first goal: nothing, successive halving, or the median of the others."""
     rungs: PositiveInt = 3
     """How often a trial is measured, evenly spaced over its training, the last time at its end."""
     grace_rungs: PositiveInt = 1
